@@ -1,0 +1,65 @@
+# One word for each thing a developer or a user does. `make help` lists them.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+CARGO ?= cargo
+PYTHON ?= python3
+# The plugins that are built by default: those that need no device and no foreign library.
+PLUGINS := -p cpu-int8
+# A virtual environment for what only Python can do (real clients, reference logits).
+VENV := target/venv
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## Build the server and its plugins (release)
+	$(CARGO) build --release -p gateway $(PLUGINS)
+
+.PHONY: run
+run: build ## Build, then serve the built-in model on ports 8000 (HTTP) and 50051 (gRPC)
+	target/release/crossgate serve $(ARGS)
+
+.PHONY: plugins
+plugins: ## Build the plugins (release) beside the server
+	$(CARGO) build --release $(PLUGINS)
+
+.PHONY: test
+test: ## Run every test
+	# The tests that load plugins take them from target/debug, as a user's server takes them from beside itself.
+	$(CARGO) build --workspace
+	$(CARGO) test --workspace
+
+.PHONY: lint
+lint: ## Check formatting and lints
+	$(CARGO) fmt --all -- --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+.PHONY: deny
+deny: ## Check licences and advisories of all dependencies (needs cargo-deny)
+	$(CARGO) deny check
+
+.PHONY: bench
+bench: ## Measure the int8 engine: kernels against the machine's peak, encoder by length
+	$(CARGO) bench -p cpu-int8 --bench engine -- $(ARGS)
+
+.PHONY: test-clients
+test-clients: build $(VENV)/ready ## Real Python clients against a running server
+	$(VENV)/bin/python gateway/tests/clients/clients.py target/release/crossgate
+
+.PHONY: overload
+overload: build ## 200 clients for 30 s: nothing lost, every refusal honest, memory bounded
+	$(CARGO) build --release -p loadtest
+	$(PYTHON) gateway/tests/clients/overload.py target/release/crossgate target/release/loadtest
+
+$(VENV)/ready: gateway/tests/clients/requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install -q -r $<
+	touch $@
+
+.PHONY: bless
+bless: ## Accept the generated contracts: OpenAPI, configuration reference, ABI layout
+	BLESS=1 $(CARGO) test -p gateway --test edges --test config
+	BLESS=1 $(CARGO) test -p backend-api --test layout

@@ -1,0 +1,243 @@
+//! What is asked once, at open, as data: cards, requests and descriptions.
+//!
+//! They cross as lists of named texts ([`Facts`]), because those can grow for ever:
+//! a name that is not known is passed over, one that is missing keeps its default.
+
+use crate::abi::{Fact, Facts};
+use crate::{Fault, FaultCode, Limits};
+use std::path::PathBuf;
+
+/// Declares a struct whose fields cross as facts named like them.
+macro_rules! facts {
+    ($(#[$about:meta])* pub struct $name:ident { $($(#[$doc:meta])* $field:ident: $type:ty = $default:expr,)* }) => {
+        $(#[$about])*
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        pub struct $name { $($(#[$doc])* pub $field: $type,)* }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self { $($field: $default,)* }
+            }
+        }
+
+        impl $name {
+            pub(crate) fn to_facts(&self) -> Facts {
+                vec![$(Fact::new(stringify!($field), self.$field.write()),)*].into()
+            }
+
+            pub(crate) fn from_facts(facts: &[Fact]) -> Result<Self, Fault> {
+                let mut value = Self::default();
+                for fact in facts {
+                    match fact.key.as_str() {
+                        $(stringify!($field) => value.$field = read(fact)?,)*
+                        // A newer other side may say more than is understood here.
+                        _ => {}
+                    }
+                }
+                Ok(value)
+            }
+        }
+    };
+}
+
+facts! {
+    /// What a plugin is and can do, before a model is opened.
+    pub struct PluginCard {
+        /// The plugin's name, as users write it: `cpu-int8`.
+        name: String = String::new(),
+        /// The plugin's own version.
+        version: String = String::new(),
+        /// Devices it can run on, best first: `cpu`, `cuda`, `metal`.
+        devices: Vec<String> = Vec::new(),
+        /// Data types it can compute in, best first: `int8`, `f32`.
+        dtypes: Vec<String> = Vec::new(),
+        /// Architectures it can load, by the names in `config.json`; empty for any.
+        architectures: Vec<String> = Vec::new(),
+    }
+}
+
+facts! {
+    /// What the host asks a plugin to open.
+    pub struct OpenRequest {
+        /// A folder with the model's files.
+        model_dir: PathBuf = PathBuf::new(),
+        /// `cpu`, `cuda:0`, …; `auto` leaves it to the plugin.
+        device: String = "auto".to_owned(),
+        /// One of the card's dtypes; `auto` leaves it to the plugin.
+        dtype: String = "auto".to_owned(),
+        /// The processors that the plugin may use; empty for no restriction.
+        cpus: Vec<u32> = Vec::new(),
+        /// Threads that one worker may run on, its caller's included.
+        n_threads: u32 = 1,
+        /// Workers that the host intends to ask for.
+        n_workers: u32 = 1,
+        /// The most rows the host will put in a batch.
+        rows_max: u32 = 1_024,
+        /// The most tokens the host will put in a batch.
+        tokens_max: u32 = 16_384,
+        /// The most tokens the host will put in a row.
+        row_tokens_max: u32 = 512,
+        /// A JSON object of the plugin's own options.
+        options: String = "{}".to_owned(),
+    }
+}
+
+facts! {
+    /// What was opened: constant for the backend's life.
+    pub struct Description {
+        /// The device in use: `cpu`, `cuda:0`.
+        device: String = String::new(),
+        /// The data type of the arithmetic: `int8`, `f32`.
+        dtype: String = String::new(),
+        /// The kernel in use, named for the instruction that it runs.
+        kernel: String = String::new(),
+        /// Equal ids promise equal scores for equal rows; it is part of every cache key.
+        numerics_id: String = String::new(),
+        /// Logits for each row.
+        n_labels: u32 = 1,
+        /// The most rows in a batch.
+        rows_max: u32 = 1_024,
+        /// The most tokens in a batch.
+        tokens_max: u32 = 16_384,
+        /// The most tokens in a row.
+        row_tokens_max: u32 = 512,
+        /// Whether rows of different lengths cost what they are or are padded to the longest.
+        layout: Layout = Layout::Ragged,
+        /// Row lengths that are multiples of this run best; 1 for no preference.
+        preferred_multiple: u32 = 1,
+        /// Workers that may be called at the same time.
+        n_workers_max: u32 = 1,
+        /// Whether rows that nobody waits for are skipped between micro-batches.
+        cancels: bool = false,
+        /// Whether a row's score is bit for bit independent of the rows beside it.
+        bitwise: bool = false,
+        /// Bytes that weights and scratch take, estimated.
+        memory_bytes: u64 = 0,
+    }
+}
+
+/// How a backend treats rows of different lengths.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// A row costs what it is.
+    Ragged,
+    /// All rows of a batch cost as much as the longest.
+    Padded,
+}
+
+// === impl OpenRequest, Description ===
+
+impl OpenRequest {
+    /// The batch limits the host promises to keep to.
+    pub fn limits(&self) -> Limits {
+        limits(self.rows_max, self.tokens_max, self.row_tokens_max)
+    }
+}
+
+impl Description {
+    /// The batch limits of this backend.
+    pub fn limits(&self) -> Limits {
+        limits(self.rows_max, self.tokens_max, self.row_tokens_max)
+    }
+
+    /// A description that the host can work with.
+    ///
+    /// # Errors
+    /// Names the field and its value.
+    pub fn check(self) -> Result<Self, Fault> {
+        let bounds = [
+            ("n_labels", self.n_labels, 65_536),
+            ("rows_max", self.rows_max, u32::MAX),
+            ("tokens_max", self.tokens_max, u32::MAX),
+            ("row_tokens_max", self.row_tokens_max, self.tokens_max),
+            ("n_workers_max", self.n_workers_max, u32::MAX),
+        ];
+        for (name, value, max) in bounds {
+            if !(1..=max).contains(&value) {
+                return Err(Fault::internal(format!(
+                    "the backend describes {name} = {value}, not within 1..={max}"
+                )));
+            }
+        }
+        if self.numerics_id.is_empty() {
+            return Err(Fault::internal("the backend describes no numerics_id"));
+        }
+        Ok(self)
+    }
+}
+
+fn limits(rows_max: u32, tokens_max: u32, row_tokens_max: u32) -> Limits {
+    Limits {
+        rows_max: rows_max as usize,
+        tokens_max: tokens_max as usize,
+        row_tokens_max: row_tokens_max as usize,
+    }
+}
+
+/// A value that crosses as text.
+trait FactValue: Sized {
+    fn write(&self) -> String;
+    fn read(text: &str) -> Option<Self>;
+}
+
+fn read<T: FactValue>(fact: &Fact) -> Result<T, Fault> {
+    T::read(fact.value.as_str()).ok_or_else(|| {
+        Fault::new(
+            FaultCode::Internal,
+            format!("{} = {:?} cannot be read", fact.key, fact.value.as_str()),
+        )
+    })
+}
+
+macro_rules! plain_fact {
+    ($($type:ty),*) => {$(
+        impl FactValue for $type {
+            fn write(&self) -> String {
+                self.to_string()
+            }
+            fn read(text: &str) -> Option<Self> {
+                text.parse().ok()
+            }
+        }
+    )*};
+}
+plain_fact!(String, u32, u64, bool);
+
+impl FactValue for PathBuf {
+    fn write(&self) -> String {
+        self.to_string_lossy().into_owned()
+    }
+    fn read(text: &str) -> Option<Self> {
+        Some(text.into())
+    }
+}
+
+// Names and numbers hold no comma.
+impl<T: FactValue> FactValue for Vec<T> {
+    fn write(&self) -> String {
+        self.iter().map(T::write).collect::<Vec<_>>().join(",")
+    }
+    fn read(text: &str) -> Option<Self> {
+        text.split(',')
+            .filter(|part| !part.is_empty())
+            .map(T::read)
+            .collect()
+    }
+}
+
+impl FactValue for Layout {
+    fn write(&self) -> String {
+        match self {
+            Self::Ragged => "ragged".to_owned(),
+            Self::Padded => "padded".to_owned(),
+        }
+    }
+    fn read(text: &str) -> Option<Self> {
+        // Whatever else a newer plugin says, padding is the safe reading.
+        Some(if text == "ragged" {
+            Self::Ragged
+        } else {
+            Self::Padded
+        })
+    }
+}

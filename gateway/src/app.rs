@@ -1,0 +1,330 @@
+//! Composition: the only module that knows all of the others. Nobody imports it but `main` and tests.
+
+mod models;
+
+use crate::admit::Admit;
+use crate::config::{Config, ConfigError};
+use crate::edge::{self, Connections, Edge, Exposition, HealthReport, Listener, PluginRow};
+use crate::generation::Slots;
+use crate::host::{Host, PluginFile};
+use crate::intake::{Bounds, Door, Intake};
+use crate::load::Catalog;
+use crate::model::{Source, hub};
+use crate::runtime::Runtime;
+use crate::telemetry::Metrics;
+use crate::tokenize::{Pool, Tokenize};
+use models::Loader;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
+use tower::util::BoxCloneSyncService;
+
+/// Jobs that may wait for a tokenizer thread; each is one request's.
+const TOKENIZER_JOBS_MAX: usize = 1_024;
+/// How often health that gRPC clients watch is refreshed.
+const HEALTH_PERIOD: Duration = Duration::from_millis(500);
+/// How often a draining server looks whether the last request has been answered.
+const DRAIN_PERIOD: Duration = Duration::from_millis(10);
+
+/// A server that runs.
+pub struct App {
+    /// Where HTTP listens.
+    pub http: SocketAddr,
+    /// Where gRPC listens.
+    pub grpc: SocketAddr,
+    /// Where operators are listened to.
+    pub admin: SocketAddr,
+    slots: Arc<Slots>,
+    door: Door,
+    stop: CancellationToken,
+    connections: Connections,
+    runtime: Runtime,
+    drain_timeout: Duration,
+    loading: tokio::task::JoinHandle<Result<(), StartError>>,
+}
+
+/// Why the server does not start. Says what to do.
+#[derive(Debug)]
+pub enum StartError {
+    /// A configured value turned out wrong.
+    Config(ConfigError),
+    /// Anything else.
+    Other(String),
+}
+
+// === impl App ===
+
+impl App {
+    /// Opens the ports and starts to load the models; the server is ready when [`loaded`](Self::loaded)
+    /// says so. `hub` is where models are fetched from.
+    ///
+    /// # Errors
+    /// A value that turns out wrong, or a port that is taken.
+    pub async fn start(config: &Config, hub: hub::Settings) -> Result<Self, StartError> {
+        let threads = config.threads();
+        let runtime = Runtime::new(tokio::runtime::Handle::current(), threads.total);
+        let threads = threads.resolve(runtime.n_threads());
+        let sources = sources(config)?;
+        let metrics = Metrics::new().map_err(StartError::Other)?;
+        let pool = Pool::start(&runtime, threads.tokenizers, TOKENIZER_JOBS_MAX)
+            .map_err(StartError::Other)?;
+        let host = Arc::new(Host::scan(&plugin_dirs(config)));
+        let slots = Arc::new(Slots::new(
+            config
+                .models()
+                .sources
+                .iter()
+                .map(|named| named.name.as_str().into()),
+        ));
+        let bounds = bounds(config);
+        let door = Door::new(bounds);
+        let catalog: Arc<dyn Catalog> = Arc::clone(&slots) as Arc<dyn Catalog>;
+        metrics.observe(&catalog);
+
+        let core = Intake::new(
+            Arc::clone(&slots),
+            bounds,
+            Admit::new(Tokenize::new(Arc::new(pool))),
+        );
+        let edge = Edge {
+            core: BoxCloneSyncService::new(core),
+            catalog,
+            door: door.clone(),
+            metrics: Arc::new(Shown(Arc::clone(&metrics))),
+            settings: settings(config, threads.tokenizers),
+        };
+        let stop = CancellationToken::new();
+        let ports = Ports::bind(config).await?;
+        let addresses = ports.addresses();
+        let connections = Connections::new(runtime.clone(), stop.clone());
+        ports
+            .serve(edge, &host, &connections, &runtime, &stop)
+            .await?;
+
+        let loader = Loader {
+            config: config.clone(),
+            host,
+            hub,
+            runtime: runtime.clone(),
+            metrics,
+            threads,
+        };
+        let loading = runtime.blocking({
+            let slots = Arc::clone(&slots);
+            move || loader.load_all(sources, &slots)
+        });
+        let [http, grpc, admin] = addresses;
+        let drain_timeout = config.server().drain_timeout;
+        Ok(Self {
+            http,
+            grpc,
+            admin,
+            slots,
+            door,
+            stop,
+            connections,
+            runtime,
+            drain_timeout,
+            loading,
+        })
+    }
+
+    /// Waits until every model serves.
+    ///
+    /// # Errors
+    /// The first model that could not be loaded.
+    pub async fn loaded(&mut self) -> Result<(), StartError> {
+        (&mut self.loading)
+            .await
+            .unwrap_or_else(|error| Err(StartError::Other(format!("loading failed: {error}"))))
+    }
+
+    /// Stops: new requests are refused with 503, admitted ones are answered (at most `drain_timeout`
+    /// long), then the ports close.
+    pub async fn shut_down(self) {
+        let deadline = Instant::now() + self.drain_timeout;
+        self.slots.drain();
+        tracing::info!(in_flight = self.door.inside(), "draining");
+        while self.door.inside() > 0 && Instant::now() < deadline {
+            tokio::time::sleep(DRAIN_PERIOD).await;
+        }
+        self.stop.cancel();
+        self.connections.drained(deadline).await;
+        let slots = Arc::clone(&self.slots);
+        let joined = self
+            .runtime
+            .blocking(move || slots.shut_down(deadline.max(Instant::now() + DRAIN_PERIOD)));
+        if joined.await.is_err() {
+            tracing::error!("the workers could not be waited for");
+        }
+        tracing::info!(unanswered = self.door.inside(), "stopped");
+    }
+}
+
+/// The plugins that a configuration leads to, for `crossgate plugins`.
+pub fn plugins(config: &Config) -> (Vec<PathBuf>, Vec<PluginFile>) {
+    let dirs = plugin_dirs(config);
+    let files = Host::scan(&dirs).files().to_vec();
+    (dirs, files)
+}
+
+fn sources(config: &Config) -> Result<Vec<Source>, StartError> {
+    let parse = |named: &crate::config::NamedSource| {
+        Source::parse(&named.source)
+            .map_err(|why| StartError::Config(config.refuse("model.sources", why)))
+    };
+    config.models().sources.iter().map(parse).collect()
+}
+
+fn plugin_dirs(config: &Config) -> Vec<PathBuf> {
+    let dirs = &config.plugins().dirs;
+    if !dirs.is_empty() {
+        return dirs.clone();
+    }
+    // Beside the program, links resolved: where `make` and the packages put them.
+    let program = std::env::current_exe().and_then(std::fs::canonicalize);
+    program
+        .ok()
+        .and_then(|path| Some(path.parent()?.to_owned()))
+        .into_iter()
+        .collect()
+}
+
+fn bounds(config: &Config) -> Bounds {
+    let intake = config.intake();
+    Bounds {
+        body_bytes_max: intake.body_bytes_max,
+        bytes_max: intake.bytes_max,
+        requests_max: intake.requests_max,
+        documents_max: intake.documents_max,
+        document_bytes_max: intake.document_bytes_max,
+        query_bytes_max: intake.query_bytes_max,
+    }
+}
+
+fn settings(config: &Config, tokenizer_workers: usize) -> edge::Settings {
+    edge::Settings {
+        body_bytes_max: config.intake().body_bytes_max,
+        request_timeout: config.server().request_timeout,
+        version: env!("CARGO_PKG_VERSION"),
+        documents_max: config.intake().documents_max,
+        requests_max: config.intake().requests_max,
+        queue_tokens_max: config.queue().tokens_max,
+        batch_tokens_max: config.batch().tokens_max,
+        tokenizer_workers,
+    }
+}
+
+/// The three listeners, bound before anything is loaded.
+struct Ports {
+    http: Listener,
+    grpc: Listener,
+    admin: Listener,
+}
+
+impl Ports {
+    async fn bind(config: &Config) -> Result<Self, StartError> {
+        let server = config.server();
+        let open = async |host: &str, port: u16, key: &'static str| {
+            Listener::bind(host, port)
+                .await
+                .map_err(|error| StartError::Config(config.refuse(key, error.to_string())))
+        };
+        Ok(Self {
+            http: open(&server.host, server.port, "server.port").await?,
+            grpc: open(&server.host, server.grpc_port, "server.grpc_port").await?,
+            admin: open(&server.admin_host, server.admin_port, "server.admin_port").await?,
+        })
+    }
+
+    fn addresses(&self) -> [SocketAddr; 3] {
+        [
+            self.http.address(),
+            self.grpc.address(),
+            self.admin.address(),
+        ]
+    }
+
+    async fn serve(
+        self,
+        edge: Edge,
+        host: &Arc<Host>,
+        connections: &Connections,
+        runtime: &Runtime,
+        stop: &CancellationToken,
+    ) -> Result<(), StartError> {
+        let (grpc, health) = edge::grpc(edge.clone()).await.map_err(|error| {
+            StartError::Other(format!("the gRPC descriptors are wrong: {error}"))
+        })?;
+        let host = Arc::clone(host);
+        let admin = edge::admin(edge.clone(), move || {
+            host.files().iter().map(plugin_row).collect()
+        });
+        connections.serve(self.http, edge::http(edge));
+        connections.serve(self.grpc, grpc);
+        connections.serve(self.admin, admin);
+        runtime.task(watch_health(health, stop.clone()));
+        Ok(())
+    }
+}
+
+async fn watch_health(health: HealthReport, stop: CancellationToken) {
+    while stop
+        .run_until_cancelled(tokio::time::sleep(HEALTH_PERIOD))
+        .await
+        .is_some()
+    {
+        health.refresh().await;
+    }
+}
+
+fn plugin_row(file: &PluginFile) -> PluginRow {
+    let card = file
+        .found
+        .as_ref()
+        .map(|plugin| plugin.card().clone())
+        .unwrap_or_default();
+    PluginRow {
+        path: file.path.display().to_string(),
+        name: card.name,
+        version: card.version,
+        devices: card.devices,
+        dtypes: card.dtypes,
+        architectures: card.architectures,
+        refused: file.found.as_ref().err().cloned(),
+    }
+}
+
+/// The metrics as the edge sees them.
+struct Shown(Arc<Metrics>);
+
+impl Exposition for Shown {
+    fn text(&self) -> String {
+        self.0.text()
+    }
+
+    fn request(&self, protocol: &'static str, route: &'static str, status: u16, seconds: f64) {
+        self.0.request(
+            protocol,
+            route,
+            status,
+            Duration::try_from_secs_f64(seconds).unwrap_or_default(),
+        );
+    }
+}
+
+// === impl StartError ===
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Config(error) => error.fmt(f),
+            Self::Other(why) => f.write_str(why),
+        }
+    }
+}
+
+impl std::error::Error for StartError {}

@@ -1,0 +1,173 @@
+//! From a source to a generation that serves: fetch, read, open, warm up, publish.
+
+use super::StartError;
+use crate::config::{Config, Threads};
+use crate::generation::queue::{BatchBounds, QueueBounds};
+use crate::generation::{Facts, Generation, Slots, Start};
+use crate::host::Host;
+use crate::model::{self, ModelInfo, Source, Tokenizer, hub, progress};
+use crate::runtime::Runtime;
+use crate::telemetry::Metrics;
+use backend_api::OpenRequest;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Loads models. Blocks: it runs on a thread of its own.
+pub(super) struct Loader {
+    pub(super) config: Config,
+    pub(super) host: Arc<Host>,
+    pub(super) hub: hub::Settings,
+    pub(super) runtime: Runtime,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) threads: Threads,
+}
+
+impl Loader {
+    /// Loads every configured model and publishes it as soon as it is warm.
+    pub(super) fn load_all(&self, sources: Vec<Source>, slots: &Slots) -> Result<(), StartError> {
+        for (named, source) in self.config.models().sources.iter().zip(sources) {
+            let started = Instant::now();
+            let generation = self
+                .load(&named.name, &named.source, &source)
+                .map_err(|why| {
+                    StartError::Other(format!("the model {} does not load: {why}", named.name))
+                })?;
+            let state = generation.state();
+            tracing::info!(
+                model = %state.name, source = %state.source, architecture = %state.architecture,
+                plugin = %state.plugin.0, device = %state.device, dtype = %state.dtype, kernel = %state.kernel,
+                workers = state.load.workers, row_tokens_max = state.row_tokens_max,
+                activation = state.activation.name(), ms = started.elapsed().as_millis() as u64, "model is live"
+            );
+            slots.publish(generation);
+        }
+        Ok(())
+    }
+
+    fn load(&self, name: &str, written: &str, source: &Source) -> Result<Arc<Generation>, String> {
+        let settings = self.config.models();
+        let folder = model::fetch(source, &self.hub, &*progress::for_stderr())
+            .map_err(|error| error.to_string())?;
+        let info = ModelInfo::read(&folder).map_err(|error| error.to_string())?;
+        for warning in &info.warnings {
+            tracing::warn!(model = name, "{warning}");
+        }
+        let row_tokens_max = self.row_tokens_max(name, &info)?;
+        let tokenizer = Tokenizer::open(
+            &info.tokenizer_path,
+            row_tokens_max,
+            info.type_vocab_size.unwrap_or(u32::MAX),
+        )?;
+        let request = self.open_request(&info, row_tokens_max);
+        let backend = settings.backend.as_deref().unwrap_or("auto");
+        let opened = self
+            .host
+            .open(backend, &info.architecture, &request)
+            .map_err(|error| error.to_string())?;
+        let description = opened.backend.description().clone();
+        if description.n_labels as usize != info.labels.len() {
+            return Err(format!(
+                "the plugin opened it with {} labels, but config.json names {}",
+                description.n_labels,
+                info.labels.len()
+            ));
+        }
+        let card = opened.library.card();
+        let facts = Facts {
+            name: name.into(),
+            source: written.to_owned(),
+            number: 1,
+            activation: settings.activation.unwrap_or(info.activation),
+            plugin: (card.name.clone(), card.version.clone()),
+            description,
+            info,
+        };
+        let reopen = Box::new(opened.reopen());
+        let start = Start {
+            facts,
+            backend: opened.backend,
+            reopen,
+            tokenizer,
+            n_workers: self.threads.workers,
+            queue: self.queue_bounds(),
+            batch: self.batch_bounds(),
+            metrics: self.metrics.for_model(name),
+        };
+        Generation::start(start, &self.runtime).map_err(|fault| fault.to_string())
+    }
+
+    /// Tokens in a row: what the model can, cut to what is configured and to what a batch holds.
+    fn row_tokens_max(&self, name: &str, info: &ModelInfo) -> Result<usize, String> {
+        let batch = self.config.batch().tokens_max;
+        match self.config.models().max_length {
+            Some(asked) if batch < asked => Err(self
+                .config
+                .refuse(
+                    "model.max_length",
+                    format!("a batch of batch.tokens_max = {batch} cannot hold one such row"),
+                )
+                .to_string()),
+            Some(asked) => {
+                if info.row_tokens_max < asked {
+                    let most = info.row_tokens_max;
+                    tracing::warn!(
+                        model = name,
+                        asked,
+                        most,
+                        "the model reads fewer tokens than model.max_length"
+                    );
+                }
+                Ok(asked.min(info.row_tokens_max))
+            }
+            None => {
+                if batch < info.row_tokens_max {
+                    let reads = info.row_tokens_max;
+                    tracing::warn!(
+                        model = name,
+                        reads,
+                        batch,
+                        "rows are cut to batch.tokens_max"
+                    );
+                }
+                Ok(info.row_tokens_max.min(batch))
+            }
+        }
+    }
+
+    fn open_request(&self, info: &ModelInfo, row_tokens_max: usize) -> OpenRequest {
+        let (settings, batch) = (self.config.models(), self.config.batch());
+        OpenRequest {
+            model_dir: info.path.clone(),
+            device: settings.device.clone(),
+            dtype: settings.dtype.clone(),
+            cpus: Vec::new(),
+            n_threads: 1,
+            n_workers: count(self.threads.workers),
+            rows_max: count(batch.rows_max),
+            tokens_max: count(batch.tokens_max),
+            row_tokens_max: count(row_tokens_max),
+            options: settings.options.clone(),
+        }
+    }
+
+    fn queue_bounds(&self) -> QueueBounds {
+        let queue = self.config.queue();
+        QueueBounds {
+            rows_max: queue.rows_max,
+            tokens_max: queue.tokens_max,
+        }
+    }
+
+    fn batch_bounds(&self) -> BatchBounds {
+        let batch = self.config.batch();
+        BatchBounds {
+            rows_max: batch.rows_max,
+            tokens_max: batch.tokens_max,
+            time_max: Duration::from_micros(batch.us_max),
+        }
+    }
+}
+
+fn count(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}

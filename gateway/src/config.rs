@@ -1,0 +1,253 @@
+//! Everything that can be set, from what users say to what the program may rely on.
+//!
+//! One table (`table.rs`) names each setting once. `raw.rs` collects what flags, environment and
+//! file say about it, with their origins; [`Config::check`] turns that into values with all bounds
+//! and relations kept, or says everything that is wrong. No code beyond this point checks again.
+
+mod check;
+pub mod file;
+pub mod raw;
+pub mod setting;
+pub mod show;
+pub mod table;
+pub mod value;
+
+use crate::score::Activation;
+use raw::{Origin, Raw};
+use setting::Setting;
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Invariant: every bound and relation holds. Only [`Config::check`] makes one.
+#[derive(Clone, Debug)]
+pub struct Config {
+    raw: Raw,
+    models: Models,
+    plugins: Plugins,
+    server: Server,
+    intake: Intake,
+    queue: Queue,
+    batch: Batch,
+    threads: Threads,
+    log: Log,
+}
+
+/// What is served, and how its backend is opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Models {
+    /// At least one; names differ. The first answers requests that name none.
+    pub sources: Vec<NamedSource>,
+    /// A plugin's name; `None` to choose by model and device.
+    pub backend: Option<String>,
+    /// As plugins spell it: `auto`, `f32`, `f16`, `bf16`, `int8`, or a name of their own.
+    pub dtype: String,
+    /// As plugins spell it: `auto`, `cpu`, `cuda`, `cuda:1`, `metal`.
+    pub device: String,
+    /// The most tokens in a row; `None` for what the model allows.
+    pub max_length: Option<usize>,
+    /// `None` for what the model declares.
+    pub activation: Option<Activation>,
+    /// A JSON object of the plugin's own options.
+    pub options: String,
+    /// Where downloads are kept; `None` for the hub's own cache.
+    pub cache_dir: Option<PathBuf>,
+}
+
+/// One model to serve.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedSource {
+    /// What requests call it.
+    pub name: String,
+    /// Where it comes from, as the user wrote it.
+    pub source: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plugins {
+    /// Empty for the folder of the program.
+    pub dirs: Vec<PathBuf>,
+}
+
+/// Where the server listens and how long things may take. Port 0 is any free port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Server {
+    /// An IP address, without brackets, or a host name; for HTTP and gRPC.
+    pub host: String,
+    pub port: u16,
+    pub grpc_port: u16,
+    pub admin_host: String,
+    pub admin_port: u16,
+    /// For requests without a deadline of their own.
+    pub request_timeout: Duration,
+    /// From the signal to stop until what is left is abandoned.
+    pub drain_timeout: Duration,
+}
+
+/// Bounds of requests: document_bytes_max, query_bytes_max ≤ body_bytes_max ≤ bytes_max.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Intake {
+    pub body_bytes_max: usize,
+    pub document_bytes_max: usize,
+    pub query_bytes_max: usize,
+    pub documents_max: usize,
+    /// Requests between intake and answer.
+    pub requests_max: usize,
+    /// Bodies held at once.
+    pub bytes_max: usize,
+}
+
+/// Bounds of a model's queue: a request of documents_max rows has room in an empty one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Queue {
+    pub rows_max: usize,
+    pub tokens_max: usize,
+}
+
+/// Bounds of a batch. That a row of full length fits is checked when the model is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// Predicted microseconds.
+    pub us_max: u64,
+    pub rows_max: usize,
+    pub tokens_max: usize,
+}
+
+/// Numbers of threads as said; [`Threads::resolve`] replaces the zeros.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Threads {
+    /// Threads that compute; 0 for one per CPU.
+    pub total: usize,
+    /// Backend workers for each model; 0 for one per thread.
+    pub workers: usize,
+    /// Threads that tokenize; 0 for as many as compute.
+    pub tokenizers: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// A level, or directives by target.
+    pub filter: String,
+    pub is_json: bool,
+}
+
+/// Everything that is wrong, a sentence each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError(Vec<String>);
+
+// === impl Config ===
+
+impl Config {
+    /// Reads what was said as values and checks their bounds and relations. The error names every
+    /// offending key with its value, who said it and what is expected.
+    pub fn check(raw: &Raw) -> Result<Self, ConfigError> {
+        check::check(raw).map_err(ConfigError)
+    }
+
+    /// The defaults, and for these keys these texts, as if flags had given them.
+    pub fn of(settings: &[(&str, &str)]) -> Result<Self, ConfigError> {
+        let mut raw = Raw::defaults();
+        for (key, text) in settings {
+            let Some(setting) = table::find(key) else {
+                return Err(ConfigError(vec![raw::no_such_key(key)]));
+            };
+            raw.say(setting.key, *text, Origin::Flag(setting.flag));
+        }
+        Self::check(&raw)
+    }
+
+    /// For what only shows later, such as a port that is taken: the key, its value, who said it,
+    /// `why` it cannot be, and the ways to change it.
+    #[must_use]
+    pub fn refuse(&self, key: &str, why: impl fmt::Display) -> ConfigError {
+        let ways = table::find(key).map(Setting::ways).unwrap_or_default();
+        let said = self.raw.said(key);
+        ConfigError(vec![format!("{said}: {why}; change it with {ways}")])
+    }
+
+    /// What is served, and how its backend is opened.
+    #[must_use]
+    pub fn models(&self) -> &Models {
+        &self.models
+    }
+
+    /// Where plugins are looked for.
+    #[must_use]
+    pub fn plugins(&self) -> &Plugins {
+        &self.plugins
+    }
+
+    /// Addresses and times.
+    #[must_use]
+    pub fn server(&self) -> &Server {
+        &self.server
+    }
+
+    /// Bounds of requests.
+    #[must_use]
+    pub fn intake(&self) -> &Intake {
+        &self.intake
+    }
+
+    /// Bounds of a model's queue.
+    #[must_use]
+    pub fn queue(&self) -> &Queue {
+        &self.queue
+    }
+
+    /// Bounds of a batch.
+    #[must_use]
+    pub fn batch(&self) -> &Batch {
+        &self.batch
+    }
+
+    /// Numbers of threads.
+    #[must_use]
+    pub fn threads(&self) -> Threads {
+        self.threads
+    }
+
+    /// What is logged, and how.
+    #[must_use]
+    pub fn log(&self) -> &Log {
+        &self.log
+    }
+}
+
+// === impl Threads ===
+
+impl Threads {
+    /// Replaces zeros on a machine where the process may use `n_cpus`. No number stays 0.
+    #[must_use]
+    pub fn resolve(self, n_cpus: usize) -> Self {
+        let or = |said: usize, otherwise| if said == 0 { otherwise } else { said };
+        let total = or(self.total, n_cpus.max(1));
+        Self {
+            total,
+            workers: or(self.workers, total),
+            tokenizers: or(self.tokenizers, total),
+        }
+    }
+}
+
+// === impl ConfigError ===
+
+impl ConfigError {
+    pub(crate) fn new(sentences: Vec<String>) -> Self {
+        Self(sentences)
+    }
+
+    /// What is wrong, a sentence each; at least one.
+    #[must_use]
+    pub fn sentences(&self) -> &[String] {
+        &self.0
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join("\n"))
+    }
+}
+
+impl std::error::Error for ConfigError {}

@@ -1,0 +1,420 @@
+//! From what was said to what the program may rely on: forms and bounds first, then relations.
+
+use super::raw::Raw;
+use super::setting::Setting;
+use super::table::SETTINGS;
+use super::value::{self, Value};
+use super::{Batch, Config, Intake, Log, Models, NamedSource, Plugins, Queue, Server, Threads};
+use crate::score::Activation;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// Models that one server serves.
+const MODELS_MAX: usize = 64;
+/// A model's name stands in paths, metrics and logs.
+const MODEL_NAME_CHARS_MAX: usize = 256;
+
+/// Everything that is wrong, a sentence each.
+pub(super) fn check(raw: &Raw) -> Result<Config, Vec<String>> {
+    let mut reader = Reader::read(raw);
+    // Relations between values that have no form yet would only repeat the same mistakes.
+    reader.stop_on_errors()?;
+    let config = reader.config();
+    reader.check_relations(&config);
+    reader.stop_on_errors()?;
+    Ok(config)
+}
+
+/// What was said, read as values; mistakes pile up beside them.
+struct Reader<'a> {
+    raw: &'a Raw,
+    values: BTreeMap<&'static str, Value>,
+    errors: Vec<String>,
+}
+
+// === impl Reader ===
+
+impl<'a> Reader<'a> {
+    fn read(raw: &'a Raw) -> Self {
+        let mut reader = Self {
+            raw,
+            values: BTreeMap::new(),
+            errors: Vec::new(),
+        };
+        for setting in SETTINGS {
+            match reader.read_one(setting) {
+                Ok(value) => _ = reader.values.insert(setting.key, value),
+                Err(why) => reader
+                    .errors
+                    .push(format!("{}: {why}", reader.raw.said(setting.key))),
+            }
+        }
+        reader
+    }
+
+    fn read_one(&self, setting: &Setting) -> Result<Value, String> {
+        let text = self
+            .raw
+            .get(setting.key)
+            .map_or(setting.default, |said| &said.text);
+        if setting.default.is_empty() && text.trim().is_empty() {
+            return Ok(Value::None);
+        }
+        value::parse(&setting.kind, text)
+    }
+
+    /// Ends here when something is wrong already.
+    fn stop_on_errors(&mut self) -> Result<(), Vec<String>> {
+        if self.errors.is_empty() {
+            Ok(())
+        } else {
+            Err(std::mem::take(&mut self.errors))
+        }
+    }
+
+    fn config(&mut self) -> Config {
+        Config {
+            raw: self.raw.clone(),
+            models: self.models(),
+            plugins: Plugins {
+                dirs: self
+                    .list("plugins.dir")
+                    .iter()
+                    .map(|dir| value::expand_home(dir))
+                    .collect(),
+            },
+            server: Server {
+                host: self.text("server.host"),
+                port: self.port("server.port"),
+                grpc_port: self.port("server.grpc_port"),
+                admin_host: self.text("server.admin_host"),
+                admin_port: self.port("server.admin_port"),
+                request_timeout: self.time("server.request_timeout"),
+                drain_timeout: self.time("server.drain_timeout"),
+            },
+            intake: Intake {
+                body_bytes_max: self.size("intake.body_bytes_max"),
+                document_bytes_max: self.size("intake.document_bytes_max"),
+                query_bytes_max: self.size("intake.query_bytes_max"),
+                documents_max: self.size("intake.documents_max"),
+                requests_max: self.size("intake.requests_max"),
+                bytes_max: self.size("intake.bytes_max"),
+            },
+            queue: Queue {
+                rows_max: self.size("queue.rows_max"),
+                tokens_max: self.size("queue.tokens_max"),
+            },
+            batch: Batch {
+                us_max: u64::try_from(self.time("batch.us_max").as_micros()).unwrap_or(u64::MAX),
+                rows_max: self.size("batch.rows_max"),
+                tokens_max: self.size("batch.tokens_max"),
+            },
+            threads: Threads {
+                total: self.size("threads.total"),
+                workers: self.size("threads.workers"),
+                tokenizers: self.size("threads.tokenizers"),
+            },
+            log: Log {
+                filter: self.text("log.level"),
+                is_json: self.text("log.format") == "json",
+            },
+        }
+    }
+
+    fn models(&mut self) -> Models {
+        let sources = self.list("model.sources");
+        let sources = name_sources(&sources).unwrap_or_else(|why| {
+            self.errors
+                .push(format!("{}: {why}", self.raw.said("model.sources")));
+            Vec::new()
+        });
+        let activation = match self.text("model.activation").as_str() {
+            "identity" => Some(Activation::Identity),
+            "sigmoid" => Some(Activation::Sigmoid),
+            "softmax" => Some(Activation::Softmax),
+            _ => None,
+        };
+        Models {
+            sources,
+            backend: Some(self.text("model.backend").to_ascii_lowercase())
+                .filter(|name| name != "auto"),
+            dtype: spell_dtype(&self.text("model.dtype")),
+            device: self.text("model.device"),
+            max_length: self
+                .has("model.max_length")
+                .then(|| self.size("model.max_length")),
+            activation,
+            options: self.text("model.options"),
+            cache_dir: self
+                .has("model.cache_dir")
+                .then(|| value::expand_home(&self.text("model.cache_dir"))),
+        }
+    }
+}
+
+// Getters: a value of another type than the key's kind gives is this file's mistake, and the
+// defaults alone bring it to light (`the_defaults_hold` in tests/config.rs).
+impl Reader<'_> {
+    fn has(&self, key: &str) -> bool {
+        !matches!(self.values.get(key), None | Some(Value::None))
+    }
+
+    fn text(&self, key: &str) -> String {
+        match self.values.get(key) {
+            Some(Value::Text(text)) => text.clone(),
+            other => panic!("{key} is {other:?}, no text"),
+        }
+    }
+
+    fn list(&self, key: &str) -> Vec<String> {
+        match self.values.get(key) {
+            Some(Value::List(items)) => items.clone(),
+            Some(Value::None) => Vec::new(),
+            other => panic!("{key} is {other:?}, no list"),
+        }
+    }
+
+    fn number(&self, key: &str) -> u64 {
+        match self.values.get(key) {
+            Some(Value::Number(number)) => *number,
+            other => panic!("{key} is {other:?}, no number"),
+        }
+    }
+
+    /// Saturates where a machine has less than 64 bits: its memory ends sooner anyway.
+    fn size(&self, key: &str) -> usize {
+        usize::try_from(self.number(key)).unwrap_or(usize::MAX)
+    }
+
+    fn port(&self, key: &str) -> u16 {
+        u16::try_from(self.number(key)).unwrap_or(u16::MAX)
+    }
+
+    fn time(&self, key: &str) -> Duration {
+        match self.values.get(key) {
+            Some(Value::Time(time)) => *time,
+            other => panic!("{key} is {other:?}, no time"),
+        }
+    }
+}
+
+// Relations between values.
+impl Reader<'_> {
+    fn check_relations(&mut self, config: &Config) {
+        self.at_most(
+            "intake.document_bytes_max",
+            "intake.body_bytes_max",
+            "a document is part of a body",
+        );
+        self.at_most(
+            "intake.query_bytes_max",
+            "intake.body_bytes_max",
+            "a query is part of a body",
+        );
+        self.at_most(
+            "intake.body_bytes_max",
+            "intake.bytes_max",
+            "one body must find room",
+        );
+        self.at_most(
+            "intake.documents_max",
+            "queue.rows_max",
+            "the largest request must fit into an empty queue",
+        );
+
+        let server = &config.server;
+        let listeners = [
+            ("server.port", &server.host, server.port),
+            ("server.grpc_port", &server.host, server.grpc_port),
+            ("server.admin_port", &server.admin_host, server.admin_port),
+        ];
+        for (i, (key, host, port)) in listeners.iter().enumerate() {
+            for (other_key, other_host, other_port) in &listeners[i + 1..] {
+                // Two zeros become two ports.
+                if *port != 0 && port == other_port && is_same_place(host, other_host) {
+                    self.refuse_port(key, other_key);
+                }
+            }
+        }
+    }
+
+    fn at_most(&mut self, small: &str, large: &str, why: &str) {
+        if self.number(large) < self.number(small) {
+            let (small, large) = (self.raw.said(small), self.raw.said(large));
+            self.errors
+                .push(format!("{small}: expected at most {large}, because {why}"));
+        }
+    }
+
+    fn refuse_port(&mut self, one: &str, other: &str) {
+        let (one, other) = (self.raw.said(one), self.raw.said(other));
+        let why = format!("expected another port than {other}, or 0 for any free one");
+        self.errors.push(format!("{one}: {why}"));
+    }
+}
+
+// === functions ===
+
+/// Whether listening on both would ask for the same port of the same address.
+fn is_same_place(a: &str, b: &str) -> bool {
+    let is_every = |host: &str| matches!(host, "0.0.0.0" | "::");
+    is_every(a) || is_every(b) || a == b
+}
+
+/// `NAME=SOURCE` or `SOURCE`, which then is the name, too.
+fn name_sources(items: &[String]) -> Result<Vec<NamedSource>, String> {
+    if MODELS_MAX < items.len() {
+        return Err(format!(
+            "expected at most {MODELS_MAX} models, not {}",
+            items.len()
+        ));
+    }
+    let sources: Vec<NamedSource> = items
+        .iter()
+        .map(|item| name_source(item))
+        .collect::<Result<_, _>>()?;
+    let mut names = BTreeSet::new();
+    match sources.iter().find(|model| !names.insert(&model.name)) {
+        Some(model) => Err(format!(
+            "the name {:?} is given to two models; write NAME=SOURCE with another one",
+            model.name
+        )),
+        None => Ok(sources),
+    }
+}
+
+fn name_source(item: &str) -> Result<NamedSource, String> {
+    // A `=` inside a path is the path's own.
+    let is_path = item.starts_with(['.', '/', '~']);
+    let (name, source) = match item.split_once('=') {
+        Some((name, source)) if !is_path => (name.trim(), source.trim()),
+        _ => (item, item),
+    };
+    if name.is_empty() || source.is_empty() {
+        return Err(format!(
+            "{item:?}: expected NAME=SOURCE with both sides filled"
+        ));
+    }
+    let is_strange = |c: char| c.is_whitespace() || c.is_control();
+    if MODEL_NAME_CHARS_MAX < name.chars().count() || name.contains(is_strange) {
+        return Err(format!(
+            "{name:?} is no name for a model: expected at most {MODEL_NAME_CHARS_MAX} characters \
+             without spaces; write NAME=SOURCE"
+        ));
+    }
+    Ok(NamedSource {
+        name: name.into(),
+        source: source.into(),
+    })
+}
+
+/// Other tools' spellings of the plugins' data types.
+fn spell_dtype(text: &str) -> String {
+    let dtype = text.to_ascii_lowercase();
+    match dtype.as_str() {
+        "float32" | "fp32" | "float" => "f32".into(),
+        "float16" | "fp16" | "half" => "f16".into(),
+        "bfloat16" => "bf16".into(),
+        _ => dtype,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(key: &str, text: &str) -> Result<Config, String> {
+        Config::of(&[(key, text)]).map_err(|error| error.to_string())
+    }
+
+    #[track_caller]
+    fn check_error(got: Result<Config, String>, words: &[&str]) {
+        let error = got.expect_err("this is wrong");
+        for word in words {
+            assert!(error.contains(word), "{error:?} does not say {word:?}");
+        }
+    }
+
+    #[test]
+    fn model_names() {
+        let cases: [(&str, &[(&str, &str)]); 6] = [
+            (
+                "a=./x,b=org/name@rev",
+                &[("a", "./x"), ("b", "org/name@rev")],
+            ),
+            ("org/name@rev", &[("org/name@rev", "org/name@rev")]),
+            ("./x=y", &[("./x=y", "./x=y")]),
+            ("a=./x=y", &[("a", "./x=y")]),
+            (
+                "org/name = ./mine , starter",
+                &[("org/name", "./mine"), ("starter", "starter")],
+            ),
+            (
+                "same=starter,other=starter",
+                &[("same", "starter"), ("other", "starter")],
+            ),
+        ];
+        for (text, want) in cases {
+            let config = set("model.sources", text).unwrap();
+            let sources = config.models().sources.iter();
+            let got: Vec<_> = sources
+                .map(|m| (m.name.as_str(), m.source.as_str()))
+                .collect();
+            assert_eq!(got, want, "{text:?}");
+        }
+        let key = "model.sources";
+        check_error(
+            set(key, "a=./x,a=./y"),
+            &[key, "a=./x,a=./y", "--models", "\"a\"", "two models"],
+        );
+        check_error(set(key, "starter,starter"), &["two models"]);
+        check_error(set(key, "=./x"), &["NAME=SOURCE"]);
+        check_error(set(key, "a="), &["NAME=SOURCE"]);
+        check_error(set(key, "a,,b"), &["single commas"]);
+        check_error(set(key, ""), &["none of them empty"]);
+        check_error(set(key, "./my models"), &["without spaces", "NAME=SOURCE"]);
+        check_error(set(key, &vec!["x"; 65].join(",")), &["at most 64 models"]);
+        set(key, "mine=./my models").unwrap();
+    }
+
+    #[test]
+    fn spellings_of_one_meaning() {
+        let device = |text| set("model.device", text).unwrap().models().device.clone();
+        assert_eq!(
+            ["mps", "Metal", "CUDA:1", "auto"].map(device),
+            ["metal", "metal", "cuda:1", "auto"]
+        );
+        let dtype = |text| set("model.dtype", text).unwrap().models().dtype.clone();
+        assert_eq!(
+            ["float16", "FP32", "bfloat16", "q4_0"].map(dtype),
+            ["f16", "f32", "bf16", "q4_0"]
+        );
+        let host = |text| set("server.host", text).unwrap().server().host.clone();
+        assert_eq!(
+            ["[::1]", "localhost", "10.0.0.1"].map(host),
+            ["::1", "localhost", "10.0.0.1"]
+        );
+        let backend = |text| set("model.backend", text).unwrap().models().backend.clone();
+        assert_eq!(
+            ["auto", "cpu-int8"].map(backend),
+            [None, Some("cpu-int8".into())]
+        );
+    }
+
+    #[test]
+    fn threads_that_are_not_said_follow_the_cpus() {
+        let threads = |total, workers, tokenizers| {
+            let said = [
+                ("threads.total", total),
+                ("threads.workers", workers),
+                ("threads.tokenizers", tokenizers),
+            ];
+            let threads = Config::of(&said).unwrap().threads().resolve(8);
+            [threads.total, threads.workers, threads.tokenizers]
+        };
+        assert_eq!(threads("0", "0", "0"), [8, 8, 8]);
+        assert_eq!(threads("4", "0", "2"), [4, 4, 2]);
+        assert_eq!(threads("0", "1", "0"), [8, 1, 8]);
+        assert_eq!(Config::of(&[]).unwrap().threads().resolve(0).total, 1);
+    }
+}

@@ -1,0 +1,173 @@
+//! The configuration as people and programs read it: what is set and by whom, and the reference.
+
+use super::raw::{Raw, Said};
+use super::setting::Setting;
+use super::table::{GROUPS, SETTINGS};
+use super::value;
+use serde_json::{Map, Value, json};
+use std::fmt::Write;
+
+/// Values longer than this do not push the origins of all others aside.
+const VALUE_CHARS_MAX: usize = 40;
+
+/// Every key with its value and who said it, in columns.
+#[must_use]
+pub fn text(raw: &Raw) -> String {
+    let width = |texts: &mut dyn Iterator<Item = usize>| texts.max().unwrap_or_default();
+    let key_width = width(&mut SETTINGS.iter().map(|setting| setting.key.len()));
+    let values = SETTINGS
+        .iter()
+        .map(|setting| shown(raw, setting).chars().count());
+    let value_width = width(&mut values.map(|n_chars| n_chars.min(VALUE_CHARS_MAX)));
+    let mut out = String::new();
+    for setting in SETTINGS {
+        let (value, origin) = (shown(raw, setting), origin(raw, setting));
+        let key = setting.key;
+        _ = writeln!(out, "{key:key_width$}  {value:value_width$}  {origin}");
+    }
+    out
+}
+
+/// The same as a JSON object by key: `{"server.port": {"value", "from", "name"}}`.
+#[must_use]
+pub fn json(raw: &Raw) -> String {
+    let entry = |setting: &Setting| {
+        let said = raw.get(setting.key);
+        let value = said
+            .map(|said| said.text.trim())
+            .filter(|text| !text.is_empty());
+        let from = said.map_or("default", |said| said.origin.kind());
+        let name = said
+            .map(|said| said.origin.name())
+            .filter(|name| !name.is_empty());
+        (
+            setting.key.to_owned(),
+            json!({ "value": value, "from": from, "name": name }),
+        )
+    };
+    let object: Map<String, Value> = SETTINGS.iter().map(entry).collect();
+    format!("{:#}\n", Value::Object(object))
+}
+
+/// `CONFIG.md`: every setting in Markdown tables, with the rules that hold for all of them.
+#[must_use]
+pub fn reference() -> String {
+    let mut out = String::from(REFERENCE_START);
+    for (group, title) in GROUPS {
+        _ = write!(out, "\n## {title}\n\n");
+        out.push_str("| key | flag | environment | unit, bounds | default | meaning |\n");
+        out.push_str("|---|---|---|---|---|---|\n");
+        for setting in SETTINGS.iter().filter(|setting| setting.group() == *group) {
+            out.push_str(&reference_row(setting));
+        }
+    }
+    out.push_str(REFERENCE_END);
+    out
+}
+
+/// The text of `--help`: meaning, then default and variables in a line of their own.
+#[must_use]
+pub fn help(setting: &Setting) -> String {
+    let default = match setting.default {
+        "" => String::new(),
+        default => format!("[default: {default}] "),
+    };
+    format!(
+        "{}\n{default}[env: {}]",
+        setting.help,
+        setting.env.join(", ")
+    )
+}
+
+fn shown(raw: &Raw, setting: &Setting) -> String {
+    match raw.get(setting.key).map(|said| said.text.trim()) {
+        None | Some("") => "(unset)".into(),
+        // A value of several lines stays in its line.
+        Some(text) => text.replace(['\n', '\r', '\t'], " "),
+    }
+}
+
+fn origin(raw: &Raw, setting: &Setting) -> String {
+    raw.get(setting.key)
+        .map_or("default".into(), |Said { origin, .. }| origin.to_string())
+}
+
+fn reference_row(setting: &Setting) -> String {
+    let short = setting.short.map(|letter| format!("`-{letter}`"));
+    let long = [setting.flag]
+        .into_iter()
+        .chain(setting.also.iter().copied());
+    let flags: Vec<String> = long
+        .map(|flag| format!("`--{flag}`"))
+        .chain(short)
+        .collect();
+    let env: Vec<String> = setting.env.iter().map(|name| format!("`{name}`")).collect();
+    let default = match setting.default {
+        "" => "unset".into(),
+        default => format!("`{default}`"),
+    };
+    let unit = match value::bounds(&setting.kind) {
+        Some((min, max)) => format!("{}, {min} to {max}", setting.kind.unit()),
+        None => setting.kind.unit(),
+    };
+    format!(
+        "| `{}` | {} | {} | {unit} | {default} | {} |\n",
+        setting.key,
+        flags.join(" "),
+        env.join(" "),
+        setting.help
+    )
+}
+
+const REFERENCE_START: &str = "\
+# Settings
+
+<!-- Made by `crossgate config --reference`; a test compares. Edit src/config/table.rs instead. -->
+
+Each setting can be given in four ways; the first that is there counts:
+
+1. a flag: `crossgate --port 8080`
+2. a variable of the environment: `PORT=8080 crossgate`; of several names the first one that is set
+   counts, and one that is set to nothing counts as not set
+3. a YAML file: `crossgate --config crossgate.yaml`
+4. the default
+
+`crossgate config`, with the same flags, environment and file, prints what holds and where it comes
+from. A value that cannot be right stops the program, with exit code 2, before a port is opened.
+
+```yaml
+# crossgate.yaml: groups and keys of the tables below.
+model:
+  sources:
+    - small=cross-encoder/ms-marco-MiniLM-L6-v2
+    - large=./models/bge-reranker-v2-m3
+server:
+  port: 8080
+  request_timeout: 5s
+intake:
+  document_bytes_max: 1MiB
+```
+
+- **Sizes** are bytes: `4096`, `64KiB`, `1MiB` (1024²), `2MB` (1000²), `1GiB`.
+- **Times** are `500us`, `250ms`, `10s`, `2m`, `1h`, or a bare number of the unit in the table.
+- **Numbers** may be grouped: `2_097_152`.
+- **Lists** are separated by commas; a flag of a list may be given several times, and in the file a
+  list can be a YAML list.
+- **Paths** may begin with `~/`; others that are relative start at the working directory, those in
+  the file as well.
+- Of any other flag that is given twice, the last one counts.
+- A port such as `tcp://10.0.0.1:8000` in the environment is passed over: Kubernetes sets
+  `CROSSGATE_PORT` to that beside a service called `crossgate`.
+
+Relations that are checked: `document_bytes_max` and `query_bytes_max` ≤ `body_bytes_max` ≤
+`intake.bytes_max`; `documents_max` ≤ `queue.rows_max`; the three ports differ where they share an
+address.
+";
+
+const REFERENCE_END: &str = "
+## Also read
+
+Downloads of models follow the hub's own variables of the environment: `HF_TOKEN`, `HF_TOKEN_PATH`,
+`HF_HUB_DISABLE_IMPLICIT_TOKEN`, `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE`,
+`HF_HUB_ETAG_TIMEOUT`, `HF_HUB_DOWNLOAD_TIMEOUT`, and `HTTPS_PROXY`, `NO_PROXY`, `SSL_CERT_FILE`.
+";

@@ -1,0 +1,398 @@
+//! Every setting, in the order in which `--help`, `crossgate config` and `CONFIG.md` show them.
+
+use super::setting::{Kind, Setting, Unit, setting};
+use std::time::Duration;
+
+const HOUR: Duration = Duration::from_secs(3_600);
+const KIB: u64 = 1 << 10;
+const GIB: u64 = 1 << 30;
+
+/// Offsets of rows and tokens cross the plugin contract as 32-bit numbers; this leaves room.
+const TOKENS_MAX: u64 = 1 << 30;
+const ROWS_MAX: u64 = 1 << 24;
+const THREADS_MAX: u64 = 4_096;
+
+/// Where the file is named: the one key that a file cannot set.
+pub const FILE_KEY: &str = "config.file";
+
+/// The one table: flags, environment, file, defaults and reference are made from it.
+pub static SETTINGS: &[Setting] = &[
+    setting(
+        FILE_KEY,
+        "config",
+        &["CROSSGATE_CONFIG"],
+        Kind::Path,
+        "",
+        "A YAML file with any of these settings; unset: none is read.",
+    )
+    .short('c')
+    .value_name("FILE.yaml"),
+    setting(
+        "model.sources",
+        "models",
+        &["CROSSGATE_MODELS", "MODELS", "MODEL"],
+        Kind::List {
+            unit: "NAME=SOURCE",
+        },
+        "starter",
+        "Models to serve: `starter`, a folder, or a hub id `org/name[@revision]`; \
+         without NAME= the source is the name, and the first one answers requests that name none.",
+    )
+    .also(&["model"])
+    .short('m')
+    .value_name("NAME=SOURCE,..."),
+    setting(
+        "model.backend",
+        "backend",
+        &["CROSSGATE_BACKEND"],
+        Kind::Word,
+        "auto",
+        "The plugin that computes; auto chooses by model and device.",
+    )
+    .value_name("PLUGIN"),
+    setting(
+        "model.dtype",
+        "dtype",
+        &["CROSSGATE_DTYPE"],
+        Kind::Word,
+        "auto",
+        "The data type to compute in, such as f32, f16, bf16 or int8; auto is the plugin's best.",
+    )
+    .value_name("DTYPE"),
+    setting(
+        "model.device",
+        "device",
+        &["CROSSGATE_DEVICE", "DEVICE_PREFERENCE"],
+        Kind::Device,
+        "auto",
+        "The device to compute on: auto, cpu, cuda, cuda:N or metal (also called mps).",
+    ),
+    setting(
+        "model.max_length",
+        "max-length",
+        &["CROSSGATE_MAX_LENGTH"],
+        Kind::Count {
+            unit: "tokens",
+            min: 8,
+            max: 1 << 20,
+        },
+        "",
+        "The most tokens in a row, special tokens included; unset: what the model allows.",
+    )
+    .also(&["max-sequence-length"]),
+    setting(
+        "model.activation",
+        "activation",
+        &["CROSSGATE_ACTIVATION"],
+        Kind::Choice(&["auto", "identity", "sigmoid", "softmax"]),
+        "auto",
+        "What makes scores of logits: auto (as the model declares), identity, sigmoid or softmax.",
+    ),
+    setting(
+        "model.options",
+        "backend-options",
+        &["CROSSGATE_BACKEND_OPTIONS"],
+        Kind::Json,
+        "{}",
+        "Options that the plugin defines; in the file also a mapping.",
+    ),
+    setting(
+        "model.cache_dir",
+        "cache-dir",
+        &["CROSSGATE_CACHE_DIR"],
+        Kind::Path,
+        "",
+        "The folder that keeps downloaded models; unset: the hub's own cache.",
+    )
+    .value_name("FOLDER"),
+    setting(
+        "plugins.dir",
+        "plugin-dir",
+        &["CROSSGATE_PLUGIN_DIR"],
+        Kind::List { unit: "folders" },
+        "",
+        "Folders with plugins; unset: the folder of the program.",
+    )
+    .value_name("FOLDER,..."),
+    setting(
+        "server.host",
+        "host",
+        &["CROSSGATE_HOST", "HOST"],
+        Kind::Host,
+        "0.0.0.0",
+        "The address on which HTTP and gRPC listen.",
+    ),
+    setting(
+        "server.port",
+        "port",
+        &["CROSSGATE_PORT", "PORT"],
+        Kind::Port,
+        "8000",
+        "The port of HTTP; 0 takes a free one and prints it.",
+    )
+    .short('p'),
+    setting(
+        "server.grpc_port",
+        "grpc-port",
+        &["CROSSGATE_GRPC_PORT"],
+        Kind::Port,
+        "50051",
+        "The port of gRPC; 0 takes a free one and prints it.",
+    ),
+    setting(
+        "server.admin_host",
+        "admin-host",
+        &["CROSSGATE_ADMIN_HOST"],
+        Kind::Host,
+        "127.0.0.1",
+        "The address on which admin listens; whoever reaches it can replace plugins.",
+    ),
+    setting(
+        "server.admin_port",
+        "admin-port",
+        &["CROSSGATE_ADMIN_PORT"],
+        Kind::Port,
+        "9001",
+        "The port of admin; 0 takes a free one and prints it.",
+    ),
+    setting(
+        "server.request_timeout",
+        "request-timeout",
+        &["CROSSGATE_REQUEST_TIMEOUT"],
+        Kind::Time {
+            unit: Unit::Seconds,
+            min: Duration::from_millis(1),
+            max: HOUR,
+        },
+        "10s",
+        "How long a request may take if it names no deadline of its own.",
+    ),
+    setting(
+        "server.drain_timeout",
+        "drain-timeout",
+        &["CROSSGATE_DRAIN_TIMEOUT"],
+        Kind::Time {
+            unit: Unit::Seconds,
+            min: Duration::ZERO,
+            max: HOUR,
+        },
+        "30s",
+        "How long requests in flight may take after the server was told to stop.",
+    ),
+    setting(
+        "intake.body_bytes_max",
+        "body-bytes-max",
+        &["CROSSGATE_BODY_BYTES_MAX"],
+        Kind::Bytes { min: KIB, max: GIB },
+        "32MiB",
+        "The largest body of a request.",
+    ),
+    setting(
+        "intake.document_bytes_max",
+        "document-bytes-max",
+        &["CROSSGATE_DOCUMENT_BYTES_MAX"],
+        Kind::Bytes { min: 1, max: GIB },
+        "256KiB",
+        "The largest document; what is longer is refused before it is tokenized.",
+    ),
+    setting(
+        "intake.query_bytes_max",
+        "query-bytes-max",
+        &["CROSSGATE_QUERY_BYTES_MAX"],
+        Kind::Bytes { min: 1, max: GIB },
+        "64KiB",
+        "The largest query.",
+    ),
+    setting(
+        "intake.documents_max",
+        "documents-max",
+        &["CROSSGATE_DOCUMENTS_MAX"],
+        Kind::Count {
+            unit: "documents",
+            min: 1,
+            max: ROWS_MAX,
+        },
+        "1000",
+        "The most documents in a request.",
+    ),
+    setting(
+        "intake.requests_max",
+        "requests-max",
+        &["CROSSGATE_REQUESTS_MAX"],
+        Kind::Count {
+            unit: "requests",
+            min: 1,
+            max: 1 << 20,
+        },
+        "1024",
+        "The most requests between intake and answer.",
+    ),
+    setting(
+        "intake.bytes_max",
+        "intake-bytes-max",
+        &["CROSSGATE_INTAKE_BYTES_MAX"],
+        Kind::Bytes {
+            min: KIB,
+            max: 1_024 * GIB,
+        },
+        "256MiB",
+        "The most bytes of bodies held at once.",
+    ),
+    setting(
+        "queue.rows_max",
+        "queue-rows-max",
+        &["CROSSGATE_QUEUE_ROWS_MAX"],
+        Kind::Count {
+            unit: "rows",
+            min: 1,
+            max: ROWS_MAX,
+        },
+        "16384",
+        "The most rows that wait in a model's queue.",
+    ),
+    setting(
+        "queue.tokens_max",
+        "queue-tokens-max",
+        &["CROSSGATE_QUEUE_TOKENS_MAX"],
+        Kind::Count {
+            unit: "tokens",
+            min: 1,
+            max: TOKENS_MAX,
+        },
+        "2097152",
+        "The most tokens that wait in a model's queue.",
+    ),
+    setting(
+        "batch.us_max",
+        "batch-us-max",
+        &["CROSSGATE_BATCH_US_MAX"],
+        Kind::Time {
+            unit: Unit::Microseconds,
+            min: Duration::from_micros(1),
+            max: Duration::from_secs(60),
+        },
+        "10000",
+        "The longest time that a batch is predicted to compute, so that a single pair never waits \
+         behind a thousand.",
+    ),
+    setting(
+        "batch.rows_max",
+        "max-batch-size",
+        &["CROSSGATE_MAX_BATCH_SIZE"],
+        Kind::Count {
+            unit: "rows",
+            min: 1,
+            max: 1 << 16,
+        },
+        "256",
+        "The most rows in a batch.",
+    ),
+    setting(
+        "batch.tokens_max",
+        "max-batch-tokens",
+        &["CROSSGATE_MAX_BATCH_TOKENS"],
+        Kind::Count {
+            unit: "tokens",
+            min: 1,
+            max: 1 << 24,
+        },
+        "8192",
+        "The most tokens in a batch; one row of full length must fit.",
+    ),
+    setting(
+        "threads.total",
+        "threads",
+        &["CROSSGATE_THREADS"],
+        Kind::Count {
+            unit: "threads",
+            min: 0,
+            max: THREADS_MAX,
+        },
+        "0",
+        "Threads that compute; 0: one for each CPU that the process may use.",
+    ),
+    setting(
+        "threads.workers",
+        "workers",
+        &["CROSSGATE_WORKERS"],
+        Kind::Count {
+            unit: "workers",
+            min: 0,
+            max: THREADS_MAX,
+        },
+        "0",
+        "Backend workers for each model; 0: one for each thread.",
+    ),
+    setting(
+        "threads.tokenizers",
+        "tokenizers",
+        &["CROSSGATE_TOKENIZERS"],
+        Kind::Count {
+            unit: "threads",
+            min: 0,
+            max: THREADS_MAX,
+        },
+        "0",
+        "Threads that tokenize; 0: as many as compute.",
+    ),
+    setting(
+        "log.level",
+        "log-level",
+        &["CROSSGATE_LOG_LEVEL", "RUST_LOG"],
+        Kind::LogFilter,
+        "info",
+        "What is logged: off, error, warn, info, debug, trace, or directives such as \
+         info,gateway=debug.",
+    ),
+    setting(
+        "log.format",
+        "log-format",
+        &["CROSSGATE_LOG_FORMAT"],
+        Kind::Choice(&["text", "json"]),
+        "text",
+        "How a line of the log is written: text or json.",
+    ),
+];
+
+/// Titles of the groups, in the table's order.
+pub static GROUPS: &[(&str, &str)] = &[
+    ("config", "Configuration"),
+    ("model", "Models"),
+    ("plugins", "Plugins"),
+    ("server", "Server"),
+    ("intake", "Bounds of requests"),
+    ("queue", "Bounds of a queue"),
+    ("batch", "Bounds of a batch"),
+    ("threads", "Threads"),
+    ("log", "Log"),
+];
+
+/// The row of this key.
+#[must_use]
+pub fn find(key: &str) -> Option<&'static Setting> {
+    SETTINGS.iter().find(|setting| setting.key == key)
+}
+
+/// The key that somebody may have meant: another name of a setting, or the nearest spelling.
+#[must_use]
+pub fn nearest(unknown: &str) -> Option<&'static str> {
+    let spell = |name: &str| name.to_ascii_lowercase().replace('-', "_");
+    let meant = spell(unknown);
+    let last = |key: &'static str| key.rsplit('.').next().unwrap_or(key);
+    let is_name_of = |setting: &Setting| {
+        let names = setting
+            .also
+            .iter()
+            .chain(setting.env)
+            .chain([&setting.flag]);
+        names.map(|name| spell(name)).any(|name| name == meant) || last(setting.key) == meant
+    };
+    if let Some(setting) = SETTINGS.iter().find(|setting| is_name_of(setting)) {
+        return Some(setting.key);
+    }
+    // Jaro's similarity, 0 to 1: below 0.8 the spelling has little in common.
+    let similar = |key| strsim::jaro(key, &meant);
+    let best = SETTINGS.iter().map(|setting| setting.key);
+    best.max_by(|a, b| similar(a).total_cmp(&similar(b)))
+        .filter(|key| 0.8 <= similar(key))
+}

@@ -1,0 +1,123 @@
+//! Protocols in, [`ScoreRequest`] out, and the way back: the edge translates, the core decides.
+//!
+//! Nothing but this module knows HTTP, gRPC, JSON and OpenAPI. A dialect is one file: a body that
+//! serde reads, a handler that asks [`Edge::score`], an answer that serde writes, and a line in
+//! `http.rs` for its routes. Refusals are values ([`wire::Refusal`]) until the outermost layer
+//! writes them down, so that one table says what each becomes and every one carries the request's
+//! id.
+
+mod admin;
+mod answer;
+mod call;
+mod canonical;
+mod docs;
+mod document;
+mod grpc;
+mod health;
+mod http;
+mod json;
+mod layers;
+mod listen;
+mod models;
+mod post;
+mod problem;
+mod rerank;
+mod tei;
+mod wire;
+
+pub use admin::{PluginRow, admin};
+pub use docs::openapi;
+pub use grpc::{HealthReport, grpc};
+pub use http::http;
+pub use listen::{Connections, Listener};
+
+use crate::intake::Door;
+use crate::load::Catalog;
+use crate::score::{ScoreError, ScoreRequest, ScoreResponse};
+use std::sync::Arc;
+use std::time::Duration;
+use tower::ServiceExt as _;
+use tower::util::BoxCloneSyncService;
+
+/// Whoever answers requests for scores.
+pub type Core = BoxCloneSyncService<ScoreRequest, ScoreResponse, ScoreError>;
+
+/// What the edge stands on. Each protocol takes one of its own.
+#[derive(Clone)]
+pub struct Edge {
+    /// Answers requests.
+    pub core: Core,
+    /// Knows what serves.
+    pub catalog: Arc<dyn Catalog>,
+    /// Bounds how many requests and bytes are inside.
+    pub door: Door,
+    /// Counts requests, and shows every metric.
+    pub metrics: Arc<dyn Exposition>,
+    /// Bounds that clients see.
+    pub settings: Settings,
+}
+
+/// Bounds that clients see, and the version.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The largest body or message that is read.
+    pub body_bytes_max: usize,
+    /// The longest that a request may take; a client may ask for less.
+    pub request_timeout: Duration,
+    /// This program's version.
+    pub version: &'static str,
+    /// Documents in one request, as `/info` shows it. The core refuses what exceeds it.
+    pub documents_max: usize,
+    /// Requests inside at once, as `/info` and `/health` show it.
+    pub requests_max: usize,
+    /// Tokens that may wait for a model, as `/health` shows it.
+    pub queue_tokens_max: usize,
+    /// Tokens in one batch, as `/info` shows it.
+    pub batch_tokens_max: usize,
+    /// Tokenizer threads, as `/info` shows it.
+    pub tokenizer_workers: usize,
+}
+
+/// Where requests are counted and metrics are read.
+pub trait Exposition: Send + Sync + 'static {
+    /// Every metric, in Prometheus' text format.
+    fn text(&self) -> String;
+
+    /// One call has ended. `protocol` is `http`, `grpc` or `admin`; `route` is one of a fixed list;
+    /// `status` is HTTP's, or gRPC's code; a client that went away counts as 499, or 1 (cancelled).
+    fn request(&self, protocol: &'static str, route: &'static str, status: u16, seconds: f64);
+}
+
+// === impl Edge ===
+
+impl Edge {
+    /// Asks the core. An answer has one row for each document, and its numbers are finite: JSON has
+    /// no others.
+    async fn score(&self, request: ScoreRequest) -> Result<ScoreResponse, ScoreError> {
+        let (id, n_documents) = (request.id.clone(), request.documents.len());
+        let outcome = self.core.clone().oneshot(request).await;
+        let outcome = outcome.and_then(|response| check(response, n_documents));
+        if let Err(ScoreError::Internal { why }) = &outcome {
+            // Clients are not told.
+            tracing::error!(%id, why, "a mistake of ours");
+        }
+        outcome
+    }
+}
+
+/// One row of finite numbers for each document, or whose fault it is.
+fn check(response: ScoreResponse, n_documents: usize) -> Result<ScoreResponse, ScoreError> {
+    let n_labels = response.n_labels;
+    if n_labels == 0 || response.logits.len() != n_documents * n_labels {
+        let n_logits = response.logits.len();
+        let why = format!("{n_logits} logits of {n_labels} labels for {n_documents} documents");
+        return Err(ScoreError::Internal { why });
+    }
+    match response.logits.iter().position(|logit| !logit.is_finite()) {
+        None => Ok(response),
+        Some(idx) => {
+            let why = format!("the score of document {} is not a number", idx / n_labels);
+            Err(ScoreError::Backend { why })
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! The admin listener: for the machine's own operators, on a loopback address.
+
+use super::Edge;
+use super::answer::json;
+use super::http::{no_route, panicked, wrong_method};
+use super::layers::{Protocol, Watch, watch};
+use super::problem::Problem;
+use super::wire::Refusal;
+use super::{health, models};
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::StatusCode;
+use axum::http::header::HOST;
+use axum::http::uri::Authority;
+use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::response::Response;
+use axum::routing::get;
+use serde::Serialize;
+use std::net::IpAddr;
+use std::sync::Arc;
+use tower_http::catch_panic::CatchPanicLayer;
+
+const ROUTES: [&str; 3] = ["/plugins", "/models", "/health"];
+
+/// One library file that the gateway looked at.
+#[derive(Clone, Debug, Serialize)]
+pub struct PluginRow {
+    /// The plugin's name, as users write it: `cpu-int8`; empty when it was refused.
+    pub name: String,
+    /// The plugin's own version.
+    pub version: String,
+    /// The library file.
+    pub path: String,
+    /// Devices it can run on, best first.
+    pub devices: Vec<String>,
+    /// Data types it can compute in, best first.
+    pub dtypes: Vec<String>,
+    /// Architectures it can load; empty for any.
+    pub architectures: Vec<String>,
+    /// Why it was refused.
+    pub refused: Option<String>,
+}
+
+/// Lists plugins as they are at the time of asking.
+type Plugins = Arc<dyn Fn() -> Vec<PluginRow> + Send + Sync>;
+
+struct Admin {
+    edge: Edge,
+    plugins: Plugins,
+}
+
+/// What is served to the machine's operators.
+pub fn admin(edge: Edge, plugins: impl Fn() -> Vec<PluginRow> + Send + Sync + 'static) -> Router {
+    let observer = Watch::new(Protocol::Admin, ROUTES.to_vec(), Arc::clone(&edge.metrics));
+    Router::new()
+        .route("/plugins", get(list_plugins))
+        .route("/models", get(list_models))
+        .route("/health", get(show_health))
+        .fallback(no_route)
+        .method_not_allowed_fallback(async |request: Request| wrong_method(&request, "GET"))
+        .layer(from_fn(check_host))
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(from_fn_with_state(observer, watch))
+        .with_state(Arc::new(Admin {
+            edge,
+            plugins: Arc::new(plugins),
+        }))
+}
+
+async fn list_plugins(State(admin): State<Arc<Admin>>) -> Response {
+    json(StatusCode::OK, &(admin.plugins)())
+}
+
+async fn list_models(State(admin): State<Arc<Admin>>) -> Response {
+    json(StatusCode::OK, &models::view(&admin.edge))
+}
+
+async fn show_health(State(admin): State<Arc<Admin>>) -> Response {
+    let (status, health) = health::view(&admin.edge);
+    json(status, &health)
+}
+
+/// A web page can make a browser call this listener by a name of its own that resolves to this
+/// machine (DNS rebinding). Such a call's Host is that name: neither `localhost` nor an address.
+async fn check_host(request: Request, next: Next) -> Result<Response, Problem> {
+    let found = request
+        .headers()
+        .get(HOST)
+        .and_then(|value| value.to_str().ok());
+    let found = found
+        .or_else(|| request.uri().authority().map(Authority::as_str))
+        .unwrap_or_default();
+    if is_this_machine(found) {
+        return Ok(next.run(request).await);
+    }
+    let found = if found.is_empty() {
+        "missing".to_owned()
+    } else {
+        format!("{found:?}")
+    };
+    Err(Refusal::ForeignHost { found }.into())
+}
+
+fn is_this_machine(host: &str) -> bool {
+    let Ok(authority) = host.parse::<Authority>() else {
+        return false;
+    };
+    let name = authority
+        .host()
+        .trim_start_matches('[')
+        .trim_end_matches(']');
+    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_that_are_this_machine() {
+        for good in [
+            "localhost",
+            "LOCALHOST:9001",
+            "127.0.0.1:9001",
+            "[::1]:9001",
+            "10.0.0.7",
+        ] {
+            assert!(is_this_machine(good), "{good}");
+        }
+        for bad in [
+            "",
+            "evil.example",
+            "localhost.evil.example:9001",
+            "127.0.0.1.nip.io",
+            "::1:x",
+        ] {
+            assert!(!is_this_machine(bad), "{bad}");
+        }
+    }
+}

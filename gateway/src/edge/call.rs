@@ -1,0 +1,91 @@
+//! One call as it passes the edge: its name, its start, its size.
+
+use crate::score::{RequestId, ScoreRequest};
+use axum::http::{Extensions, HeaderMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// The header that carries a request's id, both ways; in gRPC the metadata.
+pub(super) const REQUEST_ID: &str = "x-request-id";
+
+/// A handle on the call: the outermost layer opens it, handlers find it in the request's
+/// extensions.
+#[derive(Clone, Debug)]
+pub(super) struct Call(Arc<Facts>);
+
+#[derive(Debug)]
+struct Facts {
+    id: RequestId,
+    started: Instant,
+    /// Documents asked about, once they are known.
+    n_rows: AtomicUsize,
+}
+
+// === impl Call ===
+
+impl Call {
+    /// Starts now, under the client's own id if it has a fit one.
+    pub(super) fn open(headers: &HeaderMap) -> Self {
+        let given = headers
+            .get(REQUEST_ID)
+            .and_then(|value| value.to_str().ok());
+        let id = given
+            .and_then(RequestId::given)
+            .unwrap_or_else(RequestId::random);
+        Self(Arc::new(Facts {
+            id,
+            started: Instant::now(),
+            n_rows: AtomicUsize::new(0),
+        }))
+    }
+
+    /// The call that the outermost layer opened.
+    pub(super) fn of(extensions: &Extensions) -> Self {
+        // Absent only where a handler is called without the layer, which is no reason to fail.
+        extensions
+            .get::<Self>()
+            .cloned()
+            .unwrap_or_else(|| Self::open(&HeaderMap::new()))
+    }
+
+    pub(super) fn id(&self) -> &RequestId {
+        &self.0.id
+    }
+
+    /// Since the head of the request was read.
+    pub(super) fn elapsed(&self) -> Duration {
+        self.0.started.elapsed()
+    }
+
+    /// When the answer is of no use any more: the server's bound, or the client's if that is
+    /// sooner.
+    pub(super) fn deadline(&self, server: Duration, client: Option<Duration>) -> Instant {
+        self.0.started + client.map_or(server, |client| client.min(server))
+    }
+
+    /// What the core is asked.
+    pub(super) fn question(
+        &self,
+        model: Option<String>,
+        query: String,
+        documents: Vec<String>,
+        deadline: Instant,
+    ) -> ScoreRequest {
+        self.0.n_rows.store(documents.len(), Ordering::Relaxed);
+        // Some clients cannot leave the model out.
+        let model = model.filter(|name| !name.is_empty());
+        ScoreRequest {
+            id: self.0.id.clone(),
+            model,
+            query,
+            documents,
+            deadline,
+        }
+    }
+
+    /// Documents asked about, 0 until they are known.
+    pub(super) fn n_rows(&self) -> usize {
+        self.0.n_rows.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,317 @@
+//! The gRPC listener: `crossgate.v1.Scoring`, health and reflection.
+
+use super::Edge;
+use super::answer::ACTIVATION;
+use super::call::Call;
+use super::layers::{Protocol, Watch, panic_error, watch};
+use super::post::content_length;
+use super::wire::{OURS, Refusal, status, wire};
+use crate::load::Catalog;
+use crate::score::{Activation, ScoreError, ScoreResponse, ranking};
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::HeaderMap;
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::Response;
+use std::any::Any;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tonic::Code;
+use tonic::metadata::{MetadataMap, MetadataValue};
+use tonic::service::Routes;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+use tower_http::catch_panic::CatchPanicLayer;
+
+/// Made from `proto/` by the build script.
+mod proto {
+    #![allow(
+        unreachable_pub,
+        unused_qualifications,
+        clippy::too_many_lines,
+        reason = "generated"
+    )]
+    tonic::include_proto!("crossgate.v1");
+}
+
+use proto::scoring_server::{Scoring, ScoringServer};
+
+/// The files in `proto/` and what they include, for reflection.
+const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/crossgate_descriptor.bin"));
+/// The service that scores, and its paths' beginning.
+const SERVICE: &str = "crossgate.v1.Scoring";
+const SCORING: &str = "/crossgate.v1.Scoring/";
+const HEALTH: &str = "/grpc.health.v1.Health/";
+/// What metrics tell apart.
+const ROUTES: [&str; 6] = [
+    "/crossgate.v1.Scoring/Score",
+    "/crossgate.v1.Scoring/Rerank",
+    "/grpc.health.v1.Health/Check",
+    "/grpc.health.v1.Health/Watch",
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+];
+/// Beyond its deadline, the longest that a call whose message has not arrived is waited for.
+const READ_GRACE: Duration = Duration::from_secs(1);
+/// gRPC's own header for a call's time.
+const TIMEOUT: &str = "grpc-timeout";
+
+/// Keeps the health service in step with the catalog.
+#[derive(Clone)]
+pub struct HealthReport {
+    reporter: HealthReporter,
+    catalog: Arc<dyn Catalog>,
+}
+
+/// What is served to gRPC's clients, over HTTP/2, and its health report.
+///
+/// Serve the router as it is: tonic's own server would end a call at its `grpc-timeout` as
+/// cancelled, before the core says that the deadline has passed.
+///
+/// # Errors
+/// The descriptors do not describe the service: a mistake of the build.
+pub async fn grpc(edge: Edge) -> Result<(Router, HealthReport), tonic_reflection::server::Error> {
+    let (reporter, health) = tonic_health::server::health_reporter();
+    let report = HealthReport {
+        reporter,
+        catalog: Arc::clone(&edge.catalog),
+    };
+    report.refresh().await;
+    let observer = Watch::new(Protocol::Grpc, ROUTES.to_vec(), Arc::clone(&edge.metrics));
+    let reflected = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let bytes_max = edge.settings.body_bytes_max;
+    let edge = Arc::new(edge);
+    let scoring =
+        ScoringServer::new(Service(Arc::clone(&edge))).max_decoding_message_size(bytes_max);
+    let router = Routes::new(scoring)
+        .add_service(health)
+        .add_service(reflected().build_v1()?)
+        .add_service(reflected().build_v1alpha()?)
+        .into_axum_router()
+        .layer(from_fn_with_state((edge, report.clone()), enter))
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(from_fn_with_state(observer, watch));
+    Ok((router, report))
+}
+
+struct Service(Arc<Edge>);
+
+/// Before the message is read: a pass for those who ask for scores, and a fresh look for those who
+/// ask about health.
+async fn enter(
+    State((edge, report)): State<(Arc<Edge>, HealthReport)>,
+    request: Request,
+    next: Next,
+) -> Response {
+    if request.uri().path().starts_with(HEALTH) {
+        report.refresh().await;
+    }
+    if !request.uri().path().starts_with(SCORING) {
+        return next.run(request).await;
+    }
+    let call = Call::of(request.extensions());
+    let _pass = match edge.door.enter(content_length(request.headers())) {
+        Ok(pass) => pass,
+        Err(error) => return status(&error.into(), &call).into_http(),
+    };
+    // The core keeps the deadline; a message that never arrives does not reach it.
+    let deadline = deadline(&edge, &call, request.headers()) + READ_GRACE;
+    let Ok(response) = tokio::time::timeout_at(deadline.into(), next.run(request)).await else {
+        let error = ScoreError::DeadlinePassed {
+            after: call.elapsed(),
+        };
+        return status(&error.into(), &call).into_http();
+    };
+    let bytes_max = edge.settings.body_bytes_max;
+    match tonic::Status::from_header_map(response.headers()) {
+        // So says tonic of a message that is too long; everyone else has another word for it.
+        Some(found) if found.code() == Code::OutOfRange => {
+            status(&Refusal::BodyTooLarge { bytes_max }, &call).into_http()
+        }
+        _ => response,
+    }
+}
+
+fn panicked(panic: Box<dyn Any + Send>) -> Response {
+    let code = wire(&panic_error(&*panic).into()).grpc;
+    tonic::Status::new(code, OURS).into_http()
+}
+
+// === impl HealthReport ===
+
+impl HealthReport {
+    /// Tells watchers what the catalog says now. To be called when readiness may have changed;
+    /// checks look for themselves.
+    pub async fn refresh(&self) {
+        let is_ready = self.catalog.not_ready().is_empty();
+        let status = if is_ready {
+            ServingStatus::Serving
+        } else {
+            ServingStatus::NotServing
+        };
+        // The empty name is the server as a whole.
+        for service in ["", SERVICE] {
+            self.reporter.set_service_status(service, status).await;
+        }
+    }
+}
+
+// === impl Service ===
+
+impl Service {
+    async fn ask(
+        &self,
+        call: &Call,
+        metadata: &MetadataMap,
+        model: String,
+        query: String,
+        documents: Vec<String>,
+    ) -> Result<ScoreResponse, tonic::Status> {
+        if documents.is_empty() {
+            let why = "is empty; send at least one document";
+            return Err(status(
+                &Refusal::Empty {
+                    param: "documents",
+                    why,
+                },
+                call,
+            ));
+        }
+        let deadline = deadline(&self.0, call, metadata.as_ref());
+        let request = call.question(Some(model), query, documents, deadline);
+        self.0
+            .score(request)
+            .await
+            .map_err(|error| status(&error.into(), call))
+    }
+}
+
+#[tonic::async_trait]
+impl Scoring for Service {
+    async fn score(
+        &self,
+        request: tonic::Request<proto::ScoreRequest>,
+    ) -> Result<tonic::Response<proto::ScoreResponse>, tonic::Status> {
+        let (metadata, extensions, asked) = request.into_parts();
+        let call = Call::of(&extensions);
+        let response = self
+            .ask(&call, &metadata, asked.model, asked.query, asked.documents)
+            .await?;
+        Ok(with_activation(
+            &response,
+            asked.raw_scores,
+            proto::ScoreResponse {
+                model: response.model.to_string(),
+                scores: response.scores(asked.raw_scores),
+                usage: Some(usage(&response)),
+                truncated: response.truncated.clone(),
+            },
+        ))
+    }
+
+    async fn rerank(
+        &self,
+        request: tonic::Request<proto::RerankRequest>,
+    ) -> Result<tonic::Response<proto::RerankResponse>, tonic::Status> {
+        let (metadata, extensions, asked) = request.into_parts();
+        let call = Call::of(&extensions);
+        if asked.top_n == Some(0) {
+            let error = ScoreError::invalid(
+                "top_n",
+                "is 0; send 1 or more, or leave it out for all documents",
+            );
+            return Err(status(&error.into(), &call));
+        }
+        let n_results = asked.top_n.map_or(usize::MAX, |n| n as usize);
+        let mut texts = asked.return_documents.then(|| asked.documents.clone());
+        let response = self
+            .ask(&call, &metadata, asked.model, asked.query, asked.documents)
+            .await?;
+        let scores = response.scores(asked.raw_scores);
+        let order = ranking(&scores).into_iter().take(n_results);
+        let results = order.map(|idx| proto::RerankResult {
+            index: idx as u32,
+            relevance_score: scores[idx],
+            document: texts.as_mut().map(|texts| std::mem::take(&mut texts[idx])),
+        });
+        Ok(with_activation(
+            &response,
+            asked.raw_scores,
+            proto::RerankResponse {
+                model: response.model.to_string(),
+                results: results.collect(),
+                usage: Some(usage(&response)),
+                truncated: response.truncated.clone(),
+            },
+        ))
+    }
+}
+
+fn usage(response: &ScoreResponse) -> proto::Usage {
+    proto::Usage {
+        prompt_tokens: response.n_tokens,
+        total_tokens: response.n_tokens,
+    }
+}
+
+/// Says, as over HTTP, how logits became scores.
+fn with_activation<T>(response: &ScoreResponse, raw: bool, message: T) -> tonic::Response<T> {
+    let activation = if raw {
+        Activation::Identity
+    } else {
+        response.activation
+    };
+    let mut answer = tonic::Response::new(message);
+    answer
+        .metadata_mut()
+        .insert(ACTIVATION, MetadataValue::from_static(activation.name()));
+    answer
+}
+
+fn deadline(edge: &Edge, call: &Call, headers: &HeaderMap) -> Instant {
+    let client = headers
+        .get(TIMEOUT)
+        .and_then(|value| value.to_str().ok())
+        .and_then(timeout);
+    call.deadline(edge.settings.request_timeout, client)
+}
+
+/// `grpc-timeout`: at most eight digits and a unit. What is not one is no timeout.
+fn timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if !(1..=8).contains(&digits.len()) || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let n: u64 = digits.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(n * 3_600)),
+        "M" => Some(Duration::from_secs(n * 60)),
+        "S" => Some(Duration::from_secs(n)),
+        "m" => Some(Duration::from_millis(n)),
+        "u" => Some(Duration::from_micros(n)),
+        "n" => Some(Duration::from_nanos(n)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts() {
+        assert_eq!(timeout("250m"), Some(Duration::from_millis(250)));
+        assert_eq!(timeout("1H"), Some(Duration::from_secs(3_600)));
+        assert_eq!(
+            timeout("99999999u"),
+            Some(Duration::from_micros(99_999_999))
+        );
+        for bad in ["", "5", "m", "-1m", "123456789m", "5s", "5é", "+5S"] {
+            assert_eq!(timeout(bad), None, "{bad:?}");
+        }
+    }
+}

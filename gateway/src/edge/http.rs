@@ -1,0 +1,177 @@
+//! The HTTP listener: every route, once, with its documentation.
+
+use super::docs::Preface;
+use super::layers::{Protocol, Watch, panic_error, watch};
+use super::problem::Problem;
+use super::wire::Refusal;
+use super::{Edge, answer, call, docs, health, models, post, rerank, tei};
+use axum::Router;
+use axum::extract::{MatchedPath, Request};
+use axum::http::header::{AUTHORIZATION, RETRY_AFTER};
+use axum::http::{HeaderName, Method};
+use axum::middleware::from_fn_with_state;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, get};
+use std::any::Any;
+use std::sync::Arc;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::cors::{AllowHeaders, Any as AnyOrigin, CorsLayer};
+use utoipa::OpenApi as _;
+use utoipa::openapi::{OpenApi, Paths};
+use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter};
+use utoipa_axum::routes;
+
+/// Handlers and their documentation together, so that neither has a route that the other lacks.
+pub(super) struct Book {
+    pages: OpenApiRouter<Arc<Edge>>,
+    routes: Vec<&'static str>,
+}
+
+/// What is served to the public.
+pub fn http(edge: Edge) -> Router {
+    let book = book();
+    let observer = Watch::new(
+        Protocol::Http,
+        book.routes.clone(),
+        Arc::clone(&edge.metrics),
+    );
+    let (router, api) = book.split();
+    let posts: Vec<String> = api
+        .paths
+        .paths
+        .into_iter()
+        .filter(|(_, item)| item.post.is_some())
+        .map(|(path, _)| path)
+        .collect();
+    router
+        .fallback(no_route)
+        .method_not_allowed_fallback(async move |matched: MatchedPath, request: Request| {
+            // No route takes both.
+            let allowed = if posts.iter().any(|path| path == matched.as_str()) {
+                "POST"
+            } else {
+                "GET"
+            };
+            wrong_method(&request, allowed)
+        })
+        .layer(cors())
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(from_fn_with_state(observer, watch))
+        .with_state(Arc::new(edge))
+}
+
+/// Every route.
+pub(super) fn book() -> Book {
+    Book::new()
+        .page(&rerank::PATHS, routes!(rerank::rerank))
+        .page(&["/info"], routes!(tei::info))
+        .page(&["/models"], routes!(models::models))
+        .page(&["/v1/models"], routes!(models::list))
+        .page(&["/v1/models/{id}"], routes!(models::one))
+        .page(&["/health"], routes!(health::health))
+        .page(&["/livez", "/ping"], routes!(health::livez))
+        .page(&["/readyz", "/v1/health/ready"], routes!(health::readyz))
+        .page(&["/metrics"], routes!(health::metrics))
+        .page(&["/openapi.json"], routes!(docs::openapi_json))
+        .page(&["/docs"], routes!(docs::docs))
+        .page(&["/"], routes!(health::root))
+        .part("/v1/models/{owner}/{name}", get(models::one_of_owner))
+        .part("/docs/", get(docs::page))
+        .part("/docs/{*path}", get(docs::asset))
+}
+
+/// No route: says which there are.
+pub(super) async fn no_route(request: Request) -> Problem {
+    let (method, path) = (
+        request.method().to_string(),
+        request.uri().path().to_owned(),
+    );
+    Refusal::NoRoute { method, path }.into()
+}
+
+/// Another method than the route's.
+pub(super) fn wrong_method(request: &Request, allowed: &'static str) -> Problem {
+    let (method, path) = (
+        request.method().to_string(),
+        request.uri().path().to_owned(),
+    );
+    Refusal::WrongMethod {
+        method,
+        path,
+        allowed,
+    }
+    .into()
+}
+
+/// A mistake of ours, as an answer.
+pub(super) fn panicked(panic: Box<dyn Any + Send>) -> Response {
+    Problem::from(panic_error(&*panic)).into_response()
+}
+
+/// Pages of any origin may ask, with a key, and read our headers.
+fn cors() -> CorsLayer {
+    let shown =
+        [call::REQUEST_ID, answer::ACTIVATION, answer::SERVER_TIMING].map(HeaderName::from_static);
+    CorsLayer::new()
+        .allow_origin(AnyOrigin)
+        .allow_methods([Method::GET, Method::POST, Method::HEAD])
+        // By name: `*` would not cover Authorization.
+        .allow_headers(AllowHeaders::list([
+            AUTHORIZATION,
+            axum::http::header::CONTENT_TYPE,
+            HeaderName::from_static(call::REQUEST_ID),
+            HeaderName::from_static(post::TIMEOUT_MS),
+        ]))
+        .expose_headers(shown.into_iter().chain([RETRY_AFTER]).collect::<Vec<_>>())
+}
+
+// === impl Book ===
+
+impl Book {
+    fn new() -> Self {
+        Self {
+            pages: OpenApiRouter::with_openapi(Preface::openapi()),
+            routes: Vec::new(),
+        }
+    }
+
+    /// A documented handler, under each of its paths.
+    fn page(mut self, paths: &[&'static str], page: UtoipaMethodRouter<Arc<Edge>>) -> Self {
+        for &path in paths {
+            let (schemas, documented, handler) = page.clone();
+            self.pages = self.pages.routes((schemas, at(path, documented), handler));
+            self.routes.push(path);
+        }
+        self
+    }
+
+    /// A part of a page, which needs no documentation of its own.
+    fn part(mut self, path: &'static str, handler: MethodRouter<Arc<Edge>>) -> Self {
+        self.pages = self.pages.route(path, handler);
+        self.routes.push(path);
+        self
+    }
+
+    pub(super) fn split(self) -> (Router<Arc<Edge>>, OpenApi) {
+        self.pages.split_for_parts()
+    }
+}
+
+/// The one documented path moved to `path`, under an operation id of its own.
+fn at(path: &str, documented: Paths) -> Paths {
+    let mut moved = Paths::new();
+    for (_, mut item) in documented.paths {
+        let words = path
+            .split(|c: char| !c.is_ascii_alphanumeric())
+            .filter(|word| !word.is_empty());
+        let name = words.collect::<Vec<_>>().join("_");
+        for (method, operation) in [("get", &mut item.get), ("post", &mut item.post)] {
+            if let Some(operation) = operation {
+                let name = if name.is_empty() { "root" } else { &name };
+                operation.operation_id = Some(format!("{method}_{name}"));
+            }
+        }
+        moved.paths.insert(path.to_owned(), item);
+    }
+    moved
+}

@@ -1,0 +1,147 @@
+//! Receiving a request for scores: at the door first, then its body, within bounds of bytes and
+//! time.
+
+use super::Edge;
+use super::call::Call;
+use super::problem::Problem;
+use super::wire::Refusal;
+use crate::intake::Pass;
+use crate::score::{ScoreError, ScoreRequest};
+use axum::body::Body;
+use axum::extract::{FromRequest, Request};
+use axum::http::HeaderMap;
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// By this header a client asks for less time than the server allows.
+pub(super) const TIMEOUT_MS: &str = "x-request-timeout-ms";
+
+/// The longest that a refused body is read for.
+const DRAIN_TIME_MAX: Duration = Duration::from_secs(1);
+
+/// A received body and the right to have it answered.
+pub(super) struct Post {
+    pub(super) call: Call,
+    pub(super) body: Bytes,
+    deadline: Instant,
+    /// Given back when the answer has been made.
+    _pass: Pass,
+}
+
+// === impl Post ===
+
+impl Post {
+    /// What the core is asked.
+    pub(super) fn question(
+        &self,
+        model: Option<String>,
+        query: String,
+        documents: Vec<String>,
+    ) -> ScoreRequest {
+        self.call.question(model, query, documents, self.deadline)
+    }
+
+    async fn receive(edge: &Edge, request: Request) -> Result<Self, Refusal> {
+        let (parts, body) = request.into_parts();
+        let call = Call::of(&parts.extensions);
+        check_media_type(&parts.headers)?;
+        let bytes_max = edge.settings.body_bytes_max;
+        let announced = content_length(&parts.headers);
+        if announced.is_some_and(|bytes| bytes > bytes_max as u64) {
+            return Err(Refusal::BodyTooLarge { bytes_max });
+        }
+        let timeout = edge.settings.request_timeout;
+        let deadline = call.deadline(timeout, client_timeout(&parts.headers)?);
+        // Before the first byte: who is not let in costs no memory.
+        let pass = match edge.door.enter(announced) {
+            Ok(pass) => pass,
+            Err(error) => {
+                if announced.is_some() {
+                    drain(body).await;
+                }
+                return Err(error.into());
+            }
+        };
+        let body = tokio::time::timeout_at(deadline.into(), collect(body, bytes_max))
+            .await
+            .map_err(|_| Refusal::BodyLate {
+                after: call.elapsed(),
+            })??;
+        Ok(Self {
+            call,
+            body,
+            deadline,
+            _pass: pass,
+        })
+    }
+}
+
+impl FromRequest<Arc<Edge>> for Post {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, edge: &Arc<Edge>) -> Result<Self, Problem> {
+        Ok(Self::receive(edge, request).await?)
+    }
+}
+
+/// What the client announces, where it does.
+pub(super) fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// JSON under any of its names; a client that says nothing is believed to send it.
+fn check_media_type(headers: &HeaderMap) -> Result<(), Refusal> {
+    let Some(value) = headers.get(CONTENT_TYPE) else {
+        return Ok(());
+    };
+    let found = String::from_utf8_lossy(value.as_bytes()).to_ascii_lowercase();
+    let essence = found.split(';').next().unwrap_or_default().trim();
+    let is_json = matches!(essence, "application/json" | "text/json")
+        || (essence.starts_with("application/") && essence.ends_with("+json"));
+    if is_json {
+        Ok(())
+    } else {
+        Err(Refusal::MediaType {
+            found: essence.to_owned(),
+        })
+    }
+}
+
+fn client_timeout(headers: &HeaderMap) -> Result<Option<Duration>, ScoreError> {
+    let Some(value) = headers.get(TIMEOUT_MS) else {
+        return Ok(None);
+    };
+    let ms = value
+        .to_str()
+        .ok()
+        .and_then(|text| text.trim().parse::<u64>().ok())
+        .filter(|&ms| ms > 0);
+    match ms {
+        Some(ms) => Ok(Some(Duration::from_millis(ms))),
+        None => Err(ScoreError::invalid(
+            TIMEOUT_MS,
+            "is not a whole number of milliseconds above 0; send one, or none",
+        )),
+    }
+}
+
+/// Reads a body of bounded length without keeping it. Closing a connection on which bytes are still
+/// arriving resets it, and the client would see that instead of `Retry-After`.
+async fn drain(mut body: Body) {
+    let all = async { while body.frame().await.is_some_and(|frame| frame.is_ok()) {} };
+    // Who is slower than this must live with the reset.
+    _ = tokio::time::timeout(DRAIN_TIME_MAX, all).await;
+}
+
+async fn collect(body: Body, bytes_max: usize) -> Result<Bytes, Refusal> {
+    match Limited::new(body, bytes_max).collect().await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(Refusal::BodyTooLarge { bytes_max }),
+        Err(error) => Err(Refusal::BodyBroken {
+            why: error.to_string(),
+        }),
+    }
+}

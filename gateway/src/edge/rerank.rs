@@ -1,0 +1,91 @@
+//! `/rerank` under all its names: the body says which dialect it is.
+
+use super::Edge;
+use super::post::Post;
+use super::problem::{Problem, ScoringErrors};
+use super::{canonical, json, tei};
+use crate::score::ScoreError;
+use axum::extract::State;
+use axum::response::Response;
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use utoipa::ToSchema;
+
+/// The paths at which clients look for reranking.
+pub(super) const PATHS: [&str; 5] = [
+    "/rerank",
+    "/v1/rerank",
+    "/v2/rerank",
+    "/reranking",
+    "/v1/reranking",
+];
+
+/// By which key a dialect is known. Absent and null are the same.
+#[derive(Deserialize)]
+struct Keys {
+    texts: Option<IgnoredAny>,
+    documents: Option<IgnoredAny>,
+}
+
+/// A body with `documents`, or TEI's with `texts`.
+#[derive(Deserialize, ToSchema)]
+#[serde(untagged)]
+#[schema(as = AnyRerankRequest)]
+#[expect(dead_code, reason = "read by the derive only")]
+pub(super) enum AnyBody {
+    #[schema(title = "canonical")]
+    Canonical(canonical::Body),
+    #[schema(title = "TEI")]
+    Tei(tei::Body),
+}
+
+/// An object for `documents`, an array for `texts`.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+#[schema(as = AnyRerankAnswer)]
+#[expect(dead_code, reason = "read by the derive only")]
+pub(super) enum AnyAnswer {
+    #[schema(title = "canonical")]
+    Canonical(canonical::Answer),
+    #[schema(title = "TEI")]
+    Tei(Vec<tei::Rank>),
+}
+
+/// Rank documents by their relevance to a query
+///
+/// A body with `documents` is answered as Cohere and Jina do, one with `texts` as TEI does.
+#[utoipa::path(post, path = "/rerank", tag = "rerank", request_body = AnyBody,
+    params(
+        ("X-Request-Id" = Option<String>, Header, description = "A name for the request, kept in \
+            answer and log: at most 128 visible ASCII characters"),
+        ("X-Request-Timeout-Ms" = Option<u64>, Header, description = "Less time than allowed"),
+    ),
+    responses(
+        (status = 200, description = "The documents by falling score", body = AnyAnswer, headers(
+            ("x-request-id" = String, description = "The request's name, as on every answer"),
+            ("x-crossgate-activation" = String, description = "`identity`, `sigmoid` or `softmax`"),
+            ("server-timing" = String, description = "Where the milliseconds went"),
+        )),
+        ScoringErrors,
+    )
+)]
+pub(super) async fn rerank(State(edge): State<Arc<Edge>>, post: Post) -> Result<Response, Problem> {
+    // Read twice: to skip over a body costs a tenth of reading it, and each dialect keeps its own
+    // struct.
+    let keys: Keys = json::parse(&post.body)?;
+    match keys {
+        Keys { texts: Some(_), .. } => tei::rerank(&edge, &post).await.map_err(Problem::tei),
+        Keys {
+            documents: Some(_), ..
+        } => Ok(canonical::rerank(&edge, &post).await?),
+        Keys {
+            texts: None,
+            documents: None,
+        } => {
+            let why =
+                "is missing; send `documents` (a list of strings), or `texts` as TEI's clients do";
+            Err(ScoreError::invalid("documents", why).into())
+        }
+    }
+}

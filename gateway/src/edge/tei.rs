@@ -1,0 +1,248 @@
+//! Text Embeddings Inference's dialect: `texts` in, a bare array out, and `/info`.
+
+use super::Edge;
+use super::answer::{scored, set};
+use super::json;
+use super::post::Post;
+use super::problem::Problem;
+use super::wire::Refusal;
+use crate::load::ModelState;
+use crate::score::{Activation, ScoreError, ScoreResponse, ranking};
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::Response;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use utoipa::ToSchema;
+
+/// A query and the texts to rank by it. Long texts are cut, whatever `truncate` says.
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = TeiRerankRequest, example = json!({
+    "query": "What is the capital of France?",
+    "texts": ["Paris is the capital of France.", "Bread is made of flour."],
+    "return_text": true
+}))]
+pub(super) struct Body {
+    /// A name from `/models`; absent for the first.
+    model: Option<String>,
+    /// What the texts are compared with; not empty.
+    #[schema(value_type = String, min_length = 1)]
+    query: Option<String>,
+    /// At least one.
+    #[schema(value_type = Vec<String>, min_items = 1)]
+    texts: Option<Vec<String>>,
+    /// How many results to return, at least 1; absent for all.
+    #[serde(default, deserialize_with = "json::count")]
+    #[schema(minimum = 1)]
+    top_n: Option<u64>,
+    /// The model's logit instead of a score between 0 and 1.
+    #[serde(default, deserialize_with = "json::flag")]
+    raw_scores: Option<bool>,
+    /// Repeat each text in its result.
+    #[serde(default, deserialize_with = "json::flag")]
+    return_text: Option<bool>,
+}
+
+/// One text's result. The array of them stands by falling score.
+#[derive(Serialize, ToSchema)]
+#[schema(as = TeiRank)]
+pub(super) struct Rank {
+    /// The text's place in the request.
+    index: usize,
+    score: f32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text: Option<String>,
+}
+
+/// The first model and the server's bounds, in the shape that TEI's clients expect.
+#[derive(Serialize, ToSchema)]
+#[schema(as = TeiInfo)]
+pub(super) struct Info {
+    model_id: String,
+    model_sha: Option<String>,
+    model_dtype: String,
+    model_type: ModelType,
+    max_concurrent_requests: usize,
+    max_input_length: usize,
+    max_batch_tokens: usize,
+    max_batch_requests: Option<usize>,
+    max_client_batch_size: usize,
+    auto_truncate: bool,
+    tokenization_workers: usize,
+    version: &'static str,
+    sha: Option<String>,
+    docker_label: Option<String>,
+    /// How logits become scores on routes other than TEI's.
+    activation: &'static str,
+}
+
+/// Ours have one label (rerankers) or several (classifiers).
+#[derive(Serialize, ToSchema)]
+#[schema(as = TeiModelType)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum ModelType {
+    Reranker(Labels),
+    Classifier(Labels),
+}
+
+#[derive(Serialize, ToSchema)]
+#[schema(as = TeiLabels)]
+pub(super) struct Labels {
+    id2label: BTreeMap<String, String>,
+    label2id: BTreeMap<String, usize>,
+}
+
+/// The first model, in TEI's shape
+#[utoipa::path(get, path = "/info", tag = "models", responses(
+    (status = 200, description = "What serves", body = Info),
+    (status = 503, description = "No model yet", body = super::problem::TeiErrorAnswer),
+))]
+pub(super) async fn info(State(edge): State<Arc<Edge>>) -> Result<Response, Problem> {
+    let models = edge.catalog.models();
+    let model = models.first().ok_or_else(|| {
+        Problem::tei(ScoreError::Unavailable {
+            why: "no model serves yet; wait for GET /readyz".to_owned(),
+            retry_after: Duration::from_secs(1),
+        })
+    })?;
+    Ok(super::answer::json(StatusCode::OK, &describe(&edge, model)))
+}
+
+/// Answers a body with `texts`.
+pub(super) async fn rerank(edge: &Edge, post: &Post) -> Result<Response, Refusal> {
+    let body: Body = json::parse(&post.body)?;
+    let query = json::required(body.query, "query", "the text to compare the texts with")?;
+    let texts = json::required(body.texts, "texts", "a list of strings")?;
+    if texts.is_empty() {
+        return Err(Refusal::Empty {
+            param: "texts",
+            why: "is empty; send at least one text",
+        });
+    }
+    if body.top_n == Some(0) {
+        return Err(ScoreError::invalid(
+            "top_n",
+            "is 0; send 1 or more, or leave it out for all texts",
+        )
+        .into());
+    }
+    let n_results = body
+        .top_n
+        .map_or(texts.len(), |n| usize::try_from(n).unwrap_or(usize::MAX));
+    let raw = body.raw_scores.unwrap_or(false);
+    let mut repeated = body.return_text.unwrap_or(false).then(|| texts.clone());
+    let n_characters =
+        characters(&query) * texts.len() + texts.iter().map(|text| characters(text)).sum::<usize>();
+
+    let response = edge
+        .score(post.question(body.model, query, texts))
+        .await
+        .map_err(in_their_words)?;
+    let activation = activation(&response, raw);
+    let rows = response.logits.chunks_exact(response.n_labels);
+    let scores: Vec<f32> = rows.map(|logits| activation.apply(logits)[0]).collect();
+    let order = ranking(&scores).into_iter().take(n_results);
+    let ranks: Vec<Rank> = order
+        .map(|index| Rank {
+            index,
+            score: scores[index],
+            text: repeated
+                .as_mut()
+                .map(|texts| std::mem::take(&mut texts[index])),
+        })
+        .collect();
+    let mut answer = scored(&post.call, &response, activation, &ranks);
+    describe_compute(&mut answer, edge, post, &response, n_characters);
+    Ok(answer)
+}
+
+/// TEI's own rule, whatever the model declares.
+fn activation(response: &ScoreResponse, raw: bool) -> Activation {
+    match (raw, response.n_labels) {
+        (true, _) => Activation::Identity,
+        (false, 1) => Activation::Sigmoid,
+        (false, _) => Activation::Softmax,
+    }
+}
+
+/// The core speaks of documents; these clients sent texts.
+fn in_their_words(error: ScoreError) -> ScoreError {
+    let rename = |param: String| match param.strip_prefix("documents") {
+        Some(rest) => format!("texts{rest}"),
+        None => param,
+    };
+    match error {
+        ScoreError::Invalid { param, why } => ScoreError::Invalid {
+            param: rename(param),
+            why,
+        },
+        ScoreError::TooLarge { param, why } => ScoreError::TooLarge {
+            param: rename(param),
+            why,
+        },
+        ScoreError::Row { index, why } => ScoreError::invalid(format!("texts[{index}]"), why),
+        other => other,
+    }
+}
+
+fn characters(text: &str) -> usize {
+    text.chars().count()
+}
+
+fn describe_compute(
+    answer: &mut Response,
+    edge: &Edge,
+    post: &Post,
+    response: &ScoreResponse,
+    n_characters: usize,
+) {
+    let models = edge.catalog.models();
+    let device = models
+        .iter()
+        .find(|model| model.name == response.model)
+        .map(|model| model.device.as_str());
+    set(answer, "x-compute-type", device.unwrap_or("cpu"));
+    let ms = |time: Duration| time.as_millis().to_string();
+    let total = ms(post.call.elapsed());
+    set(answer, "x-compute-time", &total);
+    set(answer, "x-compute-characters", &n_characters.to_string());
+    set(answer, "x-compute-tokens", &response.n_tokens.to_string());
+    set(answer, "x-total-time", &total);
+    set(answer, "x-tokenization-time", &ms(response.times.tokenize));
+    set(answer, "x-queue-time", &ms(response.times.queue));
+    set(answer, "x-inference-time", &ms(response.times.inference));
+}
+
+fn describe(edge: &Edge, model: &ModelState) -> Info {
+    let settings = &edge.settings;
+    let numbered = model.labels.iter().enumerate();
+    let labels = Labels {
+        id2label: numbered
+            .clone()
+            .map(|(id, label)| (id.to_string(), label.clone()))
+            .collect(),
+        label2id: numbered.map(|(id, label)| (label.clone(), id)).collect(),
+    };
+    Info {
+        model_id: model.source.clone(),
+        model_sha: Some(model.revision.clone()).filter(|revision| !revision.is_empty()),
+        model_dtype: model.dtype.clone(),
+        model_type: match model.labels.len() {
+            0 | 1 => ModelType::Reranker(labels),
+            _ => ModelType::Classifier(labels),
+        },
+        max_concurrent_requests: settings.requests_max,
+        max_input_length: model.row_tokens_max,
+        max_batch_tokens: settings.batch_tokens_max,
+        max_batch_requests: None,
+        max_client_batch_size: settings.documents_max,
+        auto_truncate: true,
+        tokenization_workers: settings.tokenizer_workers,
+        version: settings.version,
+        sha: None,
+        docker_label: None,
+        activation: model.activation.name(),
+    }
+}

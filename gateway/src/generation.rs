@@ -1,0 +1,289 @@
+//! A model as it serves: tokenizer, queue, backend and workers, replaced as a whole by a swap.
+
+pub mod batch;
+pub mod cost;
+pub mod line;
+pub mod queue;
+mod slots;
+pub mod work;
+pub mod worker;
+
+pub use slots::Slots;
+
+use crate::load::ModelState;
+use crate::model::{ModelInfo, TokenRows, Tokenizer};
+use crate::runtime::Runtime;
+use crate::score::{Activation, ScoreError};
+use crate::telemetry::ModelMetrics;
+use backend_api::{Description, Fault, OpenBackend, OpenWorker, RaggedBatch, RowControl};
+use cost::Size;
+use line::Line;
+use queue::{BatchBounds, QueueBounds};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use worker::{Reopen, Shared, Worker};
+
+/// A model that serves.
+pub struct Generation {
+    parts: Facts,
+    tokenizer: Arc<Tokenizer>,
+    line: Arc<Line>,
+    metrics: Arc<ModelMetrics>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// What a generation is, constant for its life.
+pub struct Facts {
+    /// What requests name.
+    pub name: Arc<str>,
+    /// Where the model came from, as the user wrote it.
+    pub source: String,
+    /// Counts up with every swap, from 1.
+    pub number: u64,
+    /// What the model's folder says.
+    pub info: ModelInfo,
+    /// What turns logits into scores: the model's own activation unless configured.
+    pub activation: Activation,
+    /// The plugin's name and version.
+    pub plugin: (String, String),
+    /// What the plugin opened.
+    pub description: Description,
+}
+
+/// What a generation is started with.
+pub struct Start {
+    /// What it is.
+    pub facts: Facts,
+    /// Opened by the plugin.
+    pub backend: OpenBackend,
+    /// Opens the same again after a panic.
+    pub reopen: Reopen,
+    /// The model's.
+    pub tokenizer: Tokenizer,
+    /// Worker threads.
+    pub n_workers: usize,
+    /// What may wait.
+    pub queue: QueueBounds,
+    /// What one batch may hold, at most what the backend can take.
+    pub batch: BatchBounds,
+    /// The model's instruments.
+    pub metrics: ModelMetrics,
+}
+
+// === impl Generation ===
+
+impl Generation {
+    /// Warms a worker up, then starts the threads.
+    ///
+    /// # Errors
+    /// The plugin's own, or that the system has no more threads.
+    pub fn start(start: Start, runtime: &Runtime) -> Result<Arc<Self>, Fault> {
+        let limits = start.backend.limits();
+        let batch = BatchBounds {
+            rows_max: start.batch.rows_max.min(limits.rows_max),
+            tokens_max: start.batch.tokens_max.min(limits.tokens_max),
+            ..start.batch
+        };
+        let generation = Self {
+            line: Arc::new(Line::new(start.queue, batch)),
+            tokenizer: Arc::new(start.tokenizer),
+            metrics: Arc::new(start.metrics),
+            threads: Mutex::new(Vec::new()),
+            parts: start.facts,
+        };
+        let shared = Arc::new(Shared::new(start.backend, start.reopen));
+        let n_workers = start
+            .n_workers
+            .min(generation.parts.description.n_workers_max as usize)
+            .max(1);
+        // All workers stand before the first thread runs: none is left behind by a failure.
+        let mut workers = (0..n_workers)
+            .map(|_| Ok(shared.worker()?.0))
+            .collect::<Result<Vec<_>, Fault>>()?;
+        generation.warm_up(&mut workers[0], &batch)?;
+        for (place, called) in workers.into_iter().enumerate() {
+            let worker = Worker {
+                line: Arc::clone(&generation.line),
+                shared: Arc::clone(&shared),
+                metrics: Arc::clone(&generation.metrics),
+                limits,
+                n_labels: generation.n_labels(),
+            };
+            // Counted before it runs: whoever asks next finds it.
+            generation.line.count_worker(1);
+            let name = format!("{}-{place}", generation.parts.name);
+            let thread = runtime
+                .thread(name, move || worker.run(called))
+                .map_err(|error| {
+                    generation.close();
+                    Fault::internal(format!("no thread for a worker: {error}"))
+                })?;
+            generation.threads().push(thread);
+        }
+        Ok(Arc::new(generation))
+    }
+
+    /// Runs the backend through the sizes that matter, so that the first request finds memory touched
+    /// and the cost model seeded: one short row, the longest row, and a full batch of passages.
+    fn warm_up(&self, worker: &mut OpenWorker, batch: &BatchBounds) -> Result<(), Fault> {
+        let longest = self.tokenizer.row_tokens_max().min(batch.tokens_max);
+        let passages = (batch.tokens_max / 2 / 64).clamp(1, 32);
+        let shapes = [
+            (1, 16),
+            (1, longest),
+            (passages, 64.min(longest)),
+            (1, 16),
+            (4, 64.min(longest)),
+        ];
+        for (n_rows, n_tokens) in shapes {
+            let n_rows = n_rows
+                .min(batch.rows_max)
+                .min(batch.tokens_max / n_tokens)
+                .max(1);
+            let row = self
+                .tokenizer
+                .sample_row(n_tokens)
+                .map_err(Fault::bad_model)?;
+            let (size, took) = self.warm_up_once(worker, &row, n_rows)?;
+            self.line.learn(size, took);
+        }
+        Ok(())
+    }
+
+    fn warm_up_once(
+        &self,
+        worker: &mut OpenWorker,
+        row: &TokenRows,
+        n_rows: usize,
+    ) -> Result<(Size, Duration), Fault> {
+        let (ids, types) = (row.input_ids.repeat(n_rows), row.type_ids.repeat(n_rows));
+        let len = row.input_ids.len();
+        let offsets: Vec<u32> = (0..=n_rows).map(|end| (end * len) as u32).collect();
+        let wanted = AtomicBool::new(true);
+        let controls = vec![
+            RowControl {
+                deadline_us: u64::MAX,
+                wanted: &wanted
+            };
+            n_rows
+        ];
+        let (mut logits, mut statuses) = (vec![0.0; n_rows * self.n_labels()], vec![0; n_rows]);
+        let started = Instant::now();
+        let batch = RaggedBatch::check(
+            &ids,
+            &types,
+            &offsets,
+            &[],
+            &controls,
+            &worker.limits(),
+            started,
+        )
+        .map_err(Fault::bad_batch)?;
+        let (_, scores) = worker.score(&batch, &mut logits, &mut statuses)?;
+        let took = started.elapsed();
+        if let Err(status) = scores.row(0) {
+            return Err(Fault::internal(format!(
+                "the first row of the warm-up came back as {status:?}"
+            )));
+        }
+        let size = Size {
+            tokens: ids.len() as f64,
+            squares: (n_rows * len * len) as f64,
+        };
+        Ok((size, took))
+    }
+
+    /// What requests name.
+    pub fn name(&self) -> Arc<str> {
+        Arc::clone(&self.parts.name)
+    }
+
+    /// Logits for each row.
+    pub fn n_labels(&self) -> usize {
+        self.parts.description.n_labels as usize
+    }
+
+    /// What turns logits into scores.
+    pub fn activation(&self) -> Activation {
+        self.parts.activation
+    }
+
+    /// The model's tokenizer.
+    pub fn tokenizer(&self) -> &Arc<Tokenizer> {
+        &self.tokenizer
+    }
+
+    /// The queue and all that is decided by it.
+    pub fn line(&self) -> &Arc<Line> {
+        &self.line
+    }
+
+    /// The model's instruments.
+    pub fn metrics(&self) -> &Arc<ModelMetrics> {
+        &self.metrics
+    }
+
+    /// A snapshot.
+    pub fn state(&self) -> ModelState {
+        let Facts {
+            info,
+            description,
+            plugin,
+            ..
+        } = &self.parts;
+        let load = self.line.load();
+        ModelState {
+            name: self.name(),
+            source: self.parts.source.clone(),
+            revision: info.revision.clone().unwrap_or_default(),
+            architecture: info.architecture.clone(),
+            labels: info.labels.clone(),
+            activation: self.activation(),
+            num_parameters: Some(info.num_parameters),
+            row_tokens_max: self.tokenizer.row_tokens_max(),
+            plugin: plugin.clone(),
+            device: description.device.clone(),
+            dtype: description.dtype.clone(),
+            kernel: description.kernel.clone(),
+            numerics_id: description.numerics_id.clone(),
+            generation: self.parts.number,
+            state: match (self.line.is_closed(), load.workers) {
+                (true, _) => "draining",
+                (false, 0) => "failed",
+                (false, _) => "live",
+            },
+            load,
+            totals: self.line.totals(),
+        }
+    }
+
+    /// Takes no more requests; what was admitted is still answered.
+    pub fn close(&self) {
+        self.line.close();
+    }
+
+    /// After [`close`](Self::close): waits for the workers until `deadline`, then answers what is left
+    /// with an error. Blocks.
+    pub fn join(&self, deadline: Instant) {
+        let threads = std::mem::take(&mut *self.threads());
+        while threads.iter().any(|thread| !thread.is_finished()) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let why = "the server shut down first".to_owned();
+        self.line.fail_all(&ScoreError::Unavailable {
+            why,
+            retry_after: Duration::from_secs(1),
+        });
+        for thread in threads.into_iter().filter(JoinHandle::is_finished) {
+            if thread.join().is_err() {
+                tracing::error!(model = %self.parts.name, "a worker thread panicked");
+            }
+        }
+    }
+
+    fn threads(&self) -> std::sync::MutexGuard<'_, Vec<JoinHandle<()>>> {
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,200 @@
+//! Plugins: the only place that knows library files.
+
+mod image;
+
+pub use image::find_in;
+
+use backend_api::{Fault, FaultCode, OpenBackend, OpenRequest, PluginLibrary};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Devices in the order in which `auto` prefers them.
+const DEVICES: [&str; 3] = ["cuda", "metal", "cpu"];
+
+/// The plugins that were found.
+pub struct Host {
+    files: Vec<PluginFile>,
+    dirs: Vec<PathBuf>,
+}
+
+/// A library file that was looked at.
+#[derive(Clone)]
+pub struct PluginFile {
+    /// The file.
+    pub path: PathBuf,
+    /// The plugin, or why it was refused.
+    pub found: Result<Arc<PluginLibrary>, String>,
+}
+
+/// No plugin opens the model. Says what each one answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NoBackend {
+    why: Vec<String>,
+}
+
+/// A model opened by a plugin.
+pub struct Opened {
+    /// The plugin.
+    pub library: Arc<PluginLibrary>,
+    /// What it opened.
+    pub backend: OpenBackend,
+    /// How to open the same again.
+    pub request: OpenRequest,
+}
+
+// dlopen runs constructors and abi_stable fills its globals: one library at a time.
+static LOADING: Mutex<()> = Mutex::new(());
+
+// === impl Host ===
+
+impl Host {
+    /// Looks for plugins in `dirs`. A file that is refused is kept with the reason.
+    pub fn scan(dirs: &[PathBuf]) -> Self {
+        let files = dirs
+            .iter()
+            .flat_map(|dir| find_in(dir))
+            .map(|path| PluginFile {
+                found: load(&path),
+                path,
+            });
+        Self {
+            files: files.collect(),
+            dirs: dirs.to_vec(),
+        }
+    }
+
+    /// Every file that was looked at.
+    pub fn files(&self) -> &[PluginFile] {
+        &self.files
+    }
+
+    /// Opens a model with the plugin named `backend`, or with `auto` by the first one that says it
+    /// serves `architecture`, in the order of devices (`cuda`, `metal`, `cpu`) and then of names.
+    ///
+    /// # Errors
+    /// What each plugin answered.
+    pub fn open(
+        &self,
+        backend: &str,
+        architecture: &str,
+        request: &OpenRequest,
+    ) -> Result<Opened, NoBackend> {
+        let candidates = self
+            .candidates(backend, architecture)
+            .map_err(|why| NoBackend { why: vec![why] })?;
+        let mut why = Vec::new();
+        for library in candidates {
+            match library.open(request) {
+                Ok(backend) => {
+                    return Ok(Opened {
+                        library,
+                        backend,
+                        request: request.clone(),
+                    });
+                }
+                Err(fault) => {
+                    why.push(format!("{}: {fault}", library.card().name));
+                    // Another plugin may serve what this one does not; it will not mend a broken file.
+                    if !matches!(
+                        fault.code,
+                        FaultCode::Unsupported | FaultCode::OutOfMemory | FaultCode::DeviceLost
+                    ) {
+                        break;
+                    }
+                }
+            }
+        }
+        Err(NoBackend { why })
+    }
+
+    fn candidates(
+        &self,
+        backend: &str,
+        architecture: &str,
+    ) -> Result<Vec<Arc<PluginLibrary>>, String> {
+        let plugins = self
+            .files
+            .iter()
+            .filter_map(|file| file.found.as_ref().ok());
+        if backend != "auto" {
+            let named: Vec<_> = plugins
+                .filter(|plugin| plugin.card().name == backend)
+                .cloned()
+                .collect();
+            return if named.is_empty() {
+                Err(self.no_plugin(&format!("there is no plugin {backend:?}")))
+            } else {
+                Ok(named)
+            };
+        }
+        let serves = |plugin: &&Arc<PluginLibrary>| {
+            let served = &plugin.card().architectures;
+            served.iter().any(|name| name == architecture)
+        };
+        let mut serving: Vec<_> = plugins.filter(serves).cloned().collect();
+        serving.sort_by_key(|plugin| {
+            let card = plugin.card();
+            let preference = |device: &String| {
+                DEVICES
+                    .iter()
+                    .position(|known| known == device)
+                    .unwrap_or(DEVICES.len())
+            };
+            (card.devices.iter().map(preference).min(), card.name.clone())
+        });
+        if serving.is_empty() {
+            return Err(self.no_plugin(&format!("no plugin serves a {architecture}")));
+        }
+        Ok(serving)
+    }
+
+    fn no_plugin(&self, what: &str) -> String {
+        let names: Vec<_> = self
+            .files
+            .iter()
+            .map(|file| match &file.found {
+                Ok(plugin) => plugin.card().name.clone(),
+                Err(why) => why.clone(),
+            })
+            .collect();
+        let dirs: Vec<_> = self
+            .dirs
+            .iter()
+            .map(|dir| dir.display().to_string())
+            .collect();
+        let found = if names.is_empty() {
+            "no plugin at all".to_owned()
+        } else {
+            names.join("; ")
+        };
+        format!(
+            "{what}; found in {}: {found}. See `crossgate plugins`, or name a folder with --plugin-dir",
+            dirs.join(", ")
+        )
+    }
+}
+
+impl Opened {
+    /// A function that opens the same model by the same plugin again.
+    pub fn reopen(&self) -> impl Fn() -> Result<OpenBackend, Fault> + Send + Sync + use<> {
+        let (library, request) = (Arc::clone(&self.library), self.request.clone());
+        move || library.open(&request)
+    }
+}
+
+impl fmt::Display for NoBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.why.join("; "))
+    }
+}
+
+impl std::error::Error for NoBackend {}
+
+fn load(path: &Path) -> Result<Arc<PluginLibrary>, String> {
+    let _one_at_a_time = LOADING.lock().unwrap_or_else(PoisonError::into_inner);
+    image::check(path)?;
+    PluginLibrary::load(path)
+        .map(Arc::new)
+        .map_err(|error| error.to_string())
+}

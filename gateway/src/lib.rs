@@ -1,0 +1,32 @@
+//! Crossgate's gateway: text in, scores out, computed by a plugin behind a stable ABI.
+//!
+//! A request goes one way, down this list; only its scores come back. No module uses one that stands
+//! above it, except `app`, which puts all of them together (`tests/tidy.rs` checks).
+
+// Ground: nouns and instruments that every stage may use.
+pub mod score;
+
+pub mod load;
+
+pub mod config;
+pub mod model;
+pub mod runtime;
+pub mod telemetry;
+
+// The way of a request.
+pub mod edge;
+
+pub mod intake;
+
+pub mod admit;
+
+pub mod tokenize;
+
+pub mod generation;
+
+// What stands behind a generation, reached before it is live.
+pub mod host;
+
+// Composition.
+pub mod app;
+pub mod cli;

@@ -1,0 +1,85 @@
+//! What serves and how busy it is: read-only snapshots, for health, admission and metrics.
+
+use crate::score::Activation;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Whoever knows the models that serve. Never waits behind inference.
+pub trait Catalog: Send + Sync + 'static {
+    /// Every model, in configured order.
+    fn models(&self) -> Vec<ModelState>;
+
+    /// What keeps the server from taking requests; empty when it is ready.
+    fn not_ready(&self) -> Vec<String>;
+}
+
+/// One model as it serves.
+#[derive(Clone, Debug)]
+pub struct ModelState {
+    /// As configured: what requests name.
+    pub name: Arc<str>,
+    /// Where it came from, as the user wrote it.
+    pub source: String,
+    /// Hub commit, or empty.
+    pub revision: String,
+    /// The class in `config.json`.
+    pub architecture: String,
+    /// Label names in the logits' order.
+    pub labels: Vec<String>,
+    /// What turns logits into scores.
+    pub activation: Activation,
+    /// Parameters, from the weights' headers.
+    pub num_parameters: Option<u64>,
+    /// Tokens that one row may have, special tokens included.
+    pub row_tokens_max: usize,
+    /// The plugin's name and version.
+    pub plugin: (String, String),
+    /// The device in use.
+    pub device: String,
+    /// The arithmetic in use.
+    pub dtype: String,
+    /// The kernel in use.
+    pub kernel: String,
+    /// Equal ids promise equal scores.
+    pub numerics_id: String,
+    /// Counts up with every swap, from 1.
+    pub generation: u64,
+    /// `live`, `draining`, `failed`.
+    pub state: &'static str,
+    /// How busy it is.
+    pub load: Load,
+    /// What it has done since the start.
+    pub totals: Totals,
+}
+
+/// How busy a generation is.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Load {
+    /// Requests between intake and answer.
+    pub requests_in_flight: usize,
+    /// Rows that wait in the queue.
+    pub queue_rows: usize,
+    /// Tokens that wait in the queue.
+    pub queue_tokens: usize,
+    /// Predicted time until what waits now has been computed, over all workers.
+    pub queue_time: Duration,
+    /// Workers that can be called.
+    pub workers: usize,
+    /// Workers that compute at this moment.
+    pub workers_busy: usize,
+}
+
+/// What a generation has done since it went live.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Requests answered, well or not.
+    pub requests: u64,
+    /// Batches computed.
+    pub batches: u64,
+    /// Rows computed.
+    pub rows: u64,
+    /// Tokens computed.
+    pub tokens: u64,
+    /// Time spent in the backend, over all workers.
+    pub inference: Duration,
+}

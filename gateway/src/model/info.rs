@@ -1,0 +1,292 @@
+//! What the gateway needs to know of a model beyond its weights, read from its folder and checked.
+
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+
+use crate::score::Activation;
+
+use super::config::{Config, SentenceTransformers, TokenizerConfig};
+use super::weights::{self, read_bounded};
+use super::{Folder, ModelError};
+
+/// Configuration files are a few kilobytes; classifiers with thousands of labels a few hundred.
+const CONFIG_BYTES_MAX: u64 = 4 << 20;
+
+const CONFIG: &str = "config.json";
+const TOKENIZER: &str = "tokenizer.json";
+const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+
+/// A model that can be served. Holding one means that its folder has a configuration, a
+/// tokenizer and whole weights of a sequence classifier; it does not mean that a plugin knows
+/// the architecture.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelInfo {
+    /// As the user called it; see [`Folder::name`].
+    pub name: String,
+    pub path: PathBuf,
+    /// The commit on the hub, where it came from one.
+    pub revision: Option<String>,
+    /// The class in transformers: `BertForSequenceClassification`.
+    pub architecture: String,
+    /// The family in transformers: `bert`.
+    pub model_type: String,
+    /// In the order of the logits; at least one.
+    pub labels: Vec<String>,
+    pub activation: Activation,
+    /// As `config.json` has it: `multi_label_classification`, `regression` and so on.
+    pub problem_type: Option<String>,
+    /// Tokens of one row, special tokens included; at least 5.
+    pub row_tokens_max: usize,
+    pub pad_token_id: u32,
+    pub type_vocab_size: Option<u32>,
+    pub vocab_size: Option<u32>,
+    pub num_parameters: u64,
+    /// The element type of most parameters, as safetensors writes it: `F32`, `F16`, `BF16`.
+    pub weights_dtype: String,
+    pub tokenizer_path: PathBuf,
+    pub weight_paths: Vec<PathBuf>,
+    /// The same on every machine for the same configuration, tokenizer and weights, and for
+    /// nothing else: [`super::FINGERPRINT_CHARS`] hexadecimal digits.
+    pub fingerprint: String,
+    /// What was guessed or could not be followed; shown at start and with the model.
+    pub warnings: Vec<String>,
+}
+
+// === impl ModelInfo ===
+
+impl ModelInfo {
+    /// Reads small files, the weights' headers, and all bytes once for the fingerprint.
+    pub fn read(folder: &Folder) -> Result<Self, ModelError> {
+        let path = &folder.path;
+        let config = read_config(path)?;
+        let (architecture, model_type) = check_config(&config, path)?;
+        let tokenizer_path = path.join(TOKENIZER);
+        if !tokenizer_path.is_file() {
+            return Err(no_tokenizer(&path.display().to_string()));
+        }
+        let weight_paths = weights::locate(path)?;
+        let summary = weights::summarize(&weight_paths)?;
+
+        let in_config = |why: String| {
+            ModelError::unfit(
+                format!("{}: {why}", path.join(CONFIG).display()),
+                "correct config.json, or name another model",
+            )
+        };
+        let mut warnings = folder.warnings.clone();
+        let tokenizer_config: TokenizerConfig = read_if_there(&path.join(TOKENIZER_CONFIG))?;
+        let beside: SentenceTransformers =
+            read_if_there(&path.join("config_sentence_transformers.json"))?;
+        let labels = config.labels(summary.n_labels).map_err(in_config)?;
+        let activation = config.activation(&beside, labels.len(), &mut warnings);
+        let row_tokens_max = config
+            .row_tokens_max(&tokenizer_config, &mut warnings)
+            .map_err(in_config)?;
+        Ok(Self {
+            name: folder.name.clone(),
+            revision: folder.revision.clone(),
+            labels,
+            activation,
+            row_tokens_max,
+            pad_token_id: config.pad_token_id(),
+            type_vocab_size: config.type_vocab_size,
+            vocab_size: config.vocab_size,
+            num_parameters: summary.num_parameters,
+            weights_dtype: summary.dtype,
+            fingerprint: weights::fingerprint(&hashed_files(path, &weight_paths))?,
+            problem_type: config.problem_type,
+            path: path.clone(),
+            architecture,
+            model_type,
+            tokenizer_path,
+            weight_paths,
+            warnings,
+        })
+    }
+}
+
+/// Says no before gigabytes of weights are fetched for nothing.
+pub(super) fn check_scores(folder: &Path) -> Result<(), ModelError> {
+    check_config(&read_config(folder)?, folder).map(drop)
+}
+
+/// `place` is a folder or a repository.
+pub(super) fn no_tokenizer(place: &str) -> ModelError {
+    ModelError::unfit(
+        format!("{place} holds no {TOKENIZER}, and only fast tokenizers are served"),
+        "convert it once with Python: \
+         AutoTokenizer.from_pretrained(folder, use_fast=True).save_pretrained(folder)",
+    )
+}
+
+/// `place` is a folder or a repository.
+pub(super) fn no_config(place: &str) -> ModelError {
+    ModelError::unfit(
+        format!("{place} holds no {CONFIG}"),
+        "name the folder or repository of a transformers model",
+    )
+}
+
+fn read_config(folder: &Path) -> Result<Config, ModelError> {
+    let path = folder.join(CONFIG);
+    if path.is_file() {
+        read_json(&path)
+    } else {
+        Err(no_config(&folder.display().to_string()))
+    }
+}
+
+/// The architecture and the model type of a classifier.
+fn check_config(config: &Config, folder: &Path) -> Result<(String, String), ModelError> {
+    let unfit = |why: String| {
+        ModelError::unfit(
+            format!("{}: {why}", folder.join(CONFIG).display()),
+            "name a cross-encoder or a sequence classifier; embedding models cannot score pairs",
+        )
+    };
+    let architecture = config.scoring_architecture().map_err(unfit)?.to_owned();
+    let model_type = config.model_type.clone();
+    Ok((
+        architecture,
+        model_type.ok_or_else(|| unfit("`model_type` is missing".into()))?,
+    ))
+}
+
+fn read_if_there<T: DeserializeOwned + Default>(path: &Path) -> Result<T, ModelError> {
+    if path.is_file() {
+        read_json(path)
+    } else {
+        Ok(T::default())
+    }
+}
+
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, ModelError> {
+    let bytes = read_bounded(path, CONFIG_BYTES_MAX)?;
+    serde_json::from_slice(&bytes).map_err(|error| {
+        ModelError::unfit(
+            format!("{} is not what it should be: {error}", path.display()),
+            "correct the file, or copy or download it again",
+        )
+    })
+}
+
+/// `tokenizer_config.json` counts too: it bounds rows, and so decides what is cut off.
+fn hashed_files(folder: &Path, weight_paths: &[PathBuf]) -> Vec<PathBuf> {
+    let small = [CONFIG, TOKENIZER, TOKENIZER_CONFIG].map(|name| folder.join(name));
+    let small = small.into_iter().filter(|path| path.is_file());
+    small.chain(weight_paths.iter().cloned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    const CONFIG_TEXT: &str = r#"{"architectures":["BertForSequenceClassification"],
+        "model_type":"bert","id2label":{"0":"LABEL_0"},"max_position_embeddings":512}"#;
+
+    fn weights_of(n_labels: usize) -> Vec<u8> {
+        let header = format!(
+            r#"{{"classifier.weight":{{"dtype":"F32","shape":[{n_labels},2],
+            "data_offsets":[0,{}]}}}}"#,
+            n_labels * 8
+        );
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend_from_slice(header.as_bytes());
+        bytes.resize(bytes.len() + n_labels * 8, 0);
+        bytes
+    }
+
+    /// A good model with one file replaced, or removed where `content` is `None`.
+    fn read_with(name: &str, content: Option<&[u8]>) -> Result<ModelInfo, ModelError> {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::write(at(CONFIG), CONFIG_TEXT).unwrap();
+        fs::write(at(TOKENIZER), "{}").unwrap();
+        fs::write(at(weights::SINGLE), weights_of(1)).unwrap();
+        match content {
+            Some(content) => fs::write(at(name), content).unwrap(),
+            None => fs::remove_file(at(name)).unwrap(),
+        }
+        ModelInfo::read(&Folder {
+            path: folder.path().into(),
+            name: "m".into(),
+            revision: None,
+            warnings: vec!["from fetch".into()],
+        })
+    }
+
+    #[track_caller]
+    fn check_refused(name: &str, content: Option<&[u8]>, want: &[&str]) {
+        let error = read_with(name, content).unwrap_err();
+        for want in want {
+            assert!(
+                error.to_string().contains(want),
+                "{error} does not say {want:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_model_is_described() {
+        let info = read_with("README.md", Some(b"")).unwrap();
+        assert_eq!(info.architecture, "BertForSequenceClassification");
+        assert_eq!((info.row_tokens_max, info.num_parameters), (512, 2));
+        assert_eq!(
+            (info.labels.as_slice(), info.activation),
+            (&["LABEL_0".into()][..], Activation::Sigmoid)
+        );
+        assert_eq!(info.warnings, ["from fetch"]);
+        assert_eq!(info.fingerprint.len(), super::super::FINGERPRINT_CHARS);
+    }
+
+    #[test]
+    fn refusals_name_file_finding_and_remedy() {
+        check_refused(CONFIG, None, &["holds no config.json", "transformers"]);
+        check_refused(CONFIG, Some(b"{"), &["config.json is not what", "EOF"]);
+        check_refused(CONFIG, Some(b"{}"), &["`architectures` is missing"]);
+        check_refused(
+            CONFIG,
+            Some(br#"{"architectures":["BertModel"],"model_type":"bert"}"#),
+            &[
+                "config.json",
+                "BertModel",
+                "no scoring head",
+                "cross-encoder",
+            ],
+        );
+        check_refused(
+            CONFIG,
+            Some(br#"{"architectures":["XForSequenceClassification"]}"#),
+            &["`model_type` is missing"],
+        );
+        check_refused(
+            TOKENIZER,
+            None,
+            &["tokenizer.json", "fast tokenizers", "use_fast=True"],
+        );
+        check_refused(TOKENIZER_CONFIG, Some(b"1"), &["tokenizer_config.json"]);
+        check_refused(weights::SINGLE, None, &["holds no model.safetensors"]);
+        check_refused(
+            weights::SINGLE,
+            Some(&weights_of(3)),
+            &["1 labels, the classifier 3"],
+        );
+    }
+
+    #[test]
+    fn the_fingerprint_follows_content_and_nothing_else() {
+        let print =
+            |name: &str, content: &[u8]| read_with(name, Some(content)).unwrap().fingerprint;
+        let plain = print("README.md", b"");
+        assert_eq!(plain, print("README.md", b"x"));
+        assert_eq!(plain, print(TOKENIZER, b"{}"));
+        assert_ne!(plain, print(TOKENIZER, b"{ }"));
+        assert_ne!(plain, print(TOKENIZER_CONFIG, b"{}"));
+        let mut other = weights_of(1);
+        *other.last_mut().unwrap() = 1;
+        assert_ne!(plain, print(weights::SINGLE, &other));
+    }
+}

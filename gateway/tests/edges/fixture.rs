@@ -1,0 +1,396 @@
+//! A core whose answers follow from the request, and one `check` for lines of data.
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::{HeaderMap, Request};
+use gateway::edge::{Core, Edge, Exposition, PluginRow, Settings};
+use gateway::intake::{Bounds, Door};
+use gateway::load::{Catalog, Load, ModelState, Totals};
+use gateway::score::{Activation, ScoreError, ScoreRequest, ScoreResponse, Times};
+use http_body_util::BodyExt as _;
+use serde_json::Value;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use tower::ServiceExt as _;
+use tower::util::BoxCloneSyncService;
+
+/// What a body is, to a client that says so.
+pub(crate) const JSON: &[&str] = &["content-type: application/json"];
+/// Longest body in these tests.
+pub(crate) const BODY_BYTES_MAX: usize = 4_096;
+/// Longest request in these tests.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The edge on a core of our own, and what can be seen of it.
+pub(crate) struct Fixture {
+    pub(crate) edge: Edge,
+    pub(crate) catalog: Arc<FakeCatalog>,
+    pub(crate) metrics: Arc<FakeMetrics>,
+}
+
+/// Two models; ready or not as told.
+pub(crate) struct FakeCatalog {
+    pub(crate) is_ready: AtomicBool,
+}
+
+/// Remembers what was counted.
+#[derive(Default)]
+pub(crate) struct FakeMetrics(pub(crate) Mutex<Vec<(&'static str, &'static str, u16)>>);
+
+/// An answer as it came.
+#[derive(Debug)]
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) headers: HeaderMap,
+    pub(crate) text: String,
+}
+
+// === impl Fixture ===
+
+impl Fixture {
+    pub(crate) fn new() -> Self {
+        Self::with_room_for(64)
+    }
+
+    /// With an intake that lets so many requests in at once.
+    pub(crate) fn with_room_for(requests_max: usize) -> Self {
+        let catalog = Arc::new(FakeCatalog {
+            is_ready: AtomicBool::new(true),
+        });
+        let metrics = Arc::new(FakeMetrics::default());
+        let bounds = Bounds {
+            body_bytes_max: BODY_BYTES_MAX,
+            bytes_max: 1 << 20,
+            requests_max,
+            documents_max: 1_000,
+            document_bytes_max: BODY_BYTES_MAX,
+            query_bytes_max: BODY_BYTES_MAX,
+        };
+        let edge = Edge {
+            core: core(),
+            catalog: Arc::<FakeCatalog>::clone(&catalog),
+            door: Door::new(bounds),
+            metrics: Arc::<FakeMetrics>::clone(&metrics),
+            settings: Settings {
+                body_bytes_max: BODY_BYTES_MAX,
+                request_timeout: TIMEOUT,
+                version: "0.0.0-test",
+                documents_max: 1_000,
+                requests_max,
+                queue_tokens_max: 1 << 20,
+                batch_tokens_max: 16_384,
+                tokenizer_workers: 2,
+            },
+        };
+        Self {
+            edge,
+            catalog,
+            metrics,
+        }
+    }
+
+    pub(crate) fn http(&self) -> Router {
+        gateway::edge::http(self.edge.clone())
+    }
+
+    pub(crate) fn admin(&self) -> Router {
+        gateway::edge::admin(self.edge.clone(), || {
+            vec![PluginRow {
+                name: "fake".to_owned(),
+                version: "0.1.0".to_owned(),
+                path: "built in".to_owned(),
+                devices: vec!["cpu".to_owned()],
+                dtypes: vec!["f32".to_owned()],
+                architectures: Vec::new(),
+                refused: None,
+            }]
+        })
+    }
+}
+
+/// Scores a document that is a number as that logit, another as its length; one token a row.
+/// The query may name an error to be had.
+fn core() -> Core {
+    BoxCloneSyncService::new(tower::service_fn(|request: ScoreRequest| async move {
+        answer(&request)
+    }))
+}
+
+fn answer(request: &ScoreRequest) -> Result<ScoreResponse, ScoreError> {
+    if let Some(error) = named_error(&request.query) {
+        return Err(error);
+    }
+    assert!(request.query != "panic", "as the query asks");
+    let (n_labels, activation) = match request.model.as_deref() {
+        None | Some("default") => (1, Activation::Identity),
+        Some("sigmoid") => (1, Activation::Sigmoid),
+        Some("classes") => (2, Activation::Softmax),
+        Some(name) => {
+            let known = vec!["default".to_owned(), "sigmoid".to_owned()];
+            return Err(ScoreError::UnknownModel {
+                name: name.to_owned(),
+                known,
+            });
+        }
+    };
+    let logit = |document: &String| document.parse().unwrap_or(document.len() as f32);
+    let logits = request.documents.iter().flat_map(|document| {
+        let first = if request.query == "nan" {
+            f32::NAN
+        } else {
+            logit(document)
+        };
+        [first, 0.0].into_iter().take(n_labels)
+    });
+    // So that a test can see the deadline without waiting for it.
+    let n_tokens = match request.query.as_str() {
+        "deadline" => (request.deadline - Instant::now()).as_millis() as u64,
+        _ => request.documents.len() as u64,
+    };
+    Ok(ScoreResponse {
+        model: request.model.as_deref().unwrap_or("default").into(),
+        logits: logits.collect(),
+        n_labels,
+        activation,
+        n_tokens,
+        truncated: if request.query == "long" {
+            vec![1]
+        } else {
+            Vec::new()
+        },
+        query_truncated: request.query == "long",
+        times: Times {
+            tokenize: Duration::from_micros(1_500),
+            queue: Duration::from_millis(2),
+            inference: Duration::from_millis(30),
+        },
+    })
+}
+
+/// Every error there is, by its name.
+pub(crate) fn named_error(name: &str) -> Option<ScoreError> {
+    let why = "the reason".to_owned();
+    let retry_after = Duration::from_millis(2_300);
+    Some(match name {
+        "invalid" => ScoreError::invalid("documents[2]", why),
+        "too_large" => ScoreError::TooLarge {
+            param: "documents".to_owned(),
+            why,
+        },
+        "unknown_model" => ScoreError::UnknownModel {
+            name: "x".to_owned(),
+            known: vec!["default".to_owned()],
+        },
+        "overloaded" => ScoreError::Overloaded { why, retry_after },
+        "unavailable" => ScoreError::Unavailable { why, retry_after },
+        "deadline_passed" => ScoreError::DeadlinePassed {
+            after: Duration::from_millis(250),
+        },
+        "backend" => ScoreError::Backend { why },
+        "row" => ScoreError::Row { index: 2, why },
+        "cancelled" => ScoreError::Cancelled,
+        "internal" => ScoreError::Internal { why },
+        _ => return None,
+    })
+}
+
+impl Catalog for FakeCatalog {
+    fn models(&self) -> Vec<ModelState> {
+        vec![
+            model("default", &["LABEL_0"], Activation::Identity),
+            model("classes", &["no", "yes"], Activation::Softmax),
+        ]
+    }
+
+    fn not_ready(&self) -> Vec<String> {
+        let is_ready = self.is_ready.load(Ordering::Relaxed);
+        if is_ready {
+            Vec::new()
+        } else {
+            vec!["model default is loading".to_owned()]
+        }
+    }
+}
+
+fn model(name: &str, labels: &[&str], activation: Activation) -> ModelState {
+    ModelState {
+        name: name.into(),
+        source: format!("hub/{name}"),
+        revision: String::new(),
+        architecture: "BertForSequenceClassification".to_owned(),
+        labels: labels.iter().map(|&label| label.to_owned()).collect(),
+        activation,
+        num_parameters: Some(22_713_601),
+        row_tokens_max: 512,
+        plugin: ("fake".to_owned(), "0.1.0".to_owned()),
+        device: "cpu".to_owned(),
+        dtype: "f32".to_owned(),
+        kernel: "scalar".to_owned(),
+        numerics_id: "fake-1".to_owned(),
+        generation: 1,
+        state: "live",
+        load: Load {
+            requests_in_flight: 1,
+            queue_rows: 3,
+            queue_tokens: 90,
+            workers: 2,
+            ..Load::default()
+        },
+        totals: Totals {
+            requests: 4,
+            batches: 2,
+            rows: 10,
+            tokens: 300,
+            inference: Duration::from_millis(500),
+        },
+    }
+}
+
+impl Exposition for FakeMetrics {
+    fn text(&self) -> String {
+        "# TYPE crossgate_requests_total counter\n".to_owned()
+    }
+
+    fn request(&self, protocol: &'static str, route: &'static str, status: u16, _seconds: f64) {
+        self.0
+            .lock()
+            .expect("no test panics in here")
+            .push((protocol, route, status));
+    }
+}
+
+// === impl Reply ===
+
+impl Reply {
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.text)
+            .unwrap_or_else(|error| panic!("{error} in {:?}", self.text))
+    }
+
+    /// A header's text, empty if it is not there.
+    pub(crate) fn header(&self, name: &str) -> &str {
+        self.headers
+            .get(name)
+            .map_or("", |value| value.to_str().expect("ASCII"))
+    }
+}
+
+/// `line` is a method and a path; headers are `name: value`.
+pub(crate) async fn send(
+    router: Router,
+    line: &str,
+    headers: &[&str],
+    body: impl Into<Body>,
+) -> Reply {
+    let (method, path) = line.split_once(' ').expect("a method and a path");
+    let mut request = Request::builder().method(method).uri(path);
+    for header in headers {
+        let (name, value) = header.split_once(": ").expect("a name and a value");
+        request = request.header(name, value);
+    }
+    let request = request.body(body.into()).expect("a request");
+    let response = router.oneshot(request).await.expect("routers do not fail");
+    let (parts, body) = response.into_parts();
+    let bytes = body.collect().await.expect("a body in memory").to_bytes();
+    let text = String::from_utf8(bytes.to_vec()).expect("UTF-8");
+    Reply {
+        status: parts.status.as_u16(),
+        headers: parts.headers,
+        text,
+    }
+}
+
+/// Whether `wanted` is in `found`: objects by their keys, lists whole, texts that begin with `~` as
+/// a part of the text found.
+pub(crate) fn holds(found: &Value, wanted: &Value) -> bool {
+    match (found, wanted) {
+        (Value::Object(found), Value::Object(wanted)) => wanted
+            .iter()
+            .all(|(key, wanted)| found.get(key).is_some_and(|found| holds(found, wanted))),
+        (Value::Array(found), Value::Array(wanted)) => {
+            found.len() == wanted.len()
+                && found
+                    .iter()
+                    .zip(wanted)
+                    .all(|(found, wanted)| holds(found, wanted))
+        }
+        (Value::String(found), Value::String(wanted)) if wanted.starts_with('~') => {
+            found.contains(&wanted[1..])
+        }
+        // 5 and 5.0 are the same number in JSON.
+        (Value::Number(found), Value::Number(wanted)) => found.as_f64() == wanted.as_f64(),
+        _ => found == wanted,
+    }
+}
+
+/// One line of data: a request with a JSON body, and what of the answer matters.
+#[track_caller]
+pub(crate) fn check(line: &str, body: &str, status: u16, wanted: &str) {
+    check_in(
+        &Fixture::new(),
+        line,
+        &["content-type: application/json"],
+        body,
+        status,
+        wanted,
+    );
+}
+
+/// Lines of data in pairs: a body, then a status and what of the answer matters.
+#[track_caller]
+pub(crate) fn check_all(line: &str, cases: &str) {
+    let lines: Vec<&str> = cases.lines().filter(|line| !line.is_empty()).collect();
+    for pair in lines.chunks(2) {
+        let (status, wanted) = pair[1]
+            .trim_start()
+            .split_once(' ')
+            .expect("a status and JSON");
+        check(line, pair[0], status.parse().expect("a status"), wanted);
+    }
+}
+
+/// The same on an edge of the test's own.
+#[track_caller]
+pub(crate) fn check_in(
+    fixture: &Fixture,
+    line: &str,
+    headers: &[&str],
+    body: &str,
+    status: u16,
+    wanted: &str,
+) {
+    let reply = block_on(send(fixture.http(), line, headers, body.to_owned()));
+    assert_eq!(reply.status, status, "{line} {body}: {}", reply.text);
+    let wanted: Value = serde_json::from_str(wanted).expect("the line's own JSON");
+    assert!(
+        holds(&reply.json(), &wanted),
+        "{line} {body}:\nfound  {}\nwanted {wanted}",
+        reply.text
+    );
+    assert!(
+        !reply.header("x-request-id").is_empty(),
+        "{line}: every answer has an id"
+    );
+    if status >= 400 {
+        assert_eq!(
+            reply.header("content-type"),
+            "application/json",
+            "{line}: every error is JSON"
+        );
+    }
+}
+
+pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime")
+        .block_on(future)
+}
+
+/// One request to a new edge.
+#[track_caller]
+pub(crate) fn ask(line: &str, headers: &[&str], body: &str) -> Reply {
+    block_on(send(Fixture::new().http(), line, headers, body.to_owned()))
+}

@@ -1,0 +1,349 @@
+//! What clients see over gRPC, on a real connection.
+
+use crate::fixture::{BODY_BYTES_MAX, Fixture};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::{Channel, Endpoint, Server};
+use tonic::{Code, Request, Status};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
+
+mod proto {
+    #![allow(
+        unreachable_pub,
+        unused_qualifications,
+        clippy::too_many_lines,
+        reason = "generated"
+    )]
+    tonic::include_proto!("crossgate.v1");
+}
+
+use proto::scoring_client::ScoringClient;
+use proto::{RerankRequest, RerankResponse, ScoreRequest};
+
+/// Serves the fixture for as long as the runtime lives.
+async fn connect(fixture: &Fixture) -> (Channel, gateway::edge::HealthReport) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let (router, report) = gateway::edge::grpc(fixture.edge.clone())
+        .await
+        .expect("a service");
+    let server = Server::builder().add_routes(tonic::service::Routes::from(router));
+    tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("an address");
+    (endpoint.connect().await.expect("a connection"), report)
+}
+
+fn score(query: &str, documents: &[&str]) -> ScoreRequest {
+    let documents = documents
+        .iter()
+        .map(|&document| document.to_owned())
+        .collect();
+    ScoreRequest {
+        model: String::new(),
+        query: query.to_owned(),
+        documents,
+        raw_scores: false,
+    }
+}
+
+fn metadata<'a>(status: &'a Status, name: &str) -> &'a str {
+    status
+        .metadata()
+        .get(name)
+        .map_or("", |value| value.to_str().expect("ASCII"))
+}
+
+#[tokio::test]
+async fn scores() {
+    let (channel, _) = connect(&Fixture::new()).await;
+    let mut request = Request::new(score("long", &["1", "2.5"]));
+    request
+        .metadata_mut()
+        .insert("x-request-id", "mine".parse().expect("ASCII"));
+    let answer = ScoringClient::new(channel)
+        .score(request)
+        .await
+        .expect("scores");
+    let header = |name| answer.metadata().get(name).map(|value| value.as_bytes());
+    assert_eq!(header("x-request-id"), Some(&b"mine"[..]));
+    assert_eq!(header("x-crossgate-activation"), Some(&b"identity"[..]));
+    let answer = answer.into_inner();
+    assert_eq!(answer.model, "default");
+    assert_eq!(answer.scores, [1.0, 2.5]);
+    assert_eq!(
+        answer
+            .usage
+            .map(|usage| (usage.prompt_tokens, usage.total_tokens)),
+        Some((2, 2))
+    );
+    assert_eq!(answer.truncated, [1]);
+}
+
+#[tokio::test]
+async fn ranks() {
+    #[track_caller]
+    fn check(answer: RerankResponse, wanted: &[(u32, f32, Option<&str>)]) {
+        let results = answer.results.iter();
+        let found: Vec<_> = results
+            .map(|one| (one.index, one.relevance_score, one.document.as_deref()))
+            .collect();
+        assert_eq!(found, wanted);
+    }
+    let (channel, _) = connect(&Fixture::new()).await;
+    let mut client = ScoringClient::new(channel);
+    let asked = RerankRequest {
+        model: "sigmoid".to_owned(),
+        query: "q".to_owned(),
+        documents: ["-1", "0", "0"].map(str::to_owned).to_vec(),
+        top_n: Some(2),
+        return_documents: true,
+        raw_scores: false,
+    };
+    let ranked = client
+        .rerank(asked.clone())
+        .await
+        .expect("results")
+        .into_inner();
+    check(ranked, &[(1, 0.5, Some("0")), (2, 0.5, Some("0"))]);
+
+    let all = RerankRequest {
+        top_n: None,
+        return_documents: false,
+        raw_scores: true,
+        ..asked.clone()
+    };
+    let ranked = client.rerank(all).await.expect("results").into_inner();
+    check(ranked, &[(1, 0.0, None), (2, 0.0, None), (0, -1.0, None)]);
+
+    let none = RerankRequest {
+        top_n: Some(0),
+        ..asked
+    };
+    let status = client.rerank(none).await.expect_err("nothing to show");
+    assert_eq!(status.code(), Code::InvalidArgument);
+}
+
+#[tokio::test]
+async fn every_error_of_the_core() {
+    let fixture = Fixture::new();
+    let (channel, _) = connect(&fixture).await;
+    let lines = [
+        ("invalid", Code::InvalidArgument, "documents[2]: the reason"),
+        ("too_large", Code::InvalidArgument, "documents: the reason"),
+        ("unknown_model", Code::NotFound, "there is no model \"x\""),
+        ("overloaded", Code::ResourceExhausted, "the reason"),
+        ("unavailable", Code::Unavailable, "the reason"),
+        ("deadline_passed", Code::DeadlineExceeded, "0.250 s"),
+        ("backend", Code::Internal, "the reason"),
+        ("row", Code::InvalidArgument, "documents[2]: the reason"),
+        ("cancelled", Code::Cancelled, "went away"),
+        ("internal", Code::Internal, "under this request's id"),
+        ("nan", Code::Internal, "not a number"),
+        ("panic", Code::Internal, "under this request's id"),
+    ];
+    for (query, code, text) in lines {
+        let status = ScoringClient::new(channel.clone())
+            .score(score(query, &["a"]))
+            .await
+            .expect_err(query);
+        assert_eq!(status.code(), code, "{query}: {status}");
+        assert!(
+            status.message().contains(text),
+            "{query}: {}",
+            status.message()
+        );
+        assert!(!metadata(&status, "x-request-id").is_empty(), "{query}");
+        let waits = matches!(code, Code::ResourceExhausted | Code::Unavailable);
+        assert_eq!(
+            metadata(&status, "retry-after")
+                .parse::<u64>()
+                .is_ok_and(|seconds| seconds >= 3),
+            waits,
+            "{query}"
+        );
+    }
+    let empty = ScoringClient::new(channel)
+        .score(score("q", &[]))
+        .await
+        .expect_err("no documents");
+    assert_eq!(
+        (empty.code(), empty.message()),
+        (
+            Code::InvalidArgument,
+            "documents: is empty; send at least one document"
+        )
+    );
+    let counted = fixture.metrics.0.lock().expect("no panic").clone();
+    assert_eq!(
+        counted[0],
+        (
+            "grpc",
+            "/crossgate.v1.Scoring/Score",
+            Code::InvalidArgument as u16
+        )
+    );
+    assert_eq!(counted.len(), lines.len() + 1);
+}
+
+#[tokio::test]
+async fn bounds() {
+    let (channel, _) = connect(&Fixture::new()).await;
+    let mut client = ScoringClient::new(channel);
+    let long = client
+        .score(score("q", &["x".repeat(BODY_BYTES_MAX).as_str()]))
+        .await
+        .expect_err("too long");
+    assert_eq!(long.code(), Code::InvalidArgument);
+    assert!(
+        long.message().contains("body_bytes_max = 4096"),
+        "{}",
+        long.message()
+    );
+
+    let left = |timeout: Option<Duration>| {
+        let mut client = client.clone();
+        async move {
+            let mut request = Request::new(score("deadline", &["a"]));
+            if let Some(timeout) = timeout {
+                request.set_timeout(timeout);
+            }
+            client
+                .score(request)
+                .await
+                .expect("scores")
+                .into_inner()
+                .usage
+                .map_or(0, |usage| usage.total_tokens)
+        }
+    };
+    assert!((20_000..=30_000).contains(&left(None).await));
+    assert!((1..=9_000).contains(&left(Some(Duration::from_secs(9))).await));
+
+    let (channel, _) = connect(&Fixture::with_room_for(0)).await;
+    let refused = ScoringClient::new(channel)
+        .score(score("q", &["a"]))
+        .await
+        .expect_err("no room");
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    assert!(
+        metadata(&refused, "retry-after")
+            .parse::<u64>()
+            .is_ok_and(|seconds| seconds >= 1)
+    );
+}
+
+#[tokio::test]
+async fn health_follows_the_catalog() {
+    let fixture = Fixture::new();
+    let (channel, report) = connect(&fixture).await;
+    let mut client = HealthClient::new(channel);
+    let (serving, not_serving) = (1, 2);
+    let request = |service: &str| HealthCheckRequest {
+        service: service.to_owned(),
+    };
+    let mut watched = client
+        .watch(request(""))
+        .await
+        .expect("a stream")
+        .into_inner();
+    assert_eq!(
+        watched
+            .message()
+            .await
+            .expect("a state")
+            .map(|state| state.status),
+        Some(serving)
+    );
+    for service in ["", "crossgate.v1.Scoring"] {
+        fixture.catalog.is_ready.store(true, Ordering::Relaxed);
+        assert_eq!(
+            client
+                .check(request(service))
+                .await
+                .expect("a state")
+                .into_inner()
+                .status,
+            serving
+        );
+        // Checks look for themselves.
+        fixture.catalog.is_ready.store(false, Ordering::Relaxed);
+        assert_eq!(
+            client
+                .check(request(service))
+                .await
+                .expect("a state")
+                .into_inner()
+                .status,
+            not_serving
+        );
+    }
+    assert_eq!(
+        client
+            .check(request("none"))
+            .await
+            .expect_err("no such service")
+            .code(),
+        Code::NotFound
+    );
+    report.refresh().await;
+    // Watchers are told; what was in between may have been skipped.
+    let mut state = watched
+        .message()
+        .await
+        .expect("a state")
+        .map(|state| state.status);
+    while state == Some(serving) {
+        state = watched
+            .message()
+            .await
+            .expect("a state")
+            .map(|state| state.status);
+    }
+    assert_eq!(state, Some(not_serving));
+}
+
+#[tokio::test]
+async fn services_are_reflected_in_both_versions() {
+    let (channel, _) = connect(&Fixture::new()).await;
+    macro_rules! services {
+        ($version:ident) => {{
+            use tonic_reflection::pb::$version::server_reflection_client::ServerReflectionClient;
+            use tonic_reflection::pb::$version::server_reflection_request::MessageRequest;
+            use tonic_reflection::pb::$version::server_reflection_response::MessageResponse;
+            let message_request = Some(MessageRequest::ListServices(String::new()));
+            let request = tonic_reflection::pb::$version::ServerReflectionRequest {
+                host: String::new(),
+                message_request,
+            };
+            let mut answers = ServerReflectionClient::new(channel.clone())
+                .server_reflection_info(tokio_stream::iter([request]))
+                .await
+                .expect("a stream")
+                .into_inner();
+            match answers
+                .message()
+                .await
+                .expect("an answer")
+                .and_then(|answer| answer.message_response)
+            {
+                Some(MessageResponse::ListServicesResponse(list)) => list
+                    .service
+                    .into_iter()
+                    .map(|service| service.name)
+                    .collect::<Vec<_>>(),
+                other => panic!("{other:?}"),
+            }
+        }};
+    }
+    for names in [services!(v1), services!(v1alpha)] {
+        for name in ["crossgate.v1.Scoring", "grpc.health.v1.Health"] {
+            assert!(
+                names.iter().any(|found| found == name),
+                "{name} in {names:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! The whole way on real sockets: HTTP to plugin and back, with the fake plugin's library, which holds,
+//! fails and panics on command.
+
+#[path = "serve/server.rs"]
+mod server;
+#[path = "serve/starter.rs"]
+mod starter;
+
+use serde_json::{Value, json};
+use server::{Server, plugin_dir, token};
+use std::time::Duration;
+
+/// A document that holds a rare word; the fake can be told what to do when it sees it.
+const RARE: &str = "a volcano";
+
+fn documents(n: usize) -> Vec<String> {
+    (0..n)
+        .map(|idx| format!("document number {idx} about plants and light"))
+        .collect()
+}
+
+#[test]
+fn scores_come_back_in_order_of_relevance() {
+    let server = Server::start("{}", &[]);
+    let answer = server.rerank(
+        &json!({"query": "green plants", "documents": ["red cars", "green plants", "green cars"]}),
+    );
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let order: Vec<_> = answer
+        .results()
+        .iter()
+        .map(|result| result["index"].as_u64().unwrap())
+        .collect();
+    assert_eq!(order, [1, 2, 0]);
+}
+
+#[test]
+fn a_thousand_documents_in_one_request() {
+    let server = Server::start("{}", &[]);
+    let answer = server.rerank(&json!({"query": "plants", "documents": documents(1_000)}));
+    assert_eq!((answer.status, answer.results().len()), (200, 1_000));
+    let answer = server.rerank(&json!({"query": "plants", "documents": documents(1_001)}));
+    assert_eq!(answer.status, 413, "{answer:?}");
+    assert!(answer.text.contains("intake.documents_max"), "{answer:?}");
+}
+
+#[test]
+fn a_full_queue_refuses_with_retry_after_and_loses_nothing() {
+    let server = Server::start(
+        "{}",
+        &[
+            ("queue.rows_max", "1000"),
+            ("server.request_timeout", "30s"),
+        ],
+    );
+    let hold = server.hold();
+    // Two threads take a batch each and stall; the next thousand rows fill the queue.
+    let waiting: Vec<_> = (0..4)
+        .map(|_| server.rerank_later(&json!({"query": "q", "documents": documents(600)})))
+        .collect();
+    let refused = server.until(|| {
+        let answer = server.rerank(&json!({"query": "q", "documents": documents(900)}));
+        (answer.status == 429).then_some(answer)
+    });
+    assert!(
+        refused
+            .header("retry-after")
+            .unwrap()
+            .parse::<u64>()
+            .unwrap()
+            >= 1,
+        "{refused:?}"
+    );
+    assert!(refused.text.contains("queue"), "{refused:?}");
+    drop(hold);
+    let statuses: Vec<_> = waiting
+        .into_iter()
+        .map(|answer| answer.join().unwrap().status)
+        .collect();
+    assert!(
+        statuses.iter().all(|status| [200, 429].contains(status)),
+        "{statuses:?}"
+    );
+    assert!(statuses.contains(&200), "{statuses:?}");
+    assert_eq!(
+        server
+            .rerank(&json!({"query": "q", "documents": documents(900)}))
+            .status,
+        200
+    );
+}
+
+#[test]
+fn a_deadline_is_a_504_and_what_it_left_is_not_computed() {
+    let server = Server::start(
+        "{}",
+        &[("server.request_timeout", "300ms"), ("threads.total", "1")],
+    );
+    let hold = server.hold();
+    let answer = server.rerank(&json!({"query": "q", "documents": documents(700)}));
+    assert_eq!(answer.status, 504, "{answer:?}");
+    assert!(answer.text.contains("not done within 0."), "{answer:?}");
+    drop(hold);
+    // The rows that were in the held batch may count; the hundreds behind them must not.
+    assert_eq!(
+        server
+            .rerank(&json!({"query": "q", "documents": ["x"]}))
+            .status,
+        200
+    );
+    let computed = server.metric("crossgate_rows_total");
+    assert!(computed < 400.0, "{computed} rows were computed");
+    assert_eq!(server.metric("crossgate_queue_rows"), 0.0);
+}
+
+#[test]
+fn a_client_that_goes_away_is_not_computed_for() {
+    let server = Server::start(
+        "{}",
+        &[("threads.total", "1"), ("server.request_timeout", "60s")],
+    );
+    let hold = server.hold();
+    let gone = server.connect_and_ask(&json!({"query": "q", "documents": documents(700)}));
+    server.until(|| (server.metric("crossgate_queue_rows") > 100.0).then_some(()));
+    drop(gone);
+    server.until(|| (server.metric("crossgate_queue_rows") == 0.0).then_some(()));
+    drop(hold);
+    assert_eq!(
+        server
+            .rerank(&json!({"query": "q", "documents": ["x"]}))
+            .status,
+        200
+    );
+    assert!(server.metric("crossgate_rows_total") < 400.0);
+}
+
+#[test]
+fn a_panic_fails_its_request_alone_and_the_backend_comes_back() {
+    let options = json!({"panic_on": token("volcano")}).to_string();
+    let server = Server::start(&options, &[("threads.total", "2")]);
+    let hold = server.hold();
+    let innocent: Vec<_> = (0..6)
+        .map(|_| server.rerank_later(&json!({"query": "q", "documents": documents(5)})))
+        .collect();
+    let guilty = server.rerank_later(&json!({"query": "q", "documents": [RARE]}));
+    server.until(|| (server.metric("crossgate_requests_in_flight") >= 7.0).then_some(()));
+    drop(hold);
+    let answer = guilty.join().unwrap();
+    assert_eq!(answer.status, 502, "{answer:?}");
+    assert!(answer.text.contains("panic"), "{answer:?}");
+    for answer in innocent {
+        assert_eq!(answer.join().unwrap().status, 200);
+    }
+    assert_eq!(
+        server
+            .rerank(&json!({"query": "q", "documents": documents(5)}))
+            .status,
+        200
+    );
+    assert_eq!(server.get("/readyz").status, 200);
+    assert!(server.metric("crossgate_backend_faults_total") >= 1.0);
+}
+
+#[test]
+fn one_bad_row_names_its_document() {
+    let options = json!({"fail_row_on": token("volcano")}).to_string();
+    let server = Server::start(&options, &[]);
+    let answer = server.rerank(&json!({"query": "q", "documents": ["fine", RARE, "fine"]}));
+    assert!(answer.text.contains("documents[1]"), "{answer:?}");
+    assert_eq!(
+        server
+            .rerank(&json!({"query": "q", "documents": ["fine"]}))
+            .status,
+        200
+    );
+}
+
+#[test]
+fn not_a_number_is_a_502() {
+    let options = json!({"nan_on": token("volcano")}).to_string();
+    let server = Server::start(&options, &[]);
+    let answer = server.rerank(&json!({"query": "q", "documents": [RARE]}));
+    assert_eq!(answer.status, 502, "{answer:?}");
+    assert!(answer.text.contains("not a number"), "{answer:?}");
+}
+
+#[test]
+fn a_drain_answers_what_was_admitted_and_refuses_the_rest() {
+    let server = Server::start("{}", &[]);
+    let hold = server.hold();
+    let admitted = server.rerank_later(&json!({"query": "q", "documents": documents(50)}));
+    server.until(|| (server.metric("crossgate_requests_in_flight") >= 1.0).then_some(()));
+    let draining = server.shut_down_later();
+    let refused = server.until(|| {
+        let answer = server.rerank(&json!({"query": "q", "documents": ["x"]}));
+        (answer.status == 503).then_some(answer)
+    });
+    assert!(refused.header("retry-after").is_some(), "{refused:?}");
+    assert_eq!(server.get("/readyz").status, 503);
+    assert_eq!(server.get("/livez").status, 200);
+    drop(hold);
+    assert_eq!(admitted.join().unwrap().status, 200);
+    draining.join().unwrap();
+}
+
+#[test]
+fn probes_do_not_wait_behind_inference() {
+    let server = Server::start("{}", &[]);
+    let hold = server.hold();
+    let waiting: Vec<_> = (0..8)
+        .map(|_| server.rerank_later(&json!({"query": "q", "documents": documents(300)})))
+        .collect();
+    server.until(|| (server.metric("crossgate_queue_rows") > 0.0).then_some(()));
+    for path in ["/livez", "/readyz", "/health", "/metrics", "/models"] {
+        assert_eq!(
+            server.get_within(path, Duration::from_secs(2)).status,
+            200,
+            "{path}"
+        );
+    }
+    drop(hold);
+    for answer in waiting {
+        assert_eq!(answer.join().unwrap().status, 200);
+    }
+}
+
+#[test]
+fn an_unknown_model_is_a_404_that_names_the_models() {
+    let server = Server::start("{}", &[]);
+    let answer = server.rerank(&json!({"model": "nobody", "query": "q", "documents": ["x"]}));
+    assert_eq!(answer.status, 404);
+    assert!(
+        answer.text.contains("nobody") && answer.text.contains("starter"),
+        "{answer:?}"
+    );
+}
+
+#[test]
+fn too_many_requests_at_once_are_refused_before_their_body_is_read() {
+    let server = Server::start("{}", &[("intake.requests_max", "2")]);
+    let hold = server.hold();
+    let inside: Vec<_> = (0..2)
+        .map(|_| server.rerank_later(&json!({"query": "q", "documents": ["x"]})))
+        .collect();
+    server.until(|| (server.metric("crossgate_requests_in_flight") >= 2.0).then_some(()));
+    let refused = server.rerank(&json!({"query": "q", "documents": ["x"]}));
+    assert_eq!(refused.status, 429, "{refused:?}");
+    assert!(refused.text.contains("intake.requests_max"), "{refused:?}");
+    drop(hold);
+    for answer in inside {
+        assert_eq!(answer.join().unwrap().status, 200);
+    }
+}
+
+#[test]
+fn a_broken_plugin_is_refused_by_name_and_the_server_goes_on() {
+    let name = |stem: &str| {
+        format!(
+            "{}{stem}{}",
+            std::env::consts::DLL_PREFIX,
+            std::env::consts::DLL_SUFFIX
+        )
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let good = std::fs::read(plugin_dir().join(name("fake"))).unwrap();
+    std::fs::write(dir.path().join(name("good")), &good).unwrap();
+    std::fs::write(dir.path().join(name("half")), &good[..good.len() / 2]).unwrap();
+    std::fs::write(
+        dir.path().join(name("text")),
+        "CROSSGATE_PLUGIN_ABI, but not a library",
+    )
+    .unwrap();
+    std::fs::write(dir.path().join(name("other")), "some other library").unwrap();
+    let server = Server::start("{}", &[("plugins.dir", &dir.path().display().to_string())]);
+    assert_eq!(
+        server
+            .rerank(&json!({"query": "q", "documents": ["x"]}))
+            .status,
+        200
+    );
+    let listed = server.admin("/plugins");
+    let rows: Vec<Value> = serde_json::from_str(&listed.text).unwrap();
+    let refused = |stem: &str| {
+        let row = rows
+            .iter()
+            .find(|row| row["path"].as_str().unwrap().ends_with(&name(stem)));
+        row.unwrap_or_else(|| panic!("{stem} is not listed: {}", listed.text))["refused"].clone()
+    };
+    assert_eq!(refused("good"), Value::Null);
+    for stem in ["half", "text"] {
+        let why = refused(stem)
+            .as_str()
+            .unwrap_or_else(|| panic!("{stem} was not refused"))
+            .to_owned();
+        assert!(why.contains(&name(stem)), "{why} does not name the file");
+    }
+    // What does not even name our symbol is somebody else's library: it is not opened, nor listed.
+    assert_eq!(rows.len(), 3, "{}", listed.text);
+}

@@ -1,0 +1,5 @@
+//! Runs of the library and of the program against a look-alike server on loopback.
+
+mod command;
+mod look_alike;
+mod runs;

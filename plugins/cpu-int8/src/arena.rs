@@ -1,0 +1,177 @@
+//! Memory: buffers that start on a cache line, and a worker's scratch, allocated once.
+
+use crate::kernel::Kernel;
+use crate::model::Shape;
+use std::ops::{Deref, DerefMut};
+
+/// Bytes of a cache line. A panel's K_STEP of 16 columns is exactly one or two of them, so an
+/// aligned panel is read without a load ever crossing a line.
+const LINE_BYTES: usize = 64;
+
+/// Tokens that are computed together. Weights stream from L3 once for each micro-batch (21 MB as
+/// i16 for MiniLM-L6), which 256 tokens turn into less than 1 GB/s; more tokens would only delay
+/// the next look at who still waits.
+pub const MICRO_TOKENS: usize = 256;
+
+/// A fixed-size buffer whose first element starts a cache line.
+pub struct Aligned<T> {
+    storage: Vec<T>,
+    start: usize,
+    len: usize,
+}
+
+impl<T: Copy + Default> Aligned<T> {
+    /// `len` defaults.
+    pub fn new(len: usize) -> Self {
+        let slack = LINE_BYTES / size_of::<T>();
+        let storage = vec![T::default(); len + slack];
+        // `align_offset` may give up (`usize::MAX`); alignment is for speed only.
+        let start = storage.as_ptr().align_offset(LINE_BYTES).min(slack);
+        Self {
+            storage,
+            start,
+            len,
+        }
+    }
+
+    /// Bytes on the heap.
+    pub fn n_bytes(&self) -> usize {
+        self.storage.len() * size_of::<T>()
+    }
+}
+
+impl<T> Deref for Aligned<T> {
+    type Target = [T];
+    fn deref(&self) -> &[T] {
+        &self.storage[self.start..self.start + self.len]
+    }
+}
+
+impl<T> DerefMut for Aligned<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        &mut self.storage[self.start..self.start + self.len]
+    }
+}
+
+/// Encoded activations: rows of `stride` elements and a scale for each row.
+pub struct Codes<K: Kernel> {
+    /// Row-major elements; a row's tail up to `stride` encodes zero.
+    pub codes: Aligned<K::Left>,
+    /// What a row's elements are multiples of.
+    pub scales: Vec<f32>,
+    /// Elements from row to row: the row's length rounded up to K_STEP.
+    pub stride: usize,
+}
+
+impl<K: Kernel> Codes<K> {
+    /// Room for `rows_max` rows of `n_features` values.
+    pub fn new(rows_max: usize, n_features: usize) -> Self {
+        let stride = n_features.next_multiple_of(K::K_STEP);
+        Self {
+            codes: Aligned::new(rows_max * stride),
+            scales: vec![0.0; rows_max],
+            stride,
+        }
+    }
+}
+
+/// Scratch for the attention of one row.
+pub struct AttentionScratch {
+    /// One head's keys, transposed into panels: `[tokens / NR][head dim][NR]`.
+    pub keys: Aligned<f32>,
+    /// One head's values in panels: `[head dim / NR][tokens][NR]`.
+    pub values: Aligned<f32>,
+    /// Scores, then weights, of one tile of queries: `[MR][tokens]`.
+    pub weights: Aligned<f32>,
+    /// A finished tile: `[MR][NR]`.
+    pub tile: Aligned<f32>,
+}
+
+/// Everything a worker writes while it scores, sized for the largest micro-batch.
+pub struct Scratch<K: Kernel> {
+    /// Rows of the micro-batch: index in the batch.
+    pub rows: Vec<usize>,
+    /// Where each row of the micro-batch starts, one entry more than rows.
+    pub offsets: Vec<usize>,
+    /// The residual stream: tokens × hidden.
+    pub hidden: Aligned<f32>,
+    /// `hidden`, encoded for the next linear layer.
+    pub hidden_codes: Codes<K>,
+    /// Queries: tokens × hidden. Afterwards the sum of residual and sublayer.
+    pub query: Aligned<f32>,
+    /// Keys and values: tokens × 2 hidden.
+    pub key_value: Aligned<f32>,
+    /// What attention returns: tokens × hidden.
+    pub context: Aligned<f32>,
+    /// The feed-forward layer's inner activations: tokens × inner.
+    pub inner: Aligned<f32>,
+    /// `inner`, encoded.
+    pub inner_codes: Codes<K>,
+    /// Embeddings before ELECTRA's projection: tokens × embedding; empty without one.
+    pub embedded: Aligned<f32>,
+    /// f32 operands of the projection and of the head.
+    pub float_codes: Codes<K::Float>,
+    /// The head's inner activations: rows × hidden.
+    pub pooled: Aligned<f32>,
+    /// rows × labels.
+    pub logits: Aligned<f32>,
+    /// One row's attention.
+    pub attention: AttentionScratch,
+    /// A finished tile of sums.
+    pub tile: Aligned<<K as Kernel>::Acc>,
+    /// The same for f32 linear layers.
+    pub float_tile: Aligned<f32>,
+}
+
+impl<K: Kernel> Scratch<K> {
+    /// Scratch for micro-batches of at most `tokens_max` tokens in rows of at most
+    /// `row_tokens_max`.
+    pub fn new(shape: &Shape, tokens_max: usize, row_tokens_max: usize) -> Self {
+        let tile_len = crate::kernel::MR_MAX * crate::kernel::NR_MAX;
+        let projected = if shape.embedding == shape.hidden {
+            0
+        } else {
+            shape.embedding
+        };
+        // Every row has a token, so there are no more rows than tokens.
+        let rows_max = tokens_max;
+        Self {
+            rows: Vec::with_capacity(rows_max),
+            offsets: Vec::with_capacity(rows_max + 1),
+            hidden: Aligned::new(tokens_max * shape.hidden),
+            hidden_codes: Codes::new(tokens_max, shape.hidden),
+            query: Aligned::new(tokens_max * shape.hidden),
+            key_value: Aligned::new(tokens_max * 2 * shape.hidden),
+            context: Aligned::new(tokens_max * shape.hidden),
+            inner: Aligned::new(tokens_max * shape.inner),
+            inner_codes: Codes::new(tokens_max, shape.inner),
+            embedded: Aligned::new(tokens_max * projected),
+            float_codes: Codes::new(tokens_max, shape.hidden.max(projected)),
+            pooled: Aligned::new(rows_max * shape.hidden),
+            logits: Aligned::new(rows_max * shape.n_labels),
+            attention: AttentionScratch::new::<K::Float>(row_tokens_max, shape.head_dim),
+            tile: Aligned::new(tile_len),
+            float_tile: Aligned::new(tile_len),
+        }
+    }
+
+    /// Bytes that scratch for micro-batches of `tokens_max` tokens takes, but for a few per cent.
+    pub fn bytes(shape: &Shape, tokens_max: usize) -> usize {
+        let floats = 5 * shape.hidden + shape.inner + shape.embedding + shape.hidden;
+        let codes =
+            (shape.hidden + shape.inner) * size_of::<K::Left>() + shape.hidden * size_of::<f32>();
+        tokens_max * (floats * size_of::<f32>() + codes)
+    }
+}
+
+impl AttentionScratch {
+    fn new<F: Kernel>(row_tokens_max: usize, head_dim: usize) -> Self {
+        let tokens = row_tokens_max.next_multiple_of(F::NR);
+        Self {
+            keys: Aligned::new(tokens * head_dim),
+            values: Aligned::new(row_tokens_max * head_dim.next_multiple_of(F::NR)),
+            weights: Aligned::new(F::MR * tokens),
+            tile: Aligned::new(F::MR * F::NR),
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! The plugin's face: checks the request, picks the kernel, cuts batches into micro-batches.
+
+use crate::arena::{MICRO_TOKENS, Scratch};
+use crate::encoder;
+use crate::encoder::embed;
+use crate::kernel::{self, Dtype, Kernel, Visitor};
+use crate::model::config::ARCHITECTURES;
+use crate::model::{LoadError, Model};
+use backend_api::{
+    Backend, Description, Fault, Layout, OpenRequest, Phases, Plugin, PluginCard, RaggedBatch,
+    RowStatus, Scores, Worker,
+};
+use serde::Deserialize;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Counts changes of this crate that change scores; part of the numerics id.
+const NUMERICS_VERSION: u32 = 1;
+
+/// Workers share nothing that is written, so any number may run; this only bounds a request.
+const WORKERS_MAX: u32 = 1_024;
+
+/// The plugin.
+pub struct CpuInt8;
+
+/// Options of the open request, as JSON.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Options {
+    /// A kernel's name, instead of the fastest that this CPU has.
+    kernel: Option<String>,
+}
+
+/// A model opened for one kernel.
+struct CpuBackend<K: Kernel> {
+    kernel: K,
+    model: Arc<Model<K>>,
+    description: Description,
+}
+
+/// A worker's scratch.
+struct CpuWorker<K: Kernel> {
+    kernel: K,
+    model: Arc<Model<K>>,
+    scratch: Scratch<K>,
+}
+
+/// Sizes of a worker's scratch.
+#[derive(Clone, Copy)]
+struct MicroBatch {
+    tokens_max: usize,
+    row_tokens_max: usize,
+}
+
+// === impl CpuInt8 ===
+
+impl Plugin for CpuInt8 {
+    fn card() -> PluginCard {
+        PluginCard {
+            name: env!("CARGO_PKG_NAME").to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            devices: vec!["cpu".to_owned()],
+            dtypes: [Dtype::Int8, Dtype::F32]
+                .map(|dtype| dtype.name().to_owned())
+                .to_vec(),
+            architectures: ARCHITECTURES.map(|(name, _)| name.to_owned()).to_vec(),
+        }
+    }
+
+    fn open(request: &OpenRequest) -> Result<Box<dyn Backend>, Fault> {
+        if !matches!(request.device.as_str(), "auto" | "cpu") {
+            return Err(Fault::unsupported(format!(
+                "device {:?}: this plugin runs on cpu",
+                request.device
+            )));
+        }
+        let dtype = match request.dtype.as_str() {
+            "auto" | "int8" => Dtype::Int8,
+            "f32" => Dtype::F32,
+            other => {
+                return Err(Fault::unsupported(format!(
+                    "dtype {other:?}: this plugin computes in int8 or f32"
+                )));
+            }
+        };
+        let options: Options = serde_json::from_str(&request.options).map_err(|error| {
+            Fault::bad_request(format!("options {:?}: {error}", request.options))
+        })?;
+        for (name, value) in [
+            ("rows_max", request.rows_max),
+            ("tokens_max", request.tokens_max),
+            ("row_tokens_max", request.row_tokens_max),
+        ] {
+            if value == 0 {
+                return Err(Fault::bad_request(format!(
+                    "{name} = 0: at least 1 is needed"
+                )));
+            }
+        }
+        let name = options.kernel.as_deref();
+        kernel::visit_one(dtype, name, &mut Open { request, dtype }).unwrap_or_else(|| {
+            Err(Fault::bad_request(format!(
+                "options.kernel = {name:?}: for {} this CPU has {}",
+                dtype.name(),
+                kernel::available(dtype).join(", ")
+            )))
+        })
+    }
+}
+
+struct Open<'a> {
+    request: &'a OpenRequest,
+    dtype: Dtype,
+}
+
+impl Visitor for Open<'_> {
+    type Output = Result<Box<dyn Backend>, Fault>;
+
+    fn visit<K: Kernel>(&mut self, kernel: K) -> Self::Output {
+        Ok(Box::new(CpuBackend::open(
+            kernel,
+            self.dtype,
+            self.request,
+        )?))
+    }
+}
+
+// === impl CpuBackend ===
+
+impl<K: Kernel> CpuBackend<K> {
+    fn open(kernel: K, dtype: Dtype, request: &OpenRequest) -> Result<Self, Fault> {
+        let model = Model::<K>::load(&request.model_dir).map_err(|error| load_fault(&error))?;
+        let row_tokens_max = (request.row_tokens_max as usize).min(model.shape.row_tokens_max);
+        let n_labels = u32::try_from(model.shape.n_labels)
+            .map_err(|error| Fault::bad_model(error.to_string()))?;
+        let mut description = Description {
+            device: "cpu".to_owned(),
+            dtype: dtype.name().to_owned(),
+            kernel: K::NAME.to_owned(),
+            numerics_id: format!(
+                "cpu-int8-{NUMERICS_VERSION}/{}/{:016x}",
+                K::NAME,
+                model.fingerprint
+            ),
+            n_labels,
+            rows_max: request.rows_max,
+            tokens_max: request.tokens_max,
+            row_tokens_max: row_tokens_max.min(request.tokens_max as usize) as u32,
+            layout: Layout::Ragged,
+            preferred_multiple: 1,
+            n_workers_max: WORKERS_MAX,
+            cancels: true,
+            bitwise: true,
+            memory_bytes: 0,
+        };
+        let scratch = Scratch::<K>::bytes(&model.shape, micro_batch(&description).tokens_max);
+        description.memory_bytes =
+            (model.n_bytes() + request.n_workers.max(1) as usize * scratch) as u64;
+        Ok(Self {
+            kernel,
+            model: Arc::new(model),
+            description,
+        })
+    }
+}
+
+impl<K: Kernel> Backend for CpuBackend<K> {
+    fn description(&self) -> Description {
+        self.description.clone()
+    }
+
+    fn worker(&self) -> Result<Box<dyn Worker>, Fault> {
+        let MicroBatch {
+            tokens_max,
+            row_tokens_max,
+        } = micro_batch(&self.description);
+        let scratch = Scratch::new(&self.model.shape, tokens_max, row_tokens_max);
+        Ok(Box::new(CpuWorker {
+            kernel: self.kernel,
+            model: Arc::clone(&self.model),
+            scratch,
+        }))
+    }
+}
+
+/// A longer row is a micro-batch of its own; a smaller agreement needs less.
+fn micro_batch(description: &Description) -> MicroBatch {
+    let row_tokens_max = description.row_tokens_max as usize;
+    let tokens_max = MICRO_TOKENS
+        .max(row_tokens_max)
+        .min(description.tokens_max as usize);
+    MicroBatch {
+        tokens_max,
+        row_tokens_max,
+    }
+}
+
+fn load_fault(error: &LoadError) -> Fault {
+    match error {
+        LoadError::Unsupported(text) => Fault::unsupported(text.as_str()),
+        LoadError::Bad(text) => Fault::bad_model(text.as_str()),
+    }
+}
+
+// === impl CpuWorker ===
+
+impl<K: Kernel> Worker for CpuWorker<K> {
+    fn score(&mut self, batch: &RaggedBatch<'_>, out: &mut Scores<'_>) -> Result<Phases, Fault> {
+        let mut phases = Phases::default();
+        let mut next = 0;
+        while next < batch.n_rows() {
+            let started = Instant::now();
+            next = self.gather(batch, next, out);
+            let gathered = Instant::now();
+            if self.scratch.rows.is_empty() {
+                continue;
+            }
+            encoder::forward(self.kernel, &self.model, &mut self.scratch);
+            let computed = Instant::now();
+            let n_labels = self.model.shape.n_labels;
+            for (&row, logits) in self
+                .scratch
+                .rows
+                .iter()
+                .zip(self.scratch.logits.chunks_exact(n_labels))
+            {
+                out.set(row, logits);
+            }
+            phases.prepare_us += (gathered - started).as_micros() as u64;
+            phases.compute_us += (computed - gathered).as_micros() as u64;
+            phases.collect_us += computed.elapsed().as_micros() as u64;
+        }
+        Ok(phases)
+    }
+}
+
+impl<K: Kernel> CpuWorker<K> {
+    /// Embeds rows from `next` on into the scratch until the micro-batch is full; returns the first
+    /// row that is not in it. Rows that nobody waits for, or that cannot be scored, get their
+    /// status instead.
+    fn gather(&mut self, batch: &RaggedBatch<'_>, mut next: usize, out: &mut Scores<'_>) -> usize {
+        let scratch = &mut self.scratch;
+        scratch.rows.clear();
+        scratch.offsets.clear();
+        let mut n_tokens = 0;
+        while next < batch.n_rows() {
+            let row = batch.row(next);
+            let row_tokens = row.input_ids.len();
+            if !scratch.rows.is_empty() && MICRO_TOKENS < n_tokens + row_tokens {
+                break;
+            }
+            match batch.state(next) {
+                RowStatus::Scored
+                    if embed::is_known(&self.model.embeddings, row.input_ids, row.type_ids) =>
+                {
+                    embed::push_row(
+                        self.kernel,
+                        &self.model,
+                        scratch,
+                        next,
+                        row.input_ids,
+                        row.type_ids,
+                    );
+                    n_tokens += row_tokens;
+                }
+                RowStatus::Scored => out.fail(next, RowStatus::Failed),
+                nobody_waits => out.fail(next, nobody_waits),
+            }
+            next += 1;
+        }
+        if !scratch.rows.is_empty() {
+            embed::finish_rows(self.kernel, &self.model, scratch);
+        }
+        next
+    }
+}

@@ -1,0 +1,242 @@
+//! The forward pass, written once for every kernel and both data types:
+//!
+//! ```text
+//! embed → N × (attend, add & norm, feed-forward, add & norm) → first token → dense → classifier
+//! ```
+//!
+//! The rows of a micro-batch are concatenated: A is (sum of lengths) × hidden in every linear
+//! layer, without padding. Only attention looks at `offsets`. Scales are per token and sums are
+//! exact or in a fixed order, so a row's logits do not depend, bit for bit, on the rows beside it.
+//!
+//! The last layer computes keys and values of all tokens, and everything else for each row's first
+//! token alone: the head reads nothing else.
+
+pub mod attention;
+pub mod embed;
+pub mod pointwise;
+
+use crate::arena::{Codes, Scratch};
+use crate::gemm::finish::Finish;
+use crate::gemm::linear;
+use crate::kernel::Kernel;
+use crate::model::{Layer, Model, Shape};
+use attention::AttendRow;
+use pointwise::NormAndEncode;
+
+/// Computes the logits of the micro-batch whose embeddings are in `scratch.hidden` (see
+/// [`embed::embed`]), into `scratch.logits`: rows × labels.
+pub fn forward<K: Kernel>(kernel: K, model: &Model<K>, scratch: &mut Scratch<K>) {
+    let n_rows = scratch.rows.len();
+    let n_tokens = scratch.offsets.last().copied().unwrap_or(0);
+    let last = model.layers.len() - 1;
+    for (layer_idx, layer) in model.layers.iter().enumerate() {
+        keys_and_values(kernel, layer, scratch, n_tokens);
+        let queries = if layer_idx == last {
+            Queries::First
+        } else {
+            Queries::All
+        };
+        let n_queries = match queries {
+            Queries::All => n_tokens,
+            Queries::First => {
+                keep_first_tokens(&model.shape, scratch);
+                n_rows
+            }
+        };
+        attend(kernel, &model.shape, layer, scratch, n_queries, queries);
+        feed_forward(kernel, model, layer, scratch, n_queries);
+    }
+    score(kernel, model, scratch, n_rows);
+}
+
+/// Which tokens a layer computes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Queries {
+    /// All.
+    All,
+    /// Each row's first: the last layer.
+    First,
+}
+
+fn keys_and_values<K: Kernel>(kernel: K, layer: &Layer<K>, s: &mut Scratch<K>, n_tokens: usize) {
+    linear(
+        kernel,
+        &s.hidden_codes,
+        n_tokens,
+        &layer.key_value,
+        &mut s.tile,
+        Finish::Store,
+        &mut s.key_value,
+    );
+}
+
+/// Moves each row's first token to the row's index, in the residual stream and its codes.
+fn keep_first_tokens<K: Kernel>(shape: &Shape, s: &mut Scratch<K>) {
+    let Codes {
+        codes,
+        scales,
+        stride,
+    } = &mut s.hidden_codes;
+    for (row, &token) in s.offsets.iter().take(s.rows.len()).enumerate() {
+        // Rows are not empty, so row ≤ token and nothing is overwritten before it is moved.
+        s.hidden.copy_within(
+            token * shape.hidden..(token + 1) * shape.hidden,
+            row * shape.hidden,
+        );
+        codes.copy_within(token * *stride..(token + 1) * *stride, row * *stride);
+        scales[row] = scales[token];
+    }
+}
+
+/// Attention and its add & norm: `hidden` and `hidden_codes` become those after the sublayer.
+fn attend<K: Kernel>(
+    kernel: K,
+    shape: &Shape,
+    layer: &Layer<K>,
+    s: &mut Scratch<K>,
+    n_queries: usize,
+    queries: Queries,
+) {
+    let &Shape {
+        hidden,
+        n_heads,
+        head_dim,
+        ..
+    } = shape;
+    linear(
+        kernel,
+        &s.hidden_codes,
+        n_queries,
+        &layer.query,
+        &mut s.tile,
+        Finish::Store,
+        &mut s.query,
+    );
+    let float = kernel.float();
+    for (row, ends) in s.offsets.windows(2).enumerate() {
+        let query = match queries {
+            Queries::All => ends[0] * hidden..ends[1] * hidden,
+            Queries::First => row * hidden..(row + 1) * hidden,
+        };
+        float.vectorize(AttendRow {
+            kernel: float,
+            query: &s.query[query.clone()],
+            key_value: &s.key_value[2 * ends[0] * hidden..2 * ends[1] * hidden],
+            n_heads,
+            head_dim,
+            context: &mut s.context[query],
+            scratch: &mut s.attention,
+        });
+    }
+    let codes = &mut s.hidden_codes;
+    kernel.vectorize(NormAndEncode {
+        norm: None,
+        x: &mut s.context,
+        width: hidden,
+        n_rows: n_queries,
+        codes,
+    });
+    linear(
+        kernel,
+        codes,
+        n_queries,
+        &layer.output,
+        &mut s.tile,
+        Finish::AddTo,
+        &mut s.hidden,
+    );
+    let norm = Some(&layer.attention_norm);
+    kernel.vectorize(NormAndEncode {
+        norm,
+        x: &mut s.hidden,
+        width: hidden,
+        n_rows: n_queries,
+        codes,
+    });
+}
+
+/// The feed-forward layer and its add & norm.
+fn feed_forward<K: Kernel>(
+    kernel: K,
+    model: &Model<K>,
+    layer: &Layer<K>,
+    s: &mut Scratch<K>,
+    n_tokens: usize,
+) {
+    let &Shape { hidden, inner, .. } = &model.shape;
+    let activate = Finish::Activate(model.activation);
+    linear(
+        kernel,
+        &s.hidden_codes,
+        n_tokens,
+        &layer.inner,
+        &mut s.tile,
+        activate,
+        &mut s.inner,
+    );
+    let codes = &mut s.inner_codes;
+    kernel.vectorize(NormAndEncode {
+        norm: None,
+        x: &mut s.inner,
+        width: inner,
+        n_rows: n_tokens,
+        codes,
+    });
+    linear(
+        kernel,
+        codes,
+        n_tokens,
+        &layer.outer,
+        &mut s.tile,
+        Finish::AddTo,
+        &mut s.hidden,
+    );
+    let (norm, codes) = (Some(&layer.output_norm), &mut s.hidden_codes);
+    kernel.vectorize(NormAndEncode {
+        norm,
+        x: &mut s.hidden,
+        width: hidden,
+        n_rows: n_tokens,
+        codes,
+    });
+}
+
+/// The head, in f32: its few operations decide the score, and cost nothing beside the encoder's.
+fn score<K: Kernel>(kernel: K, model: &Model<K>, s: &mut Scratch<K>, n_rows: usize) {
+    let (float, head, width) = (kernel.float(), &model.head, model.shape.hidden);
+    let codes = &mut s.float_codes;
+    codes.stride = width;
+    float.vectorize(NormAndEncode {
+        norm: None,
+        x: &mut s.hidden,
+        width,
+        n_rows,
+        codes,
+    });
+    let activate = Finish::Activate(head.activation);
+    linear(
+        float,
+        codes,
+        n_rows,
+        &head.dense,
+        &mut s.float_tile,
+        activate,
+        &mut s.pooled,
+    );
+    float.vectorize(NormAndEncode {
+        norm: None,
+        x: &mut s.pooled,
+        width,
+        n_rows,
+        codes,
+    });
+    linear(
+        float,
+        codes,
+        n_rows,
+        &head.classifier,
+        &mut s.float_tile,
+        Finish::Store,
+        &mut s.logits,
+    );
+}

@@ -1,0 +1,158 @@
+//! From token ids to the first residual stream: word + position + type, layer norm, ELECTRA's
+//! projection.
+
+use crate::arena::Scratch;
+use crate::encoder::pointwise::{NormAndEncode, layer_norm};
+use crate::gemm::finish::Finish;
+use crate::gemm::linear;
+use crate::kernel::{Kernel, Op};
+use crate::model::{Embeddings, Model, PositionRule};
+
+/// Whether every id and type of a row is in its table. One that is not fails its row alone.
+pub fn is_known<F: Kernel>(
+    embeddings: &Embeddings<F>,
+    input_ids: &[u32],
+    type_ids: &[u32],
+) -> bool {
+    let (vocab, types) = (
+        embeddings.words.len() / embeddings.width,
+        embeddings.types.len() / embeddings.width,
+    );
+    // A model with one type or none does not look at them: tokenizers of RoBERTa's relatives number
+    // the second text 1, and `transformers` does not pass that on.
+    input_ids.iter().all(|&id| (id as usize) < vocab)
+        && (types <= 1 || type_ids.iter().all(|&t| (t as usize) < types))
+}
+
+/// Appends a row to the micro-batch in `scratch`: its embeddings to the residual stream, `row` to
+/// its rows.
+///
+/// The caller has checked that the ids are known, the positions suffice and the tokens fit.
+pub fn push_row<K: Kernel>(
+    kernel: K,
+    model: &Model<K>,
+    scratch: &mut Scratch<K>,
+    row: usize,
+    input_ids: &[u32],
+    type_ids: &[u32],
+) {
+    let (embeddings, width) = (&model.embeddings, model.embeddings.width);
+    let start = scratch.offsets.last().copied().unwrap_or(0);
+    let end = start + input_ids.len();
+    if scratch.offsets.is_empty() {
+        scratch.offsets.push(0);
+    }
+    scratch.offsets.push(end);
+    scratch.rows.push(row);
+    let stream = if embeddings.project.is_some() {
+        &mut scratch.embedded
+    } else {
+        &mut scratch.hidden
+    };
+    let out = &mut stream[start * width..end * width];
+    kernel.float().vectorize(SumAndNorm {
+        embeddings,
+        input_ids,
+        type_ids,
+        out,
+    });
+}
+
+/// Makes the micro-batch that [`push_row`] gathered ready for the first layer.
+pub fn finish_rows<K: Kernel>(kernel: K, model: &Model<K>, s: &mut Scratch<K>) {
+    let n_rows = s.offsets.last().copied().unwrap_or(0);
+    if let Some(project) = &model.embeddings.project {
+        let (float, width, codes) = (kernel.float(), model.embeddings.width, &mut s.float_codes);
+        codes.stride = width;
+        float.vectorize(NormAndEncode {
+            norm: None,
+            x: &mut s.embedded,
+            width,
+            n_rows,
+            codes,
+        });
+        linear(
+            float,
+            codes,
+            n_rows,
+            project,
+            &mut s.float_tile,
+            Finish::Store,
+            &mut s.hidden,
+        );
+    }
+    let (width, codes) = (model.shape.hidden, &mut s.hidden_codes);
+    kernel.vectorize(NormAndEncode {
+        norm: None,
+        x: &mut s.hidden,
+        width,
+        n_rows,
+        codes,
+    });
+}
+
+struct SumAndNorm<'a, F: Kernel> {
+    embeddings: &'a Embeddings<F>,
+    input_ids: &'a [u32],
+    type_ids: &'a [u32],
+    out: &'a mut [f32],
+}
+
+impl<F: Kernel> Op for SumAndNorm<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Self {
+            embeddings,
+            input_ids,
+            type_ids,
+            out,
+        } = self;
+        let width = embeddings.width;
+        let n_types = embeddings.types.len() / width;
+        let mut next = 0;
+        for ((&id, &kind), out) in input_ids
+            .iter()
+            .zip(type_ids)
+            .zip(out.chunks_exact_mut(width))
+        {
+            let position = match embeddings.rule {
+                PositionRule::BehindPadding(pad) if id == pad => pad as usize,
+                PositionRule::BehindPadding(pad) => pad as usize + 1 + next,
+                PositionRule::FromZero => next,
+            };
+            next += usize::from(embeddings.rule != PositionRule::BehindPadding(id));
+            let words = &embeddings.words[id as usize * width..][..width];
+            let positions = &embeddings.positions[position * width..][..width];
+            // In the order of `transformers`: word + type, then + position.
+            match n_types {
+                0 => add2(out, words, positions),
+                n => {
+                    let kind = if n == 1 { 0 } else { kind as usize };
+                    add3(
+                        out,
+                        words,
+                        &embeddings.types[kind * width..][..width],
+                        positions,
+                    );
+                }
+            }
+            layer_norm::<F>(&embeddings.norm, out);
+        }
+    }
+}
+
+#[inline(always)]
+fn add2(out: &mut [f32], a: &[f32], b: &[f32]) {
+    for ((out, a), b) in out.iter_mut().zip(a).zip(b) {
+        *out = a + b;
+    }
+}
+
+#[inline(always)]
+fn add3(out: &mut [f32], a: &[f32], b: &[f32], c: &[f32]) {
+    for (((out, a), b), c) in out.iter_mut().zip(a).zip(b).zip(c) {
+        *out = a + b + c;
+    }
+}

@@ -1,0 +1,20 @@
+//! A Crossgate plugin that scores with models of the BERT family on CPUs, in i8 or f32.
+//!
+//! Reading order: [`backend`] is what the host calls; [`model`] what a folder becomes at load;
+//! [`encoder`] the forward pass; [`gemm`] its linear layers; [`kernel`] the instructions; [`quant`]
+//! the numbers; [`arena`] the memory. README.md has the numerics, the kernels and the figures.
+//!
+//! Everything below `backend` is generic over [`kernel::Kernel`], and the choice is made once, at
+//! open.
+
+pub mod arena;
+pub mod backend;
+pub mod encoder;
+pub mod gemm;
+pub mod kernel;
+pub mod model;
+pub mod quant;
+
+pub use backend::CpuInt8;
+
+backend_api::export_plugin!(CpuInt8);

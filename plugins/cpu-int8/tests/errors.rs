@@ -1,0 +1,395 @@
+//! A folder that is not a model for this engine is refused with a text that names the file, key or
+//! tensor; a row that cannot be scored fails alone.
+
+mod common;
+
+use backend_api::{FaultCode, OpenRequest, RowStatus};
+use common::{GoldenRow, golden_dir, golden_rows, open, request, score};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::Path;
+use tempfile::TempDir;
+
+/// A copy of a golden folder.
+fn copy(name: &str) -> TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(golden_dir(name)).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
+    }
+    copy
+}
+
+/// Opening the folder fails with this code and a text that has all of these words.
+#[track_caller]
+fn refused(dir: &Path, code: FaultCode, words: &[&str]) {
+    refused_request(&request(dir, "int8", "{}"), code, words);
+}
+
+#[track_caller]
+fn refused_request(request: &OpenRequest, code: FaultCode, words: &[&str]) {
+    let Err(fault) = open(request) else {
+        panic!("accepted")
+    };
+    assert_eq!(fault.code, code, "{fault}");
+    for word in words {
+        assert!(
+            fault.text.contains(word),
+            "{:?} does not name {word:?}",
+            fault.text
+        );
+    }
+}
+
+/// Rewrites `config.json` with one key set.
+fn set_config(dir: &Path, key: &str, value: Value) {
+    let path = dir.join("config.json");
+    let mut config: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    config[key] = value;
+    std::fs::write(path, config.to_string()).unwrap();
+}
+
+type Header = BTreeMap<String, Value>;
+
+/// Rewrites `model.safetensors` through `edit`, which gets its header and its data.
+fn edit_tensors(dir: &Path, edit: impl FnOnce(&mut Header, &mut Vec<u8>)) {
+    let path = dir.join("model.safetensors");
+    let bytes = std::fs::read(&path).unwrap();
+    let (len, rest) = bytes.split_first_chunk::<8>().unwrap();
+    let (header, data) = rest.split_at(u64::from_le_bytes(*len) as usize);
+    let (mut header, mut data) = (serde_json::from_slice(header).unwrap(), data.to_vec());
+    edit(&mut header, &mut data);
+    let header = serde_json::to_vec(&header).unwrap();
+    let file = [
+        (header.len() as u64).to_le_bytes().as_slice(),
+        &header,
+        &data,
+    ]
+    .concat();
+    std::fs::write(path, file).unwrap();
+}
+
+const QUERY: &str = "bert.encoder.layer.1.attention.self.query.weight";
+
+#[test]
+fn an_untouched_copy_opens() {
+    open(&request(copy("bert").path(), "int8", "{}")).unwrap();
+}
+
+#[test]
+fn files_that_are_missing_are_named() {
+    let dir = copy("bert");
+    std::fs::remove_file(dir.path().join("model.safetensors")).unwrap();
+    refused(dir.path(), FaultCode::BadModel, &["model.safetensors"]);
+    std::fs::remove_file(dir.path().join("config.json")).unwrap();
+    refused(dir.path(), FaultCode::BadModel, &["config.json"]);
+    refused(
+        Path::new("/nonexistent"),
+        FaultCode::BadModel,
+        &["/nonexistent/config.json"],
+    );
+}
+
+#[test]
+fn tensors_that_are_missing_are_named() {
+    for tensor in [
+        QUERY,
+        "bert.embeddings.word_embeddings.weight",
+        "bert.embeddings.LayerNorm.bias",
+        "bert.encoder.layer.0.output.dense.bias",
+        "bert.pooler.dense.weight",
+        "classifier.weight",
+    ] {
+        let dir = copy("bert");
+        edit_tensors(dir.path(), |header, _| drop(header.remove(tensor).unwrap()));
+        refused(dir.path(), FaultCode::BadModel, &[tensor, "no such tensor"]);
+    }
+}
+
+#[test]
+fn misshapen_tensors_are_named() {
+    let dir = copy("bert");
+    edit_tensors(dir.path(), |header, _| {
+        header.get_mut(QUERY).unwrap()["shape"] = json!([24, 96])
+    });
+    refused(
+        dir.path(),
+        FaultCode::BadModel,
+        &[QUERY, "[24, 96]", "[48, 48]"],
+    );
+    edit_tensors(dir.path(), |header, _| {
+        header.get_mut(QUERY).unwrap()["shape"] = json!([48, 47])
+    });
+    refused(
+        dir.path(),
+        FaultCode::BadModel,
+        &[QUERY, "[48, 47]", "9216 bytes"],
+    );
+    edit_tensors(dir.path(), |header, _| {
+        header.get_mut(QUERY).unwrap()["shape"] = json!([u64::MAX, 48])
+    });
+    refused(dir.path(), FaultCode::BadModel, &[QUERY]);
+}
+
+#[test]
+fn values_that_are_not_finite_are_named() {
+    for bad in [f32::NAN, f32::INFINITY] {
+        let dir = copy("bert");
+        edit_tensors(dir.path(), |header, data| {
+            let start = header[QUERY]["data_offsets"][0].as_u64().unwrap() as usize + 4 * 7;
+            data[start..start + 4].copy_from_slice(&bad.to_le_bytes());
+        });
+        refused(
+            dir.path(),
+            FaultCode::BadModel,
+            &[QUERY, "value 7", "not a finite number"],
+        );
+    }
+}
+
+#[test]
+fn types_that_are_not_floats_are_named() {
+    let dir = copy("bert");
+    edit_tensors(dir.path(), |header, _| {
+        header.get_mut(QUERY).unwrap()["dtype"] = json!("I32")
+    });
+    refused(dir.path(), FaultCode::Unsupported, &[QUERY, "I32", "BF16"]);
+}
+
+#[test]
+fn truncated_files_are_named() {
+    let dir = copy("bert");
+    let path = dir.path().join("model.safetensors");
+    let bytes = std::fs::read(&path).unwrap();
+    // Inside the data, inside the header, inside the header's length, and nothing at all.
+    for len in [bytes.len() - 100, 500, 5, 0] {
+        std::fs::write(&path, &bytes[..len]).unwrap();
+        refused(dir.path(), FaultCode::BadModel, &["model.safetensors"]);
+    }
+    let huge = [u64::MAX.to_le_bytes().as_slice(), &bytes[8..]].concat();
+    std::fs::write(&path, huge).unwrap();
+    refused(
+        dir.path(),
+        FaultCode::BadModel,
+        &["model.safetensors", "18446744073709551615"],
+    );
+    let not_json = [100_u64.to_le_bytes().as_slice(), &[b'x'; 200]].concat();
+    std::fs::write(&path, not_json).unwrap();
+    refused(
+        dir.path(),
+        FaultCode::BadModel,
+        &["model.safetensors", "header"],
+    );
+}
+
+#[test]
+fn offsets_outside_the_file_are_named() {
+    for offsets in [
+        json!([0, 1_u64 << 60]),
+        json!([9_216, 0]),
+        json!([u64::MAX, u64::MAX]),
+    ] {
+        let dir = copy("bert");
+        edit_tensors(dir.path(), |header, _| {
+            header.get_mut(QUERY).unwrap()["data_offsets"] = offsets
+        });
+        refused(dir.path(), FaultCode::BadModel, &[QUERY, "not within"]);
+    }
+}
+
+#[test]
+fn shards_are_named() {
+    let dir = copy("bert-sharded-3-labels");
+    let shard = "model-00002-of-00002.safetensors";
+    let index_path = dir.path().join("model.safetensors.index.json");
+    let index = std::fs::read_to_string(&index_path).unwrap();
+    std::fs::write(&index_path, index.replace(shard, "../model.safetensors")).unwrap();
+    refused(
+        dir.path(),
+        FaultCode::BadModel,
+        &["../model.safetensors", "index.json"],
+    );
+    let mut misplaced: Value = serde_json::from_str(&index).unwrap();
+    let tensor = "bert.embeddings.word_embeddings.weight";
+    let placed = misplaced["weight_map"][tensor].as_str().unwrap().to_owned();
+    let other = if placed == shard {
+        "model-00001-of-00002.safetensors"
+    } else {
+        shard
+    };
+    misplaced["weight_map"][tensor] = json!(other);
+    std::fs::write(&index_path, misplaced.to_string()).unwrap();
+    refused(dir.path(), FaultCode::BadModel, &[tensor, other]);
+    std::fs::write(&index_path, &index).unwrap();
+    std::fs::remove_file(dir.path().join(shard)).unwrap();
+    refused(dir.path(), FaultCode::BadModel, &[shard]);
+    std::fs::write(&index_path, "{").unwrap();
+    refused(dir.path(), FaultCode::BadModel, &["index.json"]);
+}
+
+#[test]
+fn configurations_that_do_not_fit_the_weights_name_the_tensor() {
+    let dir = copy("bert");
+    set_config(dir.path(), "vocab_size", json!(121));
+    refused(
+        dir.path(),
+        FaultCode::BadModel,
+        &["word_embeddings", "[121, 48]"],
+    );
+    let dir = copy("bert");
+    set_config(dir.path(), "num_hidden_layers", json!(3));
+    refused(
+        dir.path(),
+        FaultCode::BadModel,
+        &["bert.encoder.layer.2.", "no such tensor"],
+    );
+    let dir = copy("bert");
+    set_config(dir.path(), "id2label", json!({"0": "a", "1": "b"}));
+    refused(
+        dir.path(),
+        FaultCode::BadModel,
+        &["classifier.weight", "[2, 48]"],
+    );
+    let dir = copy("bert");
+    set_config(dir.path(), "num_attention_heads", json!(5));
+    refused(
+        dir.path(),
+        FaultCode::BadModel,
+        &["hidden_size = 48", "num_attention_heads = 5"],
+    );
+}
+
+#[test]
+fn what_this_engine_does_not_compute_is_unsupported() {
+    for (key, value) in [
+        ("architectures", json!(["GPT2ForSequenceClassification"])),
+        ("hidden_act", json!("mish")),
+        ("position_embedding_type", json!("relative_key_query")),
+        ("is_decoder", json!(true)),
+    ] {
+        let dir = copy("bert");
+        set_config(dir.path(), key, value);
+        refused(dir.path(), FaultCode::Unsupported, &[key]);
+    }
+    let dir = golden_dir("bert");
+    let gpu = OpenRequest {
+        device: "cuda:0".to_owned(),
+        ..request(&dir, "int8", "{}")
+    };
+    refused_request(&gpu, FaultCode::Unsupported, &["cuda:0"]);
+    refused_request(
+        &request(&dir, "f16", "{}"),
+        FaultCode::Unsupported,
+        &["f16", "int8"],
+    );
+}
+
+#[test]
+fn wrong_options_are_named() {
+    let dir = golden_dir("bert");
+    let bad = FaultCode::BadRequest;
+    refused_request(
+        &request(&dir, "int8", r#"{"kernel":"abacus"}"#),
+        bad,
+        &["abacus", "scalar-i8"],
+    );
+    refused_request(
+        &request(&dir, "f32", r#"{"kernel":"scalar-i8"}"#),
+        bad,
+        &["scalar-i8", "portable-f32"],
+    );
+    refused_request(&request(&dir, "int8", r#"{"colour":1}"#), bad, &["colour"]);
+    refused_request(&request(&dir, "int8", "[1"), bad, &["options"]);
+    let no_rows = OpenRequest {
+        rows_max: 0,
+        ..request(&dir, "int8", "{}")
+    };
+    refused_request(&no_rows, bad, &["rows_max = 0"]);
+}
+
+/// The host keeps to the described limit, so a longer row never reaches the engine.
+#[test]
+fn the_longest_row_is_the_models_positions() {
+    for (name, expected) in [
+        ("bert", 40),
+        ("roberta", 38),
+        ("roberta-pad-3-legacy-names", 36),
+        ("distilbert", 40),
+    ] {
+        let backend = open(&request(&golden_dir(name), "int8", "{}")).unwrap();
+        assert_eq!(backend.limits().row_tokens_max, expected, "{name}");
+    }
+    let short = OpenRequest {
+        row_tokens_max: 7,
+        ..request(&golden_dir("bert"), "int8", "{}")
+    };
+    assert_eq!(open(&short).unwrap().limits().row_tokens_max, 7);
+}
+
+#[test]
+fn a_row_with_unknown_ids_fails_alone() {
+    let backend = open(&request(&golden_dir("bert"), "int8", "{}")).unwrap();
+    let mut worker = backend.worker().unwrap();
+    let good = golden_rows("bert");
+    let alone = score(&mut worker, &[&good[3]]);
+    let with = |ids: &[u32], types: &[u32]| GoldenRow {
+        input_ids: ids.into(),
+        type_ids: types.into(),
+        logits: vec![],
+    };
+    for poison in [
+        with(&[1, 120, 2], &[0, 0, 0]),
+        with(&[u32::MAX], &[0]),
+        with(&[1, 2], &[0, 2]),
+    ] {
+        let found = score(&mut worker, &[&poison, &good[3], &poison]);
+        assert_eq!(
+            found,
+            [
+                Err(RowStatus::Failed),
+                alone[0].clone(),
+                Err(RowStatus::Failed)
+            ]
+        );
+    }
+}
+
+/// A model with one token type does not look at them: tokenizers of RoBERTa's relatives number the
+/// second text 1.
+#[test]
+fn a_model_without_token_types_ignores_them() {
+    for name in ["roberta", "distilbert"] {
+        let backend = open(&request(&golden_dir(name), "int8", "{}")).unwrap();
+        let mut worker = backend.worker().unwrap();
+        let row = golden_rows(name).pop().unwrap();
+        let typed = GoldenRow {
+            type_ids: vec![1; row.input_ids.len()],
+            ..row.clone()
+        };
+        assert_eq!(
+            score(&mut worker, &[&row]),
+            score(&mut worker, &[&typed]),
+            "{name}"
+        );
+    }
+}
+
+/// Equal models have equal ids; another weight, kernel or configuration makes another.
+#[test]
+fn numerics_ids_tell_models_and_kernels_apart() {
+    let id = |request: &OpenRequest| open(request).unwrap().description().numerics_id.clone();
+    let dir = copy("bert");
+    let of = |dtype: &str, options: &str| id(&request(dir.path(), dtype, options));
+    let first = of("int8", "{}");
+    assert_eq!(first, id(&request(&golden_dir("bert"), "int8", "{}")));
+    assert_ne!(first, of("f32", "{}"));
+    assert_ne!(
+        of("int8", r#"{"kernel":"scalar-i8"}"#),
+        of("int8", r#"{"kernel":"emulated-u8i8-dpbusd"}"#)
+    );
+    edit_tensors(dir.path(), |header, data| {
+        let start = header[QUERY]["data_offsets"][0].as_u64().unwrap() as usize;
+        data[start] ^= 1;
+    });
+    assert_ne!(first, of("int8", "{}"));
+}

@@ -1,0 +1,231 @@
+//! Every i8 kernel that this CPU has equals the scalar oracle on full-range data, at every size
+//! around its tile.
+//!
+//! `KERNELS_REQUIRED` (names, comma-separated) says what this machine must have: a kernel cannot
+//! vanish into a skip. Run with `--nocapture` to see which kernels ran.
+
+#![allow(clippy::print_stdout)] // The measured differences, and which kernels ran.
+
+mod common;
+
+use common::Numbers;
+use cpu_int8::kernel::scalar::oracle;
+use cpu_int8::kernel::{Dtype, Kernel, MR_MAX, NR_MAX, Visitor, available, tile, visit_all};
+use cpu_int8::quant::{Code, Sum};
+
+/// Quanta as rows of `k`.
+#[derive(Clone, Copy)]
+struct Case<'a> {
+    name: &'a str,
+    a: &'a [i8],
+    b: &'a [i8],
+    m: usize,
+    n: usize,
+    k: usize,
+}
+
+/// Packs and multiplies the case as the engine does and compares each sum with the oracle's.
+struct Compare<'a>(Case<'a>);
+
+impl Visitor for Compare<'_> {
+    type Output = Result<(), String>;
+
+    fn visit<K: Kernel>(&mut self, kernel: K) -> Self::Output {
+        let Case {
+            name,
+            a,
+            b,
+            m,
+            n,
+            k,
+        } = self.0;
+        let expected = oracle(a, b, k);
+        let stride = k.next_multiple_of(K::K_STEP);
+        let left: Vec<K::Left> = a
+            .chunks_exact(k)
+            .flat_map(|row| exactly::<K::Left>(row, stride))
+            .collect();
+        for (panel_idx, columns) in b.chunks(K::NR * k).enumerate() {
+            let columns: Vec<_> = columns
+                .chunks_exact(k)
+                .map(|column| exactly::<K::Right>(column, stride))
+                .collect();
+            let mut panel = vec![K::Right::default(); K::NR * stride];
+            for (lane, column) in columns.iter().enumerate() {
+                for (step, group) in column.chunks_exact(K::K_STEP).enumerate() {
+                    panel[(step * K::NR + lane) * K::K_STEP..][..K::K_STEP].copy_from_slice(group);
+                }
+            }
+            let mut out = vec![K::Acc::default(); MR_MAX * NR_MAX];
+            for row in (0..m).step_by(K::MR) {
+                let n_rows = (m - row).min(K::MR);
+                tile::compute(
+                    kernel,
+                    n_rows,
+                    &left[row * stride..],
+                    stride,
+                    &panel,
+                    &mut out,
+                );
+                for (r, c) in (0..n_rows).flat_map(|r| (0..columns.len()).map(move |c| (r, c))) {
+                    let quanta: i32 = columns[c].iter().map(|q| q.quantum()).sum();
+                    let found = out[r * K::NR + c];
+                    let expected = expected[(row + r) * n + panel_idx * K::NR + c];
+                    let raw = i32::try_from(expected).unwrap() + K::Left::ZERO_POINT * quanta;
+                    // 1 · raw: the kernel's own type for an integer. Compared as integers: f32
+                    // would round.
+                    let corrected =
+                        found.corrected(K::Acc::correction(K::Left::ZERO_POINT, quanta));
+                    if found != K::Acc::correction(1, raw) || corrected != expected as f32 {
+                        return Err(format!(
+                            "{}: {name} {m}×{n}×{k} at ({r}, {c}): {found:?}, not {raw}",
+                            K::NAME
+                        ));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Quanta as a kernel's elements, zeros up to `stride`. A 127 in front fixes the scale at 1.
+fn exactly<C: Code>(quanta: &[i8], stride: usize) -> Vec<C> {
+    let values: Vec<f32> = [127.0]
+        .into_iter()
+        .chain(quanta.iter().map(|&q| f32::from(q)))
+        .collect();
+    let mut codes = vec![C::default(); stride + 1];
+    assert_eq!(C::encode(&values, &mut codes), 1.0);
+    let codes = codes.split_off(1);
+    assert!(
+        codes
+            .iter()
+            .zip(quanta)
+            .all(|(code, &q)| code.quantum() == i32::from(q))
+    );
+    codes
+}
+
+fn check(name: &str, m: usize, n: usize, k: usize, mut quantum: impl FnMut() -> (i8, i8)) {
+    let (mut a, mut b) = (vec![0; m * k], vec![0; n * k]);
+    a.iter_mut().for_each(|a| *a = quantum().0);
+    b.iter_mut().for_each(|b| *b = quantum().1);
+    let failures: Vec<_> = visit_all(
+        Dtype::Int8,
+        &mut Compare(Case {
+            name,
+            a: &a,
+            b: &b,
+            m,
+            n,
+            k,
+        }),
+    )
+    .into_iter()
+    .filter_map(Result::err)
+    .collect();
+    assert!(failures.is_empty(), "{failures:#?}");
+}
+
+#[test]
+fn what_must_be_here_is_here() {
+    let names: Vec<_> = [Dtype::Int8, Dtype::F32]
+        .into_iter()
+        .flat_map(available)
+        .collect();
+    println!("kernels: {}", names.join(", "));
+    let required = std::env::var("KERNELS_REQUIRED").unwrap_or_default();
+    for name in required
+        .split(',')
+        .map(str::trim)
+        .filter(|name| !name.is_empty())
+    {
+        assert!(
+            names.contains(&name),
+            "{name} is required here but this CPU has {names:?}"
+        );
+    }
+}
+
+#[test]
+fn random_full_range_at_every_boundary() {
+    let mut numbers = Numbers::new(1);
+    for m in [1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 25] {
+        for n in [1, 2, 15, 16, 17, 31, 32, 33] {
+            for k in [1, 2, 3, 4, 5, 7, 8, 9, 31, 32, 33, 64] {
+                check("random", m, n, k, || (numbers.quantum(), numbers.quantum()));
+            }
+        }
+    }
+}
+
+#[test]
+fn extremes_do_not_saturate() {
+    // 3072 and 4096 are the feed-forward widths of BERT-base and -large.
+    for k in [1, 2, 3, 4, 63, 64, 65, 384, 1_536, 3_072, 4_096] {
+        for extreme in [(127, 127), (-127, 127), (127, -127), (-127, -127)] {
+            check("extreme", 13, 33, k, || extreme);
+        }
+        let mut sign = 1_i8;
+        check("alternating", 13, 33, k, || {
+            sign = -sign;
+            (127 * sign, -127)
+        });
+    }
+}
+
+#[test]
+fn wide_random_sums_are_exact() {
+    let mut numbers = Numbers::new(2);
+    for k in [383, 384, 385, 1_536, 4_096] {
+        check("random", 13, 33, k, || {
+            (numbers.quantum(), numbers.quantum())
+        });
+    }
+}
+
+/// The f32 kernels sum in order, so equal integers come out exactly: a test of packing and tails.
+#[test]
+fn f32_kernels_multiply_small_integers_exactly() {
+    struct Multiply {
+        k: usize,
+    }
+    impl Visitor for Multiply {
+        type Output = ();
+        fn visit<K: Kernel>(&mut self, kernel: K) {
+            let mut numbers = Numbers::new(3);
+            let a: Vec<i8> = (0..K::MR * self.k).map(|_| numbers.quantum()).collect();
+            let b: Vec<i8> = (0..K::NR * self.k).map(|_| numbers.quantum()).collect();
+            let expected = oracle(&a, &b, self.k);
+            let left: Vec<K::Left> = a.chunks_exact(self.k).flat_map(encode::<K::Left>).collect();
+            let mut panel = vec![K::Right::default(); K::NR * self.k];
+            for (lane, column) in b.chunks_exact(self.k).enumerate() {
+                for (step, code) in encode::<K::Right>(column).into_iter().enumerate() {
+                    panel[step * K::NR + lane] = code;
+                }
+            }
+            let mut out = vec![K::Acc::default(); K::MR * K::NR];
+            tile::compute(kernel, K::MR, &left, self.k, &panel, &mut out);
+            for (found, expected) in out.into_iter().zip(expected) {
+                assert_eq!(
+                    found.corrected(K::Acc::default()),
+                    expected as f32,
+                    "{} at k = {}",
+                    K::NAME,
+                    self.k
+                );
+            }
+        }
+    }
+    for k in [1, 2, 7, 64, 384] {
+        visit_all(Dtype::F32, &mut Multiply { k });
+    }
+}
+
+fn encode<C: Code>(quanta: &[i8]) -> Vec<C> {
+    let values: Vec<f32> = quanta.iter().map(|&q| f32::from(q)).collect();
+    let mut codes = vec![C::default(); quanta.len()];
+    assert_eq!(C::encode(&values, &mut codes), 1.0);
+    codes
+}

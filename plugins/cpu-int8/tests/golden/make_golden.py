@@ -1,0 +1,126 @@
+#!/usr/bin/env python3
+"""Makes the small seeded models of this folder and their logits by `transformers`.
+
+    python3 -m venv .venv && .venv/bin/pip install torch transformers safetensors
+    .venv/bin/python make_golden.py
+
+Each folder is a Hugging Face model folder and a golden.json: rows of token ids with the logits that
+`transformers` computes in f32 from the weights as stored (rounded, where they are stored in halves).
+A row's logits are computed alone, with an attention mask of ones.
+"""
+import json
+import os
+import shutil
+
+import torch
+import transformers as t
+from safetensors.torch import load_file, save_file
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+# Heads of 12: neither hidden nor head dim is a multiple of any kernel's tile.
+SIZES = dict(vocab_size=120, hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=100,
+             max_position_embeddings=40)
+
+# Families whose positions start behind the padding token's id.
+BEHIND_PADDING = (t.RobertaConfig, t.CamembertConfig, t.XLMRobertaConfig)
+
+# name: (model class, configuration, stored type, what else is special)
+MODELS = {
+    "bert": (t.BertForSequenceClassification, t.BertConfig(**SIZES, num_labels=1), torch.float32, {}),
+    "bert-sharded-3-labels": (
+        t.BertForSequenceClassification,
+        t.BertConfig(**SIZES | dict(hidden_act="silu", layer_norm_eps=1e-5), num_labels=3), torch.float16, {"shards": True}),
+    "roberta": (
+        t.RobertaForSequenceClassification,
+        t.RobertaConfig(**SIZES, num_labels=1, type_vocab_size=1, pad_token_id=1, layer_norm_eps=1e-5), torch.float32, {}),
+    "roberta-pad-3-legacy-names": (
+        t.RobertaForSequenceClassification,
+        t.RobertaConfig(**SIZES | dict(hidden_act="gelu_new"), num_labels=2, type_vocab_size=2, pad_token_id=3),
+        torch.float16, {"legacy": True}),
+    "camembert": (
+        t.CamembertForSequenceClassification,
+        t.CamembertConfig(**SIZES | dict(hidden_act="relu"), num_labels=1, type_vocab_size=1), torch.bfloat16, {}),
+    "xlm-roberta": (
+        t.XLMRobertaForSequenceClassification,
+        t.XLMRobertaConfig(**SIZES, num_labels=1, type_vocab_size=1, pad_token_id=1, layer_norm_eps=1e-5), torch.bfloat16, {}),
+    "electra-projected": (
+        t.ElectraForSequenceClassification, t.ElectraConfig(**SIZES, embedding_size=20, num_labels=1), torch.float16, {}),
+    "electra": (
+        t.ElectraForSequenceClassification, t.ElectraConfig(**SIZES, embedding_size=48, num_labels=4), torch.bfloat16, {}),
+    "distilbert": (
+        t.DistilBertForSequenceClassification,
+        t.DistilBertConfig(vocab_size=120, dim=48, n_layers=2, n_heads=4, hidden_dim=100, max_position_embeddings=40,
+                           num_labels=1), torch.float32, {}),
+}
+
+
+def seed_parameters(model):
+    """Large enough that every part of the model moves the logits, norms and biases included."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "LayerNorm" in name or "layer_norm" in name:
+                parameter.normal_(1.0 if name.endswith("weight") else 0.0, 0.2)
+            elif name.endswith("bias"):
+                parameter.normal_(0.0, 0.2)
+            elif "embeddings" in name and "project" not in name:
+                parameter.normal_(0.0, 1.0)
+            else:
+                parameter.normal_(0.0, 1.3 / parameter.shape[-1] ** 0.5)
+
+
+def rows(config, lengths):
+    generator = torch.Generator().manual_seed(7)
+    n_types = getattr(config, "type_vocab_size", 1)
+    pad = config.pad_token_id
+    for number, length in enumerate(lengths):
+        ids = torch.randint(0, config.vocab_size, (length,), generator=generator)
+        if isinstance(config, BEHIND_PADDING) and number % 2 == 1:
+            ids[length // 2] = pad  # a padding token inside a row has a position of its own
+        split = length // 2
+        types = [min(int(split <= i), n_types - 1) for i in range(length)]
+        yield ids.tolist(), types
+
+
+def logits(model, ids, types):
+    feed = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
+    if not isinstance(model, t.DistilBertForSequenceClassification):
+        feed["token_type_ids"] = torch.tensor([types])
+    with torch.no_grad():
+        return model(**feed).logits[0].tolist()
+
+
+def legacy_names(folder):
+    path = os.path.join(folder, "model.safetensors")
+    tensors = load_file(path)
+    renamed = {k.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): v
+               for k, v in tensors.items()}
+    save_file(renamed, path, metadata={"format": "pt"})
+
+
+def main():
+    for number, (name, (kind, config, dtype, special)) in enumerate(MODELS.items()):
+        folder = os.path.join(HERE, name)
+        shutil.rmtree(folder, ignore_errors=True)
+        torch.manual_seed(number)
+        model = kind(config).eval()
+        seed_parameters(model)
+        model = model.to(dtype)
+        model.save_pretrained(folder, max_shard_size="60KB" if special.get("shards") else "5GB")
+        model = model.float()  # the stored weights, exactly
+        longest = config.max_position_embeddings
+        if isinstance(config, BEHIND_PADDING):
+            longest -= config.pad_token_id + 1
+        golden = [dict(input_ids=ids, type_ids=types, logits=logits(model, ids, types))
+                  for ids, types in rows(config, [1, 2, 3, 6, 7, 16, 17, 25, longest])]
+        if special.get("legacy"):
+            legacy_names(folder)
+        for file in os.listdir(folder):
+            os.chmod(os.path.join(folder, file), 0o644)
+        with open(os.path.join(folder, "golden.json"), "w") as file:
+            json.dump({"transformers": t.__version__, "rows": golden}, file)
+        print(f"{name}: {sum(p.numel() for p in model.parameters())} parameters, logits of the longest row "
+              f"{golden[-1]['logits']}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+//! What the fake can be told to do.
+
+use backend_api::Fault;
+use serde::Deserialize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The plugin's options. Token ids name the row that triggers a fault, so that a test can aim at one
+/// document of one request.
+#[derive(Deserialize, Debug)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Options {
+    /// Logits for each row.
+    pub(crate) labels: u32,
+    /// Ids from here on fail their row.
+    pub(crate) vocab_size: u32,
+    /// Added to every logit: another value is another numerics id.
+    pub(crate) bias: f32,
+    /// Microseconds that each row takes.
+    pub(crate) row_us: u64,
+    /// While this file exists, every row waits.
+    pub(crate) hold: Option<PathBuf>,
+    /// Panic in this entry.
+    pub(crate) panic_in: Option<Entry>,
+    /// Return a fault from this entry.
+    pub(crate) fault_in: Option<Entry>,
+    /// A row with this id panics.
+    pub(crate) panic_on: Option<u32>,
+    /// A row with this id fails its batch.
+    pub(crate) fault_on: Option<u32>,
+    /// A row with this id fails alone.
+    pub(crate) fail_row_on: Option<u32>,
+    /// A row with this id scores NaN.
+    pub(crate) nan_on: Option<u32>,
+    /// A row with this id gets neither score nor status.
+    pub(crate) skip_on: Option<u32>,
+}
+
+/// The entries of a plugin.
+#[derive(Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Entry {
+    Open,
+    Worker,
+    Score,
+    Drop,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            labels: 1,
+            vocab_size: 1 << 20,
+            bias: 0.0,
+            row_us: 0,
+            hold: None,
+            panic_in: None,
+            fault_in: None,
+            panic_on: None,
+            fault_on: None,
+            fail_row_on: None,
+            nan_on: None,
+            skip_on: None,
+        }
+    }
+}
+
+impl Options {
+    pub(crate) fn parse(text: &str) -> Result<Self, Fault> {
+        let options: Self = serde_json::from_str(text)
+            .map_err(|error| Fault::bad_request(format!("options: {error}")))?;
+        if options.labels == 0 {
+            return Err(Fault::bad_request("options: labels must be at least 1"));
+        }
+        Ok(options)
+    }
+
+    /// Panics or fails if this entry was told to.
+    pub(crate) fn misbehave(&self, entry: Entry) -> Result<(), Fault> {
+        if self.panic_in == Some(entry) {
+            panic!("asked to panic in {entry:?}");
+        }
+        if self.fault_in == Some(entry) {
+            return Err(Fault::internal(format!("asked to fail in {entry:?}")));
+        }
+        Ok(())
+    }
+
+    /// Waits while the file that holds rows back exists.
+    pub(crate) fn hold_back(&self) {
+        while self.hold.as_deref().is_some_and(|hold| hold.exists()) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! The contract, tried on the fake; and the fake's own misbehaviour, which the gateway's tests rely on.
+
+use backend_api::conformance::{self, Subject};
+use backend_api::{
+    Fault, FaultCode, OpenRequest, OpenWorker, PluginLibrary, RaggedBatch, RowControl, RowStatus,
+};
+use fake::Fake;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+fn library() -> PluginLibrary {
+    PluginLibrary::in_process::<Fake>().expect("the fake has a card")
+}
+
+fn request(options: &str) -> OpenRequest {
+    OpenRequest {
+        options: options.to_owned(),
+        row_tokens_max: 64,
+        ..OpenRequest::default()
+    }
+}
+
+/// Scores two rows of three tokens, the second holding id 7.
+fn score(worker: &mut OpenWorker) -> Result<[Result<Vec<f32>, RowStatus>; 2], Fault> {
+    let wanted = AtomicBool::new(true);
+    let controls = [RowControl {
+        deadline_us: u64::MAX,
+        wanted: &wanted,
+    }; 2];
+    let limits = worker.limits();
+    let ids = [1, 2, 1, 1, 7, 7];
+    let batch = RaggedBatch::check(
+        &ids,
+        &[0, 0, 1, 0, 0, 1],
+        &[0, 3, 6],
+        &[],
+        &controls,
+        &limits,
+        Instant::now(),
+    )
+    .map_err(Fault::bad_batch)?;
+    let mut logits = vec![0.0; 2 * worker.n_labels()];
+    let mut statuses = [0; 2];
+    let (_, scores) = worker.score(&batch, &mut logits, &mut statuses)?;
+    Ok([0, 1].map(|row| scores.row(row).map(<[f32]>::to_vec)))
+}
+
+#[test]
+fn conforms() {
+    for options in ["{}", r#"{"labels":3,"bias":0.5}"#] {
+        let options = options
+            .replacen('{', r#"{"vocab_size":1000,"#, 1)
+            .replace(",}", "}");
+        conformance::run(&Subject {
+            library: &library(),
+            request: request(&options),
+            vocab_size: 1_000,
+            type_vocab_size: 2,
+            tolerance: 0.0,
+        });
+    }
+}
+
+#[track_caller]
+fn check_open_fails(options: &str, code: FaultCode, text: &str) {
+    let fault = match library()
+        .open(&request(options))
+        .and_then(|backend| backend.worker())
+    {
+        Ok(_) => panic!("{options} opens"),
+        Err(fault) => fault,
+    };
+    assert_eq!(fault.code, code, "{fault}");
+    assert!(fault.text.contains(text), "{fault} lacks {text:?}");
+}
+
+#[test]
+fn a_panic_in_open_is_a_value() {
+    check_open_fails(
+        r#"{"panic_in":"open"}"#,
+        FaultCode::Panicked,
+        "asked to panic in Open",
+    );
+}
+#[test]
+fn a_panic_in_worker_is_a_value() {
+    check_open_fails(
+        r#"{"panic_in":"worker"}"#,
+        FaultCode::Panicked,
+        "asked to panic in Worker",
+    );
+}
+#[test]
+fn a_fault_in_open_keeps_its_text() {
+    check_open_fails(
+        r#"{"fault_in":"open"}"#,
+        FaultCode::Internal,
+        "asked to fail in Open",
+    );
+}
+#[test]
+fn an_unknown_option_is_named() {
+    check_open_fails(r#"{"colour":1}"#, FaultCode::BadRequest, "colour");
+}
+
+#[test]
+fn a_panic_in_drop_stays_inside() {
+    drop(
+        library()
+            .open(&request(r#"{"panic_in":"drop"}"#))
+            .expect("it opens"),
+    );
+}
+
+#[test]
+fn a_panic_poisons_the_backend_and_its_workers() {
+    let backend = library()
+        .open(&request(r#"{"panic_on":7}"#))
+        .expect("it opens");
+    let (mut first, mut second) = (
+        backend.worker().expect("a worker"),
+        backend.worker().expect("a worker"),
+    );
+    let fault = score(&mut first).expect_err("row 1 panics");
+    assert_eq!(
+        (fault.code, fault.text.as_str()),
+        (FaultCode::Panicked, "asked to panic on row 1")
+    );
+    assert_eq!(
+        score(&mut second).expect_err("poisoned").code,
+        FaultCode::Poisoned
+    );
+    let reopened = library().open(&request("{}")).expect("it opens again");
+    assert!(score(&mut reopened.worker().expect("a worker")).is_ok());
+}
+
+#[test]
+fn one_row_fails_alone() {
+    let cases = [
+        ("fail_row_on", RowStatus::Failed),
+        ("nan_on", RowStatus::NotFinite),
+    ];
+    for (option, status) in cases {
+        let backend = library()
+            .open(&request(&format!(r#"{{"{option}":7}}"#)))
+            .expect("it opens");
+        let [good, bad] =
+            score(&mut backend.worker().expect("a worker")).expect("the batch is fine");
+        assert_eq!((good.is_ok(), bad), (true, Err(status)), "{option}");
+    }
+}
+
+#[test]
+fn a_forgotten_row_is_a_fault_that_names_it() {
+    let backend = library()
+        .open(&request(r#"{"skip_on":7}"#))
+        .expect("it opens");
+    let fault = score(&mut backend.worker().expect("a worker")).expect_err("row 1 was forgotten");
+    assert!(fault.text.contains("row 1"), "{fault}");
+}
+
+#[test]
+fn scores_are_the_share_of_tokens() {
+    let backend = library().open(&request("{}")).expect("it opens");
+    let found = score(&mut backend.worker().expect("a worker")).expect("scored");
+    // Row 0: the document's only token is in the query. Row 1: so is its 7.
+    assert_eq!(found, [Ok(vec![4.0]), Ok(vec![4.0])]);
+}
