@@ -16,10 +16,12 @@
 use backend_api::{OpenBackend, OpenRequest, OpenWorker, PluginLibrary, RaggedBatch, RowControl};
 use cpu_int8::CpuInt8;
 use cpu_int8::arena::{Aligned, Codes};
+use cpu_int8::gemm::Linear;
 use cpu_int8::gemm::finish::Finish;
-use cpu_int8::gemm::linear;
 use cpu_int8::gemm::pack::Packed;
-use cpu_int8::kernel::{Dtype, Kernel, MR_MAX, NR_MAX, Op, Visitor, available, visit_all};
+use cpu_int8::kernel::scalar::PortableF32;
+use cpu_int8::kernel::tile::Tile;
+use cpu_int8::kernel::{Dtype, Inside, Kernel, MR_MAX, NR_MAX, Op, Visitor, available, visit_all};
 use cpu_int8::quant::Code;
 use serde::Deserialize;
 use std::hint::black_box;
@@ -89,64 +91,51 @@ impl Visitor for Kernels {
     }
 }
 
-/// GOP/s of the kernel's instruction on registers alone: six rows of accumulators, as in a tile.
+/// GOP/s of the kernel on one full tile that stays in L1, over so long a `k` that its beginning and
+/// its end do not count: what the multipliers give when nothing else is in their way.
 fn peak<K: Kernel>(kernel: K) -> f64 {
-    // Hidden from the compiler, which would not multiply by zeros that it knows.
-    let left = black_box(vec![K::Left::default(); 64 * PEAK_ROWS]);
-    let right = black_box(vec![K::Right::default(); K::NR * K::K_STEP]);
-    let mut out = vec![K::Acc::default(); PEAK_ROWS * K::NR];
+    let k = (PEAK_BYTES / (K::MR + K::NR) / size_of::<K::Right>()).next_multiple_of(K::K_ALIGN);
+    let left = Aligned::<K::Left>::new(K::MR * k);
+    let right = Aligned::<K::Right>::new(K::NR * k);
+    let mut out = Aligned::<K::Acc>::new(K::MR * K::NR);
     let started = Instant::now();
-    kernel.vectorize(Registers {
-        kernel,
+    kernel.vectorize(Repeat {
         left: &left,
         right: &right,
+        k,
         out: &mut out,
     });
     let elapsed = started.elapsed();
-    black_box(&out);
-    (2 * PEAK_ROWS * PEAK_STEPS * K::NR * K::K_STEP) as f64 / elapsed.as_nanos() as f64
+    black_box(&out[..]);
+    (2 * K::MR * K::NR * k * PEAK_TILES) as f64 / elapsed.as_nanos() as f64
 }
 
-const PEAK_ROWS: usize = 6;
-const PEAK_STEPS: usize = 1 << 16;
+/// Bytes of both operands: they stay in an L1 of 32 KiB.
+const PEAK_BYTES: usize = 24 * 1024;
+const PEAK_TILES: usize = 1_000;
 
-struct Registers<'a, K: Kernel> {
-    kernel: K,
+struct Repeat<'a, K: Kernel> {
     left: &'a [K::Left],
     right: &'a [K::Right],
+    k: usize,
     out: &'a mut [K::Acc],
 }
 
-impl<K: Kernel> Op for Registers<'_, K> {
+impl<K: Kernel> Op<K> for Repeat<'_, K> {
     type Output = ();
 
     #[inline(always)]
-    #[allow(unsafe_code)]
-    fn run(self) {
-        let Self {
-            kernel,
-            left,
-            right,
-            out,
-        } = self;
-        assert!(right.len() == K::NR * K::K_STEP && left.len() == 64 * PEAK_ROWS);
-        assert!(out.len() == PEAK_ROWS * K::NR);
-        // SAFETY: `right` holds the NR · K_STEP elements that `load` asks for.
-        let weights = unsafe { kernel.load(right.as_ptr()) };
-        let mut sums = [kernel.zero(); PEAK_ROWS];
-        for step in 0..PEAK_STEPS {
-            for (row, sum) in sums.iter_mut().enumerate() {
-                // Another broadcast each time (its port is idle), or the product would leave the
-                // loop.
-                let at = step % 8 * PEAK_ROWS + row;
-                // SAFETY: at ≤ 47, and K_STEP ≤ 4 elements from there are within 64 · 6.
-                let repeated = unsafe { kernel.splat(left.as_ptr().add(at)) };
-                *sum = kernel.dot(*sum, repeated, weights);
+    fn run(self, inside: &Inside<K>) {
+        for _ in 0..PEAK_TILES {
+            Tile {
+                n_rows: K::MR,
+                left: black_box(self.left),
+                stride: self.k,
+                right: self.right,
+                out: self.out,
+                out_stride: K::NR,
             }
-        }
-        for (row, sum) in sums.into_iter().enumerate() {
-            // SAFETY: `out` has NR elements for each of PEAK_ROWS rows.
-            unsafe { kernel.store(sum, out.as_mut_ptr().add(row * K::NR)) };
+            .compute(inside);
         }
     }
 }
@@ -163,20 +152,21 @@ fn layer<K: Kernel>(kernel: K, m: usize, k: usize, n: usize) -> f64 {
     let mut codes = Codes::<K>::new(m, k);
     for (row, x) in x.chunks_exact(k).enumerate() {
         let stride = codes.stride;
-        codes.scales[row] = K::Left::encode(x, &mut codes.codes[row * stride..][..stride]);
+        codes.scales[row] =
+            K::Left::encode(PortableF32, x, &mut codes.codes[row * stride..][..stride]);
     }
     let mut sums = Aligned::new(MR_MAX * NR_MAX);
     let mut out = vec![0.0; m * n];
     let mut run = || {
-        linear(
-            kernel,
-            &codes,
-            m,
-            &packed,
-            &mut sums,
-            Finish::Store,
-            &mut out,
-        )
+        Linear {
+            left: &codes,
+            rows: 0..m,
+            weights: &packed,
+            finish: Finish::Store,
+            sums: &mut sums,
+            out: &mut out,
+        }
+        .run(kernel);
     };
     run();
     // About a millisecond: short enough that some of the repetitions are not interrupted.

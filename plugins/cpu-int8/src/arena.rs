@@ -59,16 +59,16 @@ pub struct Codes<K: Kernel> {
     pub codes: Aligned<K::Left>,
     /// What a row's elements are multiples of.
     pub scales: Vec<f32>,
-    /// Elements from row to row: the row's length rounded up to K_STEP.
+    /// Elements from row to row: the row's length rounded up to K_ALIGN.
     pub stride: usize,
 }
 
 impl<K: Kernel> Codes<K> {
     /// Room for `rows_max` rows of `n_features` values.
     pub fn new(rows_max: usize, n_features: usize) -> Self {
-        let stride = n_features.next_multiple_of(K::K_STEP);
+        let stride = n_features.next_multiple_of(K::K_ALIGN);
         Self {
-            codes: Aligned::new(rows_max * stride),
+            codes: Aligned::new(rows_max.next_multiple_of(K::ROW_GROUP) * stride),
             scales: vec![0.0; rows_max],
             stride,
         }
@@ -76,13 +76,17 @@ impl<K: Kernel> Codes<K> {
 }
 
 /// Scratch for the attention of one row.
-pub struct AttentionScratch {
-    /// One head's keys, transposed into panels: `[tokens / NR][head dim][NR]`.
-    pub keys: Aligned<f32>,
-    /// One head's values in panels: `[head dim / NR][tokens][NR]`.
-    pub values: Aligned<f32>,
-    /// Scores, then weights, of one tile of queries: `[MR][tokens]`.
-    pub weights: Aligned<f32>,
+pub struct AttentionScratch<A: Kernel> {
+    /// One head's queries of one tile: `[MR][head dim]`, head dim padded to K_ALIGN.
+    pub queries: Aligned<A::Left>,
+    /// One head's keys, transposed into panels: `[tokens / NR][head dim / K_STEP][NR][K_STEP]`.
+    pub keys: Aligned<A::Right>,
+    /// One head's values in panels: `[head dim / NR][tokens / K_STEP][NR][K_STEP]`.
+    pub values: Aligned<A::Right>,
+    /// Scores of one tile of queries: `[MR][tokens]`.
+    pub scores: Aligned<f32>,
+    /// The weights that they become, tokens padded to K_ALIGN.
+    pub weights: Aligned<A::Left>,
     /// A finished tile: `[MR][NR]`.
     pub tile: Aligned<f32>,
 }
@@ -97,10 +101,10 @@ pub struct Scratch<K: Kernel> {
     pub hidden: Aligned<f32>,
     /// `hidden`, encoded for the next linear layer.
     pub hidden_codes: Codes<K>,
-    /// Queries: tokens × hidden. Afterwards the sum of residual and sublayer.
-    pub query: Aligned<f32>,
+    /// Queries: tokens × hidden.
+    pub query: Aligned<K::Element>,
     /// Keys and values: tokens × 2 hidden.
-    pub key_value: Aligned<f32>,
+    pub key_value: Aligned<K::Element>,
     /// What attention returns: tokens × hidden.
     pub context: Aligned<f32>,
     /// The feed-forward layer's inner activations: tokens × inner.
@@ -116,7 +120,7 @@ pub struct Scratch<K: Kernel> {
     /// rows × labels.
     pub logits: Aligned<f32>,
     /// One row's attention.
-    pub attention: AttentionScratch,
+    pub attention: AttentionScratch<K::Attend>,
     /// A finished tile of sums.
     pub tile: Aligned<<K as Kernel>::Acc>,
     /// The same for f32 linear layers.
@@ -149,7 +153,7 @@ impl<K: Kernel> Scratch<K> {
             float_codes: Codes::new(tokens_max, shape.hidden.max(projected)),
             pooled: Aligned::new(rows_max * shape.hidden),
             logits: Aligned::new(rows_max * shape.n_labels),
-            attention: AttentionScratch::new::<K::Float>(row_tokens_max, shape.head_dim),
+            attention: AttentionScratch::new(row_tokens_max, shape.head_dim),
             tile: Aligned::new(tile_len),
             float_tile: Aligned::new(tile_len),
         }
@@ -157,21 +161,26 @@ impl<K: Kernel> Scratch<K> {
 
     /// Bytes that scratch for micro-batches of `tokens_max` tokens takes, but for a few per cent.
     pub fn bytes(shape: &Shape, tokens_max: usize) -> usize {
-        let floats = 5 * shape.hidden + shape.inner + shape.embedding + shape.hidden;
-        let codes =
-            (shape.hidden + shape.inner) * size_of::<K::Left>() + shape.hidden * size_of::<f32>();
-        tokens_max * (floats * size_of::<f32>() + codes)
+        let floats = 4 * shape.hidden + shape.inner + shape.embedding;
+        let codes = (shape.hidden + shape.inner) * size_of::<K::Left>();
+        let elements = 3 * shape.hidden * size_of::<K::Element>();
+        tokens_max * (floats * size_of::<f32>() + codes + elements)
     }
 }
 
-impl AttentionScratch {
-    fn new<F: Kernel>(row_tokens_max: usize, head_dim: usize) -> Self {
-        let tokens = row_tokens_max.next_multiple_of(F::NR);
+impl<A: Kernel> AttentionScratch<A> {
+    fn new(row_tokens_max: usize, head_dim: usize) -> Self {
+        let tokens = row_tokens_max
+            .next_multiple_of(A::NR)
+            .next_multiple_of(A::K_ALIGN);
+        let dims = head_dim.next_multiple_of(A::K_ALIGN);
         Self {
-            keys: Aligned::new(tokens * head_dim),
-            values: Aligned::new(row_tokens_max * head_dim.next_multiple_of(F::NR)),
-            weights: Aligned::new(F::MR * tokens),
-            tile: Aligned::new(F::MR * F::NR),
+            queries: Aligned::new(A::MR * dims),
+            keys: Aligned::new(tokens * dims),
+            values: Aligned::new(tokens * head_dim.next_multiple_of(A::NR)),
+            scores: Aligned::new(A::MR * tokens),
+            weights: Aligned::new(A::MR * tokens),
+            tile: Aligned::new(A::MR * A::NR),
         }
     }
 }

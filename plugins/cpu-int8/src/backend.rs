@@ -230,6 +230,7 @@ impl<K: Kernel> Worker for CpuWorker<K> {
             phases.compute_us += (computed - gathered).as_micros() as u64;
             phases.collect_us += computed.elapsed().as_micros() as u64;
         }
+        self.kernel.rest();
         Ok(phases)
     }
 }

@@ -16,8 +16,8 @@ pub mod embed;
 pub mod pointwise;
 
 use crate::arena::{Codes, Scratch};
+use crate::gemm::Linear;
 use crate::gemm::finish::Finish;
-use crate::gemm::linear;
 use crate::kernel::Kernel;
 use crate::model::{Layer, Model, Shape};
 use attention::AttendRow;
@@ -59,15 +59,15 @@ enum Queries {
 }
 
 fn keys_and_values<K: Kernel>(kernel: K, layer: &Layer<K>, s: &mut Scratch<K>, n_tokens: usize) {
-    linear(
-        kernel,
-        &s.hidden_codes,
-        n_tokens,
-        &layer.key_value,
-        &mut s.tile,
-        Finish::Store,
-        &mut s.key_value,
-    );
+    Linear {
+        left: &s.hidden_codes,
+        rows: 0..n_tokens,
+        weights: &layer.key_value,
+        finish: Finish::Store,
+        sums: &mut s.tile,
+        out: &mut s.key_value[..],
+    }
+    .run(kernel);
 }
 
 /// Moves each row's first token to the row's index, in the residual stream and its codes.
@@ -103,23 +103,21 @@ fn attend<K: Kernel>(
         head_dim,
         ..
     } = shape;
-    linear(
-        kernel,
-        &s.hidden_codes,
-        n_queries,
-        &layer.query,
-        &mut s.tile,
-        Finish::Store,
-        &mut s.query,
-    );
-    let float = kernel.float();
+    Linear {
+        left: &s.hidden_codes,
+        rows: 0..n_queries,
+        weights: &layer.query,
+        finish: Finish::Store,
+        sums: &mut s.tile,
+        out: &mut s.query[..],
+    }
+    .run(kernel);
     for (row, ends) in s.offsets.windows(2).enumerate() {
         let query = match queries {
             Queries::All => ends[0] * hidden..ends[1] * hidden,
             Queries::First => row * hidden..(row + 1) * hidden,
         };
-        float.vectorize(AttendRow {
-            kernel: float,
+        kernel.attend().vectorize(AttendRow {
             query: &s.query[query.clone()],
             key_value: &s.key_value[2 * ends[0] * hidden..2 * ends[1] * hidden],
             n_heads,
@@ -136,15 +134,15 @@ fn attend<K: Kernel>(
         n_rows: n_queries,
         codes,
     });
-    linear(
-        kernel,
-        codes,
-        n_queries,
-        &layer.output,
-        &mut s.tile,
-        Finish::AddTo,
-        &mut s.hidden,
-    );
+    Linear {
+        left: codes,
+        rows: 0..n_queries,
+        weights: &layer.output,
+        finish: Finish::AddTo,
+        sums: &mut s.tile,
+        out: &mut s.hidden[..],
+    }
+    .run(kernel);
     let norm = Some(&layer.attention_norm);
     kernel.vectorize(NormAndEncode {
         norm,
@@ -165,15 +163,15 @@ fn feed_forward<K: Kernel>(
 ) {
     let &Shape { hidden, inner, .. } = &model.shape;
     let activate = Finish::Activate(model.activation);
-    linear(
-        kernel,
-        &s.hidden_codes,
-        n_tokens,
-        &layer.inner,
-        &mut s.tile,
-        activate,
-        &mut s.inner,
-    );
+    Linear {
+        left: &s.hidden_codes,
+        rows: 0..n_tokens,
+        weights: &layer.inner,
+        finish: activate,
+        sums: &mut s.tile,
+        out: &mut s.inner[..],
+    }
+    .run(kernel);
     let codes = &mut s.inner_codes;
     kernel.vectorize(NormAndEncode {
         norm: None,
@@ -182,15 +180,15 @@ fn feed_forward<K: Kernel>(
         n_rows: n_tokens,
         codes,
     });
-    linear(
-        kernel,
-        codes,
-        n_tokens,
-        &layer.outer,
-        &mut s.tile,
-        Finish::AddTo,
-        &mut s.hidden,
-    );
+    Linear {
+        left: codes,
+        rows: 0..n_tokens,
+        weights: &layer.outer,
+        finish: Finish::AddTo,
+        sums: &mut s.tile,
+        out: &mut s.hidden[..],
+    }
+    .run(kernel);
     let (norm, codes) = (Some(&layer.output_norm), &mut s.hidden_codes);
     kernel.vectorize(NormAndEncode {
         norm,
@@ -214,15 +212,15 @@ fn score<K: Kernel>(kernel: K, model: &Model<K>, s: &mut Scratch<K>, n_rows: usi
         codes,
     });
     let activate = Finish::Activate(head.activation);
-    linear(
-        float,
-        codes,
-        n_rows,
-        &head.dense,
-        &mut s.float_tile,
-        activate,
-        &mut s.pooled,
-    );
+    Linear {
+        left: codes,
+        rows: 0..n_rows,
+        weights: &head.dense,
+        finish: activate,
+        sums: &mut s.float_tile,
+        out: &mut s.pooled[..],
+    }
+    .run(float);
     float.vectorize(NormAndEncode {
         norm: None,
         x: &mut s.pooled,
@@ -230,13 +228,13 @@ fn score<K: Kernel>(kernel: K, model: &Model<K>, s: &mut Scratch<K>, n_rows: usi
         n_rows,
         codes,
     });
-    linear(
-        float,
-        codes,
-        n_rows,
-        &head.classifier,
-        &mut s.float_tile,
-        Finish::Store,
-        &mut s.logits,
-    );
+    Linear {
+        left: codes,
+        rows: 0..n_rows,
+        weights: &head.classifier,
+        finish: Finish::Store,
+        sums: &mut s.float_tile,
+        out: &mut s.logits[..],
+    }
+    .run(float);
 }

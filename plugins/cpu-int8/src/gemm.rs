@@ -14,46 +14,88 @@ pub mod pack;
 
 use crate::arena::{Aligned, Codes};
 use crate::kernel::tile::Tile;
-use crate::kernel::{Kernel, Op};
+use crate::kernel::{Inside, Kernel, Op};
+use crate::quant::Plain;
 use finish::{Finish, finish_row};
 use pack::Packed;
+use std::ops::Range;
 
 /// Bytes of activations that pass under one panel before the next: half of a 512 KiB L2.
 const BLOCK_BYTES: usize = 256 * 1024;
 
-/// Computes `finish(left · weights + bias)` for the first `n_rows` rows of `left` into `out`, whose
-/// rows are `weights.n_out` apart. `sums` holds a tile, MR × NR.
-///
-/// # Panics
-/// If a slice is too short, or `left` was encoded for another input width.
-pub fn linear<K: Kernel>(
-    kernel: K,
-    left: &Codes<K>,
-    n_rows: usize,
-    weights: &Packed<K>,
-    sums: &mut Aligned<K::Acc>,
-    finish: Finish,
-    out: &mut [f32],
-) {
-    assert_eq!(left.stride, weights.stride, "activations of another width");
-    assert!(n_rows * weights.n_out <= out.len());
-    let block_rows = block_rows::<K>(weights.stride);
-    for block in (0..n_rows).step_by(block_rows) {
-        let block_end = n_rows.min(block + block_rows);
-        for panel_idx in 0..weights.n_panels() {
-            let panel = PanelOverRows {
-                kernel,
-                left,
-                weights,
-                panel_idx,
-                finish,
-                sums,
-                out,
-            };
-            kernel.vectorize(BlockOp {
-                panel,
-                rows: block..block_end,
-            });
+/// A linear layer over some rows: computes `finish(left · weights + bias)`.
+pub struct Linear<'a, K: Kernel, O> {
+    /// Activations, encoded.
+    pub left: &'a Codes<K>,
+    /// Which of their rows.
+    pub rows: Range<usize>,
+    /// Weights and bias.
+    pub weights: &'a Packed<K>,
+    /// What happens to a sum.
+    pub finish: Finish,
+    /// A tile of sums, MR × NR.
+    pub sums: &'a mut Aligned<K::Acc>,
+    /// Results: a row of `n_out` for each of `rows`.
+    pub out: &'a mut [O],
+}
+
+impl<K: Kernel, O: Plain> Linear<'_, K, O> {
+    /// Computes it.
+    ///
+    /// # Panics
+    /// If a slice is too short, or `left` was encoded for another input width.
+    pub fn run(self, kernel: K) {
+        kernel.vectorize(self);
+    }
+}
+
+impl<K: Kernel, O: Plain> Op<K> for Linear<'_, K, O> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self, inside: &Inside<K>) {
+        let Self {
+            left,
+            rows,
+            weights,
+            finish,
+            sums,
+            out,
+        } = self;
+        assert_eq!(left.stride, weights.stride, "activations of another width");
+        assert!(rows.len() * weights.n_out <= out.len());
+        let lanes = inside.kernel().float();
+        let block_rows = block_rows::<K>(weights.stride);
+        for block in rows.clone().step_by(block_rows) {
+            let block_end = rows.end.min(block + block_rows);
+            for panel_idx in 0..weights.n_panels() {
+                let columns = weights.columns(panel_idx);
+                let first = panel_idx * K::NR;
+                let range = first..weights.n_out.min(first + K::NR);
+                for row in (block..block_end).step_by(K::MR) {
+                    let n_rows = (block_end - row).min(K::MR);
+                    Tile {
+                        n_rows,
+                        left: &left.codes[row * left.stride..],
+                        stride: left.stride,
+                        right: weights.panel(panel_idx),
+                        out: sums,
+                        out_stride: K::NR,
+                    }
+                    .compute(inside);
+                    let scales = &left.scales[row..row + n_rows];
+                    let first_out = (row - rows.start) * weights.n_out;
+                    let out = &mut out[first_out..][..n_rows * weights.n_out];
+                    for ((sums, &scale), out) in sums
+                        .chunks_exact(K::NR)
+                        .zip(scales)
+                        .zip(out.chunks_exact_mut(weights.n_out))
+                    {
+                        let out = &mut out[range.clone()];
+                        finish_row::<K, O>(lanes, sums, scale, &columns, finish, out);
+                    }
+                }
+            }
         }
     }
 }
@@ -61,61 +103,4 @@ pub fn linear<K: Kernel>(
 fn block_rows<K: Kernel>(stride: usize) -> usize {
     let row_bytes = stride.max(1) * size_of::<K::Left>();
     (BLOCK_BYTES / row_bytes / K::MR).max(1) * K::MR
-}
-
-/// One panel and everything that passes under it.
-struct PanelOverRows<'a, K: Kernel> {
-    kernel: K,
-    left: &'a Codes<K>,
-    weights: &'a Packed<K>,
-    panel_idx: usize,
-    finish: Finish,
-    sums: &'a mut Aligned<K::Acc>,
-    out: &'a mut [f32],
-}
-
-struct BlockOp<'a, K: Kernel> {
-    panel: PanelOverRows<'a, K>,
-    rows: std::ops::Range<usize>,
-}
-
-impl<K: Kernel> Op for BlockOp<'_, K> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run(self) {
-        let PanelOverRows {
-            kernel,
-            left,
-            weights,
-            panel_idx,
-            finish,
-            sums,
-            out,
-        } = self.panel;
-        let columns = weights.columns(panel_idx);
-        let first = panel_idx * K::NR;
-        let range = first..weights.n_out.min(first + K::NR);
-        for row in self.rows.clone().step_by(K::MR) {
-            let n_rows = (self.rows.end - row).min(K::MR);
-            Tile {
-                kernel,
-                n_rows,
-                left: &left.codes[row * left.stride..],
-                stride: left.stride,
-                right: weights.panel(panel_idx),
-                out: sums,
-            }
-            .run();
-            let scales = &left.scales[row..row + n_rows];
-            let out = &mut out[row * weights.n_out..(row + n_rows) * weights.n_out];
-            for ((sums, &scale), out) in sums
-                .chunks_exact(K::NR)
-                .zip(scales)
-                .zip(out.chunks_exact_mut(weights.n_out))
-            {
-                finish_row::<K>(sums, scale, &columns, finish, &mut out[range.clone()]);
-            }
-        }
-    }
 }

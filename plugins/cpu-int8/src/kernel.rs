@@ -22,7 +22,12 @@
 //! bytes, but needs as many instructions, and a second broadcast for |a| (README, "Kernels").
 
 #[cfg(target_arch = "x86_64")]
+pub mod amx;
+#[cfg(target_arch = "x86_64")]
 pub mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub mod avx512;
+pub mod lanes;
 #[cfg(target_arch = "aarch64")]
 pub mod neon;
 pub mod proof;
@@ -31,10 +36,11 @@ pub mod tile;
 #[cfg(target_arch = "x86_64")]
 pub mod vnni;
 
-use crate::quant::{Code, Sum};
+use crate::quant::{Code, Plain, Sum};
+use lanes::Lanes;
 
 /// Rows of the tallest tile of any kernel.
-pub const MR_MAX: usize = 12;
+pub const MR_MAX: usize = 32;
 /// Columns of the widest tile of any kernel.
 pub const NR_MAX: usize = 32;
 /// Input features of the widest linear layer, in elements. BERT-large has 4096.
@@ -44,15 +50,33 @@ pub const K_MAX: usize = 65_536;
 const _: () = assert!(K_MAX as i64 * 255 * 127 <= i32::MAX as i64);
 
 /// Work that is compiled once for each instruction set: see [`Kernel::vectorize`].
-pub trait Op {
+pub trait Op<K: Kernel> {
     /// What the work returns.
     type Output;
     /// Does the work. Implementations are `#[inline(always)]`: only then do they inherit the
     /// instruction set of the function that they are inlined into.
-    fn run(self) -> Self::Output;
+    fn run(self, inside: &Inside<K>) -> Self::Output;
 }
 
-#[allow(unsafe_code)] // Three methods go through pointers, so that the loop in `tile` checks bounds once a tile.
+/// The proof that code runs within [`Kernel::vectorize`]: only that makes one, and it can't leave.
+pub struct Inside<K>(K);
+
+#[allow(unsafe_code)]
+impl<K: Kernel> Inside<K> {
+    /// # Safety
+    /// The caller is `vectorize` of this kernel: whatever the kernel's `multiply` needs is set up.
+    unsafe fn new(kernel: K) -> Self {
+        Self(kernel)
+    }
+
+    /// The kernel.
+    #[inline(always)]
+    pub fn kernel(&self) -> K {
+        self.0
+    }
+}
+
+#[allow(unsafe_code)] // `multiply` works on pointers: bounds are checked once a tile.
 /// A multiplication instruction, its register tile and its element types. A value of the type is
 /// the proof that this CPU executes the instruction: only `detect` makes one.
 pub trait Kernel: Copy + Send + Sync + 'static {
@@ -64,6 +88,12 @@ pub trait Kernel: Copy + Send + Sync + 'static {
     const NR: usize;
     /// Neighbours along `k` that one instruction multiplies and adds for each column.
     const K_STEP: usize;
+    /// Rows of activations and panels are padded along `k` to a multiple of this; a multiple of
+    /// K_STEP.
+    const K_ALIGN: usize = Self::K_STEP;
+    /// Activations are read in groups of this many rows, whatever a tile's height: a buffer ends on
+    /// such a group. What stands in rows that nobody asked for does not matter.
+    const ROW_GROUP: usize = 1;
     /// Whether `f32::mul_add` is one instruction here and not a call into libm.
     const FMA: bool;
 
@@ -73,45 +103,32 @@ pub trait Kernel: Copy + Send + Sync + 'static {
     type Right: Code;
     /// Element of the finished sums.
     type Acc: Sum;
-    /// Registers with K_STEP activations of one row, repeated.
-    type LeftVec: Copy;
-    /// Registers with K_STEP weights of each of NR columns.
-    type RightVec: Copy;
-    /// Registers with NR running sums.
-    type AccVec: Copy;
-    /// The f32 kernel of the same instruction set: attention and the head.
-    type Float: Kernel<Left = f32, Right = f32, Acc = f32>;
+    /// The f32 kernel of the same instruction set: the head, and all arithmetic between products.
+    type Float: Kernel<Left = f32, Right = f32, Acc = f32> + Lanes;
+    /// Element of queries, keys, values and attention weights.
+    type Element: Plain;
+    /// The kernel that multiplies them.
+    type Attend: Kernel<Left = Self::Element, Right = Self::Element, Acc = f32>;
 
     /// The f32 kernel that this CPU has if it has this one.
     fn float(self) -> Self::Float;
 
+    /// The attention kernel that this CPU has if it has this one.
+    fn attend(self) -> Self::Attend;
+
     /// Runs `op` in a function compiled for this instruction set, so that plain loops over arrays
-    /// become its vector instructions.
-    fn vectorize<O: Op>(self, op: O) -> O::Output;
+    /// become its vector instructions and `multiply` has what it needs.
+    fn vectorize<O: Op<Self>>(self, op: O) -> O::Output;
 
-    /// NR sums of zero.
-    fn zero(self) -> Self::AccVec;
+    /// Ends a call of many [`vectorize`](Self::vectorize)s: gives back what they set up.
+    fn rest(self) {}
 
-    /// Repeats K_STEP neighbours of a row.
+    /// Computes a tile.
     ///
     /// # Safety
-    /// `left` points to K_STEP readable elements.
-    unsafe fn splat(self, left: *const Self::Left) -> Self::LeftVec;
-
-    /// Loads one K_STEP of a panel, laid out `[NR][K_STEP]`.
-    ///
-    /// # Safety
-    /// `right` points to NR · K_STEP readable elements.
-    unsafe fn load(self, right: *const Self::Right) -> Self::RightVec;
-
-    /// `sum[c] + Σ_s left[s] · right[c][s]`.
-    fn dot(self, sum: Self::AccVec, left: Self::LeftVec, right: Self::RightVec) -> Self::AccVec;
-
-    /// Stores NR sums.
-    ///
-    /// # Safety
-    /// `out` points to NR writable elements.
-    unsafe fn store(self, sum: Self::AccVec, out: *mut Self::Acc);
+    /// Within [`vectorize`](Self::vectorize) of this kernel, and with a tile that
+    /// [`Tile::compute`](tile::Tile::compute) has checked.
+    unsafe fn multiply(self, tile: tile::Tile<'_, Self>);
 }
 
 /// `a · b + c`, fused where the instruction set has it, two roundings elsewhere.
@@ -167,6 +184,7 @@ fn visit_while<V: Visitor>(
         Dtype::Int8 => {
             #[cfg(target_arch = "x86_64")]
             {
+                offer!(amx::AmxInt8::detect());
                 offer!(vnni::Avx512Vnni::detect());
                 offer!(vnni::AvxVnni::detect());
                 offer!(avx2::Avx2Int8::detect());
@@ -178,7 +196,10 @@ fn visit_while<V: Visitor>(
         }
         Dtype::F32 => {
             #[cfg(target_arch = "x86_64")]
-            offer!(avx2::Avx2F32::detect());
+            {
+                offer!(avx512::Avx512F32::detect());
+                offer!(avx2::Avx2F32::detect());
+            }
             offer!(Some(scalar::PortableF32));
         }
     }

@@ -11,10 +11,7 @@
 /// The largest quantum.
 pub const QUANTUM_MAX: f32 = 127.0;
 
-/// 1.5 · 2²³: adding it to an f32 of magnitude below 2²² rounds it half to even and leaves the
-/// integer in the low bits. Plain arithmetic, so that the loop becomes vector instructions without
-/// a conversion that has to treat NaN.
-const ROUND: f32 = 12_582_912.0;
+use crate::kernel::lanes::{LANES_MAX, Lanes, max_abs};
 
 /// An element that a kernel multiplies.
 pub trait Code: Copy + Default + Send + Sync + 'static {
@@ -26,11 +23,28 @@ pub trait Code: Copy + Default + Send + Sync + 'static {
     /// Encodes `x` (a row of activations or a column of weights) into the first `x.len()` elements
     /// of `out` and zeros into the rest. Returns the scale; NaN if `x` holds a value that is not
     /// finite, which makes everything computed from it NaN too instead of quietly wrong.
-    fn encode(x: &[f32], out: &mut [Self]) -> f32;
+    fn encode<L: Lanes>(lanes: L, x: &[f32], out: &mut [Self]) -> f32;
 
     /// The element as an integer without its zero point; 0 for f32, which needs no correction.
     fn quantum(self) -> i32;
 }
+
+/// An element that stands for a number by itself, without a scale.
+pub trait Plain: Code {
+    /// The nearest element.
+    fn of(value: f32) -> Self;
+    /// The number.
+    fn get(self) -> f32;
+    /// A register of numbers.
+    fn load<L: Lanes>(lanes: L, x: &[Self]) -> L::F;
+    /// Writes a register of numbers.
+    fn store<L: Lanes>(lanes: L, v: L::F, out: &mut [Self]);
+}
+
+/// The upper half of an f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Bf16(u16);
 
 /// A kernel's sum.
 pub trait Sum: Copy + Default + PartialEq + std::fmt::Debug + Send + Sync + 'static {
@@ -38,32 +52,24 @@ pub trait Sum: Copy + Default + PartialEq + std::fmt::Debug + Send + Sync + 'sta
     fn correction(zero_point: i32, quanta: i32) -> Self;
     /// The sum without its correction.
     fn corrected(self, correction: Self) -> f32;
+    /// A register of sums without their corrections.
+    fn load<L: Lanes>(lanes: L, sums: &[Self], corrections: &[Self]) -> L::F;
 }
 
-/// Largest magnitude in `x`; NaN or infinite if `x` holds such a value.
+/// Quantises `x` through `store` and returns the scale. See [`Code::encode`].
 #[inline(always)]
-pub fn max_abs(x: &[f32]) -> f32 {
-    // As integers: magnitudes of floats order like their bits, and infinity and NaN come last.
-    let magnitude = |v: f32| v.to_bits() & 0x7FFF_FFFF;
-    let (chunks, tail) = x.as_chunks::<32>();
-    let mut most = [0; 32];
-    for chunk in chunks {
-        for (most, &v) in most.iter_mut().zip(chunk) {
-            *most = magnitude(v).max(*most);
-        }
-    }
-    let most = tail.iter().map(|&v| magnitude(v)).chain(most).max();
-    f32::from_bits(most.unwrap_or(0))
-}
-
-/// Quantises `x` through `element` and returns the scale. See [`Code::encode`].
-#[inline(always)]
-fn quantise<T: Copy>(x: &[f32], out: &mut [T], zero_point: i32, element: impl Fn(i32) -> T) -> f32 {
+fn quantise<L: Lanes, T: Copy>(
+    lanes: L,
+    x: &[f32],
+    out: &mut [T],
+    zero: T,
+    store: impl Fn(L::F, &mut [T]),
+) -> f32 {
     let (used, padding) = out.split_at_mut(x.len());
-    padding.fill(element(zero_point));
-    let most = max_abs(x);
+    padding.fill(zero);
+    let most = max_abs(lanes, x);
     if !most.is_finite() {
-        used.fill(element(zero_point));
+        used.fill(zero);
         return f32::NAN;
     }
     // A row of zeros, or of values whose quotient would overflow, is a row of zeros.
@@ -72,59 +78,110 @@ fn quantise<T: Copy>(x: &[f32], out: &mut [T], zero_point: i32, element: impl Fn
     } else {
         QUANTUM_MAX / most
     };
-    for (out, &v) in used.iter_mut().zip(x) {
-        let rounded = (v * inverse + ROUND)
-            .to_bits()
-            .wrapping_sub(ROUND.to_bits());
-        *out = element(rounded.cast_signed() + zero_point);
+    let inverse = lanes.splat(inverse);
+    let (mut xs, mut outs) = (x.chunks_exact(L::N), used.chunks_exact_mut(L::N));
+    for (x, out) in (&mut xs).zip(&mut outs) {
+        store(lanes.mul(lanes.load(x), inverse), out);
+    }
+    let (x, out) = (xs.remainder(), outs.into_remainder());
+    if !x.is_empty() {
+        let mut codes = [zero; LANES_MAX];
+        store(lanes.mul(lanes.load_part(x, 0.0), inverse), &mut codes);
+        out.copy_from_slice(&codes[..out.len()]);
     }
     most / QUANTUM_MAX
 }
 
-impl Code for i8 {
-    const ZERO_POINT: i32 = 0;
-    const QUANTISED: bool = true;
-    #[inline(always)]
-    fn encode(x: &[f32], out: &mut [Self]) -> f32 {
-        quantise(x, out, 0, |q| q as i8)
-    }
-    fn quantum(self) -> i32 {
-        self.into()
-    }
+macro_rules! quantised {
+    ($element:ty, $zero:literal, $store:ident) => {
+        impl Code for $element {
+            const ZERO_POINT: i32 = $zero;
+            const QUANTISED: bool = true;
+            #[inline(always)]
+            fn encode<L: Lanes>(lanes: L, x: &[f32], out: &mut [Self]) -> f32 {
+                quantise(lanes, x, out, $zero, |v, out| lanes.$store(v, out))
+            }
+            fn quantum(self) -> i32 {
+                i32::from(self) - $zero
+            }
+        }
+    };
 }
 
-impl Code for i16 {
-    const ZERO_POINT: i32 = 0;
-    const QUANTISED: bool = true;
-    #[inline(always)]
-    fn encode(x: &[f32], out: &mut [Self]) -> f32 {
-        quantise(x, out, 0, |q| q as i16)
-    }
-    fn quantum(self) -> i32 {
-        self.into()
-    }
-}
-
-impl Code for u8 {
-    const ZERO_POINT: i32 = 128;
-    const QUANTISED: bool = true;
-    #[inline(always)]
-    fn encode(x: &[f32], out: &mut [Self]) -> f32 {
-        quantise(x, out, 128, |q| q as u8)
-    }
-    fn quantum(self) -> i32 {
-        i32::from(self) - 128
-    }
-}
+quantised!(i8, 0, store_i8);
+quantised!(u8, 128, store_u8);
+quantised!(i16, 0, store_i16);
 
 impl Code for f32 {
     const ZERO_POINT: i32 = 0;
     const QUANTISED: bool = false;
     #[inline(always)]
-    fn encode(x: &[f32], out: &mut [Self]) -> f32 {
+    fn encode<L: Lanes>(_: L, x: &[f32], out: &mut [Self]) -> f32 {
         let (used, padding) = out.split_at_mut(x.len());
         used.copy_from_slice(x);
         padding.fill(0.0);
+        1.0
+    }
+    fn quantum(self) -> i32 {
+        0
+    }
+}
+
+impl Plain for f32 {
+    #[inline(always)]
+    fn of(value: f32) -> Self {
+        value
+    }
+    #[inline(always)]
+    fn get(self) -> f32 {
+        self
+    }
+    #[inline(always)]
+    fn load<L: Lanes>(lanes: L, x: &[Self]) -> L::F {
+        lanes.load(x)
+    }
+    #[inline(always)]
+    fn store<L: Lanes>(lanes: L, v: L::F, out: &mut [Self]) {
+        lanes.store(v, out);
+    }
+}
+
+impl Plain for Bf16 {
+    /// Rounds half to even. A NaN stays one if it is quiet, as every NaN is that arithmetic makes.
+    #[inline(always)]
+    fn of(value: f32) -> Self {
+        let bits = value.to_bits();
+        let round = 0x7FFF + (bits >> 16 & 1);
+        Self((bits.wrapping_add(round) >> 16) as u16)
+    }
+    #[inline(always)]
+    fn get(self) -> f32 {
+        f32::from_bits(u32::from(self.0) << 16)
+    }
+    #[inline(always)]
+    fn load<L: Lanes>(lanes: L, x: &[Self]) -> L::F {
+        lanes.load_bf16(x)
+    }
+    #[inline(always)]
+    fn store<L: Lanes>(lanes: L, v: L::F, out: &mut [Self]) {
+        lanes.store_bf16(v, out);
+    }
+}
+
+impl Code for Bf16 {
+    const ZERO_POINT: i32 = 0;
+    const QUANTISED: bool = false;
+    #[inline(always)]
+    fn encode<L: Lanes>(lanes: L, x: &[f32], out: &mut [Self]) -> f32 {
+        let (used, padding) = out.split_at_mut(x.len());
+        let (mut xs, mut outs) = (x.chunks_exact(L::N), used.chunks_exact_mut(L::N));
+        for (x, out) in (&mut xs).zip(&mut outs) {
+            lanes.store_bf16(lanes.load(x), out);
+        }
+        for (x, out) in xs.remainder().iter().zip(outs.into_remainder()) {
+            *out = Self::of(*x);
+        }
+        padding.fill(Self(0));
         1.0
     }
     fn quantum(self) -> i32 {
@@ -140,6 +197,10 @@ impl Sum for i32 {
     fn corrected(self, correction: Self) -> f32 {
         (self - correction) as f32
     }
+    #[inline(always)]
+    fn load<L: Lanes>(lanes: L, sums: &[Self], corrections: &[Self]) -> L::F {
+        lanes.load_i32(sums, corrections)
+    }
 }
 
 impl Sum for f32 {
@@ -150,11 +211,35 @@ impl Sum for f32 {
     fn corrected(self, _: Self) -> f32 {
         self
     }
+    #[inline(always)]
+    fn load<L: Lanes>(lanes: L, sums: &[Self], _: &[Self]) -> L::F {
+        lanes.load(sums)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::scalar::PortableF32;
+
+    #[test]
+    fn bf16_rounds_half_to_even() {
+        let ulp = 2.0_f32.powi(-7);
+        for (value, expected) in [
+            (1.0, 1.0),
+            (1.0 + ulp / 2.0, 1.0),
+            (1.0 + 0.51 * ulp, 1.0 + ulp),
+            (1.0 + 1.5 * ulp, 1.0 + 2.0 * ulp),
+            (-1.0 - 1.5 * ulp, -1.0 - 2.0 * ulp),
+            (0.0, 0.0),
+            (f32::MAX, f32::INFINITY),
+            (f32::NEG_INFINITY, f32::NEG_INFINITY),
+        ] {
+            assert_eq!(Bf16::of(value).get(), expected, "{value}");
+        }
+        assert!(Bf16::of(f32::NAN).get().is_nan());
+        assert!(Bf16::of(f32::INFINITY - f32::INFINITY).get().is_nan());
+    }
 
     #[track_caller]
     fn check(x: &[f32], expected: &[i32], scale: f32) {
@@ -162,9 +247,9 @@ mod tests {
         let mut words = vec![1_i16; expected.len()];
         let mut offset = vec![1_u8; expected.len()];
         for found in [
-            i8::encode(x, &mut bytes),
-            i16::encode(x, &mut words),
-            u8::encode(x, &mut offset),
+            i8::encode(PortableF32, x, &mut bytes),
+            i16::encode(PortableF32, x, &mut words),
+            u8::encode(PortableF32, x, &mut offset),
         ] {
             assert!(
                 found == scale || (found.is_nan() && scale.is_nan()),

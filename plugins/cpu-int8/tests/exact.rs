@@ -9,8 +9,9 @@
 mod common;
 
 use common::Numbers;
-use cpu_int8::kernel::scalar::oracle;
-use cpu_int8::kernel::{Dtype, Kernel, MR_MAX, NR_MAX, Visitor, available, tile, visit_all};
+use cpu_int8::kernel::scalar::{PortableF32, oracle};
+use cpu_int8::kernel::tile::{self, Tile};
+use cpu_int8::kernel::{Dtype, Kernel, MR_MAX, NR_MAX, Visitor, available, visit_all};
 use cpu_int8::quant::{Code, Sum};
 
 /// Quanta as rows of `k`.
@@ -40,11 +41,15 @@ impl Visitor for Compare<'_> {
             k,
         } = self.0;
         let expected = oracle(a, b, k);
-        let stride = k.next_multiple_of(K::K_STEP);
+        let stride = k.next_multiple_of(K::K_ALIGN);
         let left: Vec<K::Left> = a
             .chunks_exact(k)
             .flat_map(|row| exactly::<K::Left>(row, stride))
             .collect();
+        // Rows up to a whole group are read, and must not matter: full-range rubbish.
+        let mut left = left;
+        let n_rubbish = (m.next_multiple_of(K::ROW_GROUP) - m) * stride;
+        left.extend(exactly::<K::Left>(&vec![-127; n_rubbish], n_rubbish));
         for (panel_idx, columns) in b.chunks(K::NR * k).enumerate() {
             let columns: Vec<_> = columns
                 .chunks_exact(k)
@@ -61,11 +66,14 @@ impl Visitor for Compare<'_> {
                 let n_rows = (m - row).min(K::MR);
                 tile::compute(
                     kernel,
-                    n_rows,
-                    &left[row * stride..],
-                    stride,
-                    &panel,
-                    &mut out,
+                    Tile {
+                        n_rows,
+                        left: &left[row * stride..],
+                        stride,
+                        right: &panel,
+                        out: &mut out,
+                        out_stride: K::NR,
+                    },
                 );
                 for (r, c) in (0..n_rows).flat_map(|r| (0..columns.len()).map(move |c| (r, c))) {
                     let quanta: i32 = columns[c].iter().map(|q| q.quantum()).sum();
@@ -96,7 +104,7 @@ fn exactly<C: Code>(quanta: &[i8], stride: usize) -> Vec<C> {
         .chain(quanta.iter().map(|&q| f32::from(q)))
         .collect();
     let mut codes = vec![C::default(); stride + 1];
-    assert_eq!(C::encode(&values, &mut codes), 1.0);
+    assert_eq!(C::encode(PortableF32, &values, &mut codes), 1.0);
     let codes = codes.split_off(1);
     assert!(
         codes
@@ -151,9 +159,9 @@ fn what_must_be_here_is_here() {
 #[test]
 fn random_full_range_at_every_boundary() {
     let mut numbers = Numbers::new(1);
-    for m in [1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 25] {
+    for m in [1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 15, 16, 17, 31, 32, 33] {
         for n in [1, 2, 15, 16, 17, 31, 32, 33] {
-            for k in [1, 2, 3, 4, 5, 7, 8, 9, 31, 32, 33, 64] {
+            for k in [1, 2, 3, 4, 5, 7, 8, 9, 31, 32, 33, 64, 65] {
                 check("random", m, n, k, || (numbers.quantum(), numbers.quantum()));
             }
         }
@@ -198,15 +206,30 @@ fn f32_kernels_multiply_small_integers_exactly() {
             let a: Vec<i8> = (0..K::MR * self.k).map(|_| numbers.quantum()).collect();
             let b: Vec<i8> = (0..K::NR * self.k).map(|_| numbers.quantum()).collect();
             let expected = oracle(&a, &b, self.k);
-            let left: Vec<K::Left> = a.chunks_exact(self.k).flat_map(encode::<K::Left>).collect();
-            let mut panel = vec![K::Right::default(); K::NR * self.k];
+            let stride = self.k.next_multiple_of(K::K_ALIGN);
+            let left: Vec<K::Left> = a
+                .chunks_exact(self.k)
+                .flat_map(|row| encode::<K::Left>(row, stride))
+                .collect();
+            let mut panel = vec![K::Right::default(); K::NR * stride];
             for (lane, column) in b.chunks_exact(self.k).enumerate() {
-                for (step, code) in encode::<K::Right>(column).into_iter().enumerate() {
-                    panel[step * K::NR + lane] = code;
+                let codes = encode::<K::Right>(column, stride);
+                for (step, group) in codes.chunks_exact(K::K_STEP).enumerate() {
+                    panel[(step * K::NR + lane) * K::K_STEP..][..K::K_STEP].copy_from_slice(group);
                 }
             }
             let mut out = vec![K::Acc::default(); K::MR * K::NR];
-            tile::compute(kernel, K::MR, &left, self.k, &panel, &mut out);
+            tile::compute(
+                kernel,
+                Tile {
+                    n_rows: K::MR,
+                    left: &left,
+                    stride,
+                    right: &panel,
+                    out: &mut out,
+                    out_stride: K::NR,
+                },
+            );
             for (found, expected) in out.into_iter().zip(expected) {
                 assert_eq!(
                     found.corrected(K::Acc::default()),
@@ -223,9 +246,9 @@ fn f32_kernels_multiply_small_integers_exactly() {
     }
 }
 
-fn encode<C: Code>(quanta: &[i8]) -> Vec<C> {
+fn encode<C: Code>(quanta: &[i8], stride: usize) -> Vec<C> {
     let values: Vec<f32> = quanta.iter().map(|&q| f32::from(q)).collect();
-    let mut codes = vec![C::default(); quanta.len()];
-    assert_eq!(C::encode(&values, &mut codes), 1.0);
+    let mut codes = vec![C::default(); stride];
+    assert_eq!(C::encode(PortableF32, &values, &mut codes), 1.0);
     codes
 }

@@ -1,23 +1,22 @@
-//! Attention of one row of the batch: for each head, softmax(Q Kᵀ / √d) V in f32.
+//! Attention of one row of the batch: for each head, softmax(Q Kᵀ / √d) V.
 //!
 //! Rows of a batch never meet here: `offsets` cuts them apart and nothing is padded or masked. Both
-//! products run on the f32 kernel's tile: the head's keys and values are packed into panels, MR
-//! queries at a time are multiplied, normalised while in L1 (6 × 512 × 4 B = 12 KiB) and multiplied
-//! again.
+//! products run on a kernel's tile: the head's keys and values are packed into panels, MR queries at
+//! a time are multiplied, made into weights while in cache (32 × 512 × 4 B = 64 KiB) and multiplied
+//! again. Sums and the softmax are f32; what is multiplied is the kernel's element, f32 or bf16.
 
 use crate::arena::AttentionScratch;
 use crate::encoder::pointwise::softmax_unscaled;
 use crate::kernel::tile::Tile;
-use crate::kernel::{Kernel, Op};
+use crate::kernel::{Inside, Kernel, MR_MAX, Op};
+use crate::quant::Plain;
 
 /// One row's attention over all heads.
-pub struct AttendRow<'a, F: Kernel> {
-    /// The f32 kernel.
-    pub kernel: F,
+pub struct AttendRow<'a, A: Kernel> {
     /// Queries: `n_queries` × hidden, the first of them the row's first token.
-    pub query: &'a [f32],
+    pub query: &'a [A::Left],
     /// Keys and values: tokens × 2 hidden, the keys first.
-    pub key_value: &'a [f32],
+    pub key_value: &'a [A::Right],
     /// Heads.
     pub n_heads: usize,
     /// Values of a head: hidden = heads × head dim.
@@ -25,16 +24,19 @@ pub struct AttendRow<'a, F: Kernel> {
     /// Result: `n_queries` × hidden.
     pub context: &'a mut [f32],
     /// Buffers.
-    pub scratch: &'a mut AttentionScratch,
+    pub scratch: &'a mut AttentionScratch<A>,
 }
 
-impl<F: Kernel<Left = f32, Right = f32, Acc = f32>> Op for AttendRow<'_, F> {
+impl<A, E> Op<A> for AttendRow<'_, A>
+where
+    E: Plain,
+    A: Kernel<Left = E, Right = E, Acc = f32>,
+{
     type Output = ();
 
     #[inline(always)]
-    fn run(self) {
+    fn run(self, inside: &Inside<A>) {
         let Self {
-            kernel,
             query,
             key_value,
             n_heads,
@@ -45,23 +47,21 @@ impl<F: Kernel<Left = f32, Right = f32, Acc = f32>> Op for AttendRow<'_, F> {
         let hidden = n_heads * head_dim;
         let n_tokens = key_value.len() / (2 * hidden);
         let n_queries = query.len() / hidden;
-        for head in 0..n_heads {
-            let first = head * head_dim;
-            pack_keys::<F>(key_value, hidden, first, head_dim, &mut scratch.keys);
-            pack_values::<F>(key_value, hidden, first, head_dim, &mut scratch.values);
-            for start in (0..n_queries).step_by(F::MR) {
-                let n_rows = (n_queries - start).min(F::MR);
-                let range = start * hidden..(start + n_rows) * hidden;
+        for first in (0..hidden).step_by(head_dim) {
+            let dims = Dims {
+                hidden,
+                first,
+                head_dim,
+                n_tokens,
+            };
+            pack_keys::<A>(key_value, &dims, &mut scratch.keys);
+            pack_values::<A>(key_value, &dims, &mut scratch.values);
+            for start in (0..n_queries).step_by(A::MR) {
+                let range = start * hidden..n_queries.min(start + A::MR) * hidden;
                 attend_tile(
-                    kernel,
-                    &Head {
-                        query: &query[range.clone()],
-                        hidden,
-                        first,
-                        head_dim,
-                        n_tokens,
-                        n_rows,
-                    },
+                    inside,
+                    &dims,
+                    &query[range.clone()],
                     scratch,
                     &mut context[range],
                 );
@@ -70,128 +70,153 @@ impl<F: Kernel<Left = f32, Right = f32, Acc = f32>> Op for AttendRow<'_, F> {
     }
 }
 
-/// One tile of queries of one head.
-struct Head<'a> {
-    query: &'a [f32],
+/// Where one head of one row lies.
+struct Dims {
     hidden: usize,
+    // The head's first value of a token.
     first: usize,
     head_dim: usize,
     n_tokens: usize,
-    n_rows: usize,
 }
 
-/// Keys, transposed: `[tokens / NR][head dim][NR]`, zeros behind the last token.
+impl Dims {
+    /// Values of a head as the kernel pads them.
+    fn head_padded<A: Kernel>(&self) -> usize {
+        self.head_dim.next_multiple_of(A::K_ALIGN)
+    }
+
+    /// Tokens as the second product pads them.
+    fn tokens_padded<A: Kernel>(&self) -> usize {
+        self.n_tokens.next_multiple_of(A::K_ALIGN)
+    }
+}
+
+/// Keys, transposed: `[tokens / NR][head dim / K_STEP][NR][K_STEP]`, zeros behind the last token and
+/// behind the last of the head.
 #[inline(always)]
-fn pack_keys<F: Kernel>(
-    key_value: &[f32],
-    hidden: usize,
-    first: usize,
-    head_dim: usize,
-    keys: &mut [f32],
-) {
-    let rows = key_value.chunks_exact(2 * hidden);
-    let n_tokens = rows.len();
-    let panel_len = head_dim * F::NR;
-    for (token, row) in rows.enumerate() {
-        let panel = &mut keys[token / F::NR * panel_len..][..panel_len];
-        let lane = token % F::NR;
-        for (step, &v) in panel
-            .chunks_exact_mut(F::NR)
-            .zip(&row[first..first + head_dim])
-        {
-            step[lane] = v;
+fn pack_keys<A: Kernel>(key_value: &[A::Right], dims: &Dims, keys: &mut [A::Right]) {
+    let panel_len = dims.head_padded::<A>() * A::NR;
+    for (token, row) in key_value.chunks_exact(2 * dims.hidden).enumerate() {
+        let panel = &mut keys[token / A::NR * panel_len..][..panel_len];
+        let lane = token % A::NR * A::K_STEP;
+        let key = row[dims.first..][..dims.head_dim].chunks(A::K_STEP);
+        for (step, part) in panel.chunks_exact_mut(A::NR * A::K_STEP).zip(key) {
+            step[lane..lane + part.len()].copy_from_slice(part);
         }
     }
     // What the last panel holds behind the last token is an earlier row's: finite or not, it must
     // not be multiplied into a column that nobody reads without having been written.
-    let (last, used) = (n_tokens / F::NR, n_tokens % F::NR);
+    let (last, used) = (dims.n_tokens / A::NR, dims.n_tokens % A::NR * A::K_STEP);
     if used != 0 {
         keys[last * panel_len..][..panel_len]
-            .chunks_exact_mut(F::NR)
-            .for_each(|step| step[used..].fill(0.0));
+            .chunks_exact_mut(A::NR * A::K_STEP)
+            .for_each(|step| step[used..].fill(A::Right::default()));
     }
 }
 
-/// Values: `[head dim / NR][tokens][NR]`, zeros behind the last of the head.
+/// Values: `[head dim / NR][tokens / K_STEP][NR][K_STEP]`, zeros behind the last of the head and
+/// behind the last token.
 #[inline(always)]
-fn pack_values<F: Kernel>(
-    key_value: &[f32],
-    hidden: usize,
-    first: usize,
-    head_dim: usize,
-    values: &mut [f32],
-) {
-    let rows = key_value.chunks_exact(2 * hidden);
-    let panel_len = rows.len() * F::NR;
-    for (token, row) in rows.enumerate() {
-        let head = &row[hidden + first..][..head_dim];
-        for (panel, part) in head.chunks(F::NR).enumerate() {
-            let step = &mut values[panel * panel_len + token * F::NR..][..F::NR];
-            step[..part.len()].copy_from_slice(part);
-            step[part.len()..].fill(0.0);
+fn pack_values<A: Kernel>(key_value: &[A::Right], dims: &Dims, values: &mut [A::Right]) {
+    let row_len = 2 * dims.hidden;
+    let (step_len, n_steps) = (A::NR * A::K_STEP, dims.tokens_padded::<A>() / A::K_STEP);
+    for (panel_idx, first_dim) in (0..dims.head_dim).step_by(A::NR).enumerate() {
+        let n_dims = (dims.head_dim - first_dim).min(A::NR);
+        let column = dims.hidden + dims.first + first_dim;
+        let panel = &mut values[panel_idx * n_steps * step_len..][..n_steps * step_len];
+        let tokens = key_value.chunks(A::K_STEP * row_len);
+        let n_used = tokens.len();
+        for (step, rows) in panel.chunks_exact_mut(step_len).zip(tokens) {
+            if rows.len() == A::K_STEP * row_len && n_dims == A::NR {
+                for (dim, out) in step.chunks_exact_mut(A::K_STEP).enumerate() {
+                    for (s, out) in out.iter_mut().enumerate() {
+                        *out = rows[s * row_len + column + dim];
+                    }
+                }
+            } else {
+                step.fill(A::Right::default());
+                for (s, row) in rows.chunks_exact(row_len).enumerate() {
+                    for (dim, &value) in row[column..][..n_dims].iter().enumerate() {
+                        step[dim * A::K_STEP + s] = value;
+                    }
+                }
+            }
         }
+        panel[n_used * step_len..].fill(A::Right::default());
     }
 }
 
+/// One tile of queries of one head.
 #[inline(always)]
-fn attend_tile<F: Kernel<Left = f32, Right = f32, Acc = f32>>(
-    kernel: F,
-    head: &Head<'_>,
-    scratch: &mut AttentionScratch,
+fn attend_tile<A, E>(
+    inside: &Inside<A>,
+    dims: &Dims,
+    query: &[E],
+    scratch: &mut AttentionScratch<A>,
     context: &mut [f32],
-) {
-    let &Head {
-        query,
+) where
+    E: Plain,
+    A: Kernel<Left = E, Right = E, Acc = f32>,
+{
+    let AttentionScratch {
+        queries,
+        keys,
+        values,
+        scores,
+        weights,
+        tile,
+    } = scratch;
+    let &Dims {
         hidden,
         first,
         head_dim,
         n_tokens,
-        n_rows,
-    } = head;
-    let AttentionScratch {
-        keys,
-        values,
-        weights,
-        tile,
-        ..
-    } = scratch;
-    let stride = n_tokens.next_multiple_of(F::NR);
-    for (panel, right) in keys[..stride * head_dim]
-        .chunks_exact(head_dim * F::NR)
+    } = dims;
+    let n_rows = query.len() / hidden;
+    let (head_padded, tokens_padded) = (dims.head_padded::<A>(), dims.tokens_padded::<A>());
+    for (out, row) in queries
+        .chunks_exact_mut(head_padded)
+        .zip(query.chunks_exact(hidden))
+    {
+        out[..head_dim].copy_from_slice(&row[first..first + head_dim]);
+    }
+    let stride = n_tokens.next_multiple_of(A::NR);
+    let panel_len = head_padded * A::NR;
+    for (panel, right) in keys[..stride * head_padded]
+        .chunks_exact(panel_len)
         .enumerate()
     {
         Tile {
-            kernel,
             n_rows,
-            left: &query[first..],
-            stride: hidden,
+            left: queries,
+            stride: head_padded,
             right,
-            out: tile,
+            out: &mut scores[panel * A::NR..],
+            out_stride: stride,
         }
-        .run();
-        for (row, scores) in tile.chunks_exact(F::NR).take(n_rows).enumerate() {
-            weights[row * stride + panel * F::NR..][..F::NR].copy_from_slice(scores);
-        }
+        .compute(inside);
     }
+    let lanes = inside.kernel().float();
     let scale = 1.0 / (head_dim as f32).sqrt();
-    let mut inverse_sums = [0.0; crate::kernel::MR_MAX];
+    let mut inverse_sums = [0.0; MR_MAX];
     for (row, inverse) in inverse_sums.iter_mut().take(n_rows).enumerate() {
-        *inverse = 1.0 / softmax_unscaled::<F>(&mut weights[row * stride..][..n_tokens], scale);
+        let scores = &mut scores[row * stride..][..n_tokens];
+        let weights = &mut weights[row * tokens_padded..][..tokens_padded];
+        *inverse = 1.0 / softmax_unscaled(lanes, scores, scale, weights);
     }
-    let panel_len = n_tokens * F::NR;
-    for (panel, first_dim) in (0..head_dim).step_by(F::NR).enumerate() {
-        let right = &values[panel * panel_len..][..panel_len];
+    let panel_len = tokens_padded * A::NR;
+    for (panel, first_dim) in (0..head_dim).step_by(A::NR).enumerate() {
         Tile {
-            kernel,
             n_rows,
             left: weights,
-            stride,
-            right,
+            stride: tokens_padded,
+            right: &values[panel * panel_len..][..panel_len],
             out: tile,
+            out_stride: A::NR,
         }
-        .run();
-        let n_dims = (head_dim - first_dim).min(F::NR);
-        for (row, sums) in tile.chunks_exact(F::NR).take(n_rows).enumerate() {
+        .compute(inside);
+        let n_dims = (head_dim - first_dim).min(A::NR);
+        for (row, sums) in tile.chunks_exact(A::NR).take(n_rows).enumerate() {
             let out = &mut context[row * hidden + first + first_dim..][..n_dims];
             for (out, &sum) in out.iter_mut().zip(sums) {
                 *out = sum * inverse_sums[row];

@@ -3,9 +3,10 @@
 
 use crate::arena::Scratch;
 use crate::encoder::pointwise::{NormAndEncode, layer_norm};
+use crate::gemm::Linear;
 use crate::gemm::finish::Finish;
-use crate::gemm::linear;
-use crate::kernel::{Kernel, Op};
+use crate::kernel::lanes::Lanes;
+use crate::kernel::{Inside, Kernel, Op};
 use crate::model::{Embeddings, Model, PositionRule};
 
 /// Whether every id and type of a row is in its table. One that is not fails its row alone.
@@ -71,15 +72,15 @@ pub fn finish_rows<K: Kernel>(kernel: K, model: &Model<K>, s: &mut Scratch<K>) {
             n_rows,
             codes,
         });
-        linear(
-            float,
-            codes,
-            n_rows,
-            project,
-            &mut s.float_tile,
-            Finish::Store,
-            &mut s.hidden,
-        );
+        Linear {
+            left: codes,
+            rows: 0..n_rows,
+            weights: project,
+            finish: Finish::Store,
+            sums: &mut s.float_tile,
+            out: &mut s.hidden[..],
+        }
+        .run(float);
     }
     let (width, codes) = (model.shape.hidden, &mut s.hidden_codes);
     kernel.vectorize(NormAndEncode {
@@ -98,11 +99,11 @@ struct SumAndNorm<'a, F: Kernel> {
     out: &'a mut [f32],
 }
 
-impl<F: Kernel> Op for SumAndNorm<'_, F> {
+impl<F: Kernel + Lanes> Op<F> for SumAndNorm<'_, F> {
     type Output = ();
 
     #[inline(always)]
-    fn run(self) {
+    fn run(self, inside: &Inside<F>) {
         let Self {
             embeddings,
             input_ids,
@@ -138,7 +139,7 @@ impl<F: Kernel> Op for SumAndNorm<'_, F> {
                     );
                 }
             }
-            layer_norm::<F>(&embeddings.norm, out);
+            layer_norm(inside.kernel(), &embeddings.norm, out);
         }
     }
 }

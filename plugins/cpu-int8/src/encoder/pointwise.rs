@@ -1,15 +1,12 @@
-//! Arithmetic on rows of f32: activations, softmax, layer norm. Plain loops over arrays: inside
-//! [`Kernel::vectorize`] the compiler turns them into the instruction set's vectors.
+//! Arithmetic on rows of f32: activations, softmax, layer norm, encoding.
 //!
-//! Sums run over 16 fixed lanes and then over the lanes in order, so a row's result depends on its
-//! length and its values alone.
+//! Sums run over an instruction set's lanes and then over the lanes in a fixed order, so a row's
+//! result depends on its length and its values alone.
 
 use crate::arena::Codes;
-use crate::kernel::{Kernel, Op, mul_add};
-use crate::quant::Code;
-
-/// Lanes of a sum: two registers of 8, enough to hide an addition's latency.
-const LANES: usize = 16;
+use crate::kernel::lanes::{LANES_MAX, Lanes, fold, polynomial, sum_of};
+use crate::kernel::{Inside, Kernel, Op};
+use crate::quant::{Code, Plain};
 
 /// The nonlinearity of the feed-forward layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,28 +24,22 @@ pub enum Activation {
 }
 
 impl Activation {
-    /// Applies the function to each element.
+    /// The function of each lane.
     #[inline(always)]
-    pub fn apply<K: Kernel>(self, x: &mut [f32]) {
+    pub fn apply<L: Lanes>(self, lanes: L, x: L::F) -> L::F {
         match self {
-            Self::Gelu => x.iter_mut().for_each(|v| *v = gelu::<K>(*v)),
-            Self::GeluTanh => x.iter_mut().for_each(|v| *v = gelu_tanh::<K>(*v)),
-            Self::Relu => x.iter_mut().for_each(|v| *v = v.max(0.0)),
-            Self::Silu => x.iter_mut().for_each(|v| *v = *v / (1.0 + exp::<K>(-*v))),
-            // A few hundred values a row: libm's will do.
-            Self::Tanh => x.iter_mut().for_each(|v| *v = v.tanh()),
+            Self::Gelu => gelu(lanes, x),
+            Self::GeluTanh => gelu_tanh(lanes, x),
+            Self::Relu => lanes.max(lanes.splat(0.0), x),
+            Self::Silu => lanes.mul(x, sigmoid(lanes, x)),
+            Self::Tanh => {
+                // A few hundred values a row: libm's will do.
+                let mut values = [0.0; LANES_MAX];
+                lanes.store(x, &mut values);
+                lanes.load(&values.map(f32::tanh))
+            }
         }
     }
-}
-
-/// Σ c[i] · x^i by Horner's rule.
-#[inline(always)]
-fn polynomial<K: Kernel, const N: usize>(x: f32, coefficients: [f32; N]) -> f32 {
-    let mut sum = coefficients[N - 1];
-    for i in (0..N - 1).rev() {
-        sum = mul_add::<K>(sum, x, coefficients[i]);
-    }
-    sum
 }
 
 /// x · Φ(x) = x/2 · (1 + erf(x/√2)). The erf is an odd rational function fitted for this file
@@ -56,13 +47,14 @@ fn polynomial<K: Kernel, const N: usize>(x: f32, coefficients: [f32; N]) -> f32 
 /// polynomial of the same cost loses four digits to cancellation in f32; Abramowitz and Stegun's
 /// 7.1.26 needs an exp on top of the division.
 #[inline(always)]
-fn gelu<K: Kernel>(x: f32) -> f32 {
+fn gelu<L: Lanes>(lanes: L, x: L::F) -> L::F {
     const EDGE: f32 = 3.832;
     // GELU(−5.42) = −1.6e-7 already: cutting x there keeps erf's error from being multiplied by a
-    // large −x.
-    let x = x.max(-EDGE * std::f32::consts::SQRT_2);
-    let z = (x * std::f32::consts::FRAC_1_SQRT_2).min(EDGE);
-    let u = z * z;
+    // large −x. (A NaN stays one: it is the second operand.)
+    let x = lanes.max(lanes.splat(-EDGE * std::f32::consts::SQRT_2), x);
+    let z = lanes.mul(x, lanes.splat(std::f32::consts::FRAC_1_SQRT_2));
+    let z = lanes.min(lanes.splat(EDGE), z);
+    let u = lanes.mul(z, z);
     let above = [
         1.128_377_6,
         0.400_337_3,
@@ -78,72 +70,88 @@ fn gelu<K: Kernel>(x: f32) -> f32 {
         0.031_256_294,
         2.816_818_3e-3,
     ];
-    let erf = z * polynomial::<K, 6>(u, above) / polynomial::<K, 5>(u, below);
-    let half = 0.5 * x;
-    mul_add::<K>(half, erf, half)
+    let (above, below) = (polynomial(lanes, u, above), polynomial(lanes, u, below));
+    let erf = lanes.mul(lanes.mul(z, above), lanes.recip(below));
+    let half = lanes.mul(lanes.splat(0.5), x);
+    lanes.fma(half, erf, half)
 }
 
 /// x/2 · (1 + tanh(√(2/π) · (x + 0.044715 x³))), with (1 + tanh(t))/2 = 1/(1 + e^(−2t)).
 #[inline(always)]
-fn gelu_tanh<K: Kernel>(x: f32) -> f32 {
-    const SQRT_2_OVER_PI: f32 = 0.797_884_6;
-    let t = SQRT_2_OVER_PI * x * mul_add::<K>(0.044_715 * x, x, 1.0);
-    x / (1.0 + exp::<K>(-2.0 * t))
+fn gelu_tanh<L: Lanes>(lanes: L, x: L::F) -> L::F {
+    const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769;
+    let cubic = lanes.mul(lanes.splat(0.044_715), x);
+    let t = lanes.mul(x, lanes.fma(cubic, x, lanes.splat(1.0)));
+    let t = lanes.mul(lanes.splat(TWICE_SQRT_2_OVER_PI), t);
+    lanes.mul(x, sigmoid(lanes, t))
 }
 
-/// e^x to 1 ulp or so, for x up to 88; 0 comes out as 1.2e-38 below −87.
+/// 1 / (1 + e^−x)
 #[inline(always)]
-fn exp<K: Kernel>(x: f32) -> f32 {
-    // x = n · ln 2 + r, |r| ≤ ln 2 / 2. ln 2 in two parts, the first of which times n is exact
-    // (Cody, Waite).
-    const LN2_HIGH: f32 = 0.693_359_4;
-    const LN2_LOW: f32 = -2.121_944_4e-4;
-    const ROUND: f32 = 12_582_912.0;
-    let x = x.clamp(-87.0, 88.0);
-    let shifted = mul_add::<K>(x, std::f32::consts::LOG2_E, ROUND);
-    let n = shifted - ROUND;
-    let r = mul_add::<K>(n, -LN2_LOW, mul_add::<K>(n, -LN2_HIGH, x));
-    // Cephes' expf: (e^r − 1 − r) / r².
-    let tail = [
-        0.5,
-        0.166_666_65,
-        0.041_665_796,
-        8.333_452e-3,
-        1.398_199_9e-3,
-        1.987_569_1e-4,
+fn sigmoid<L: Lanes>(lanes: L, x: L::F) -> L::F {
+    let power = exp2(lanes, lanes.mul(lanes.splat(-std::f32::consts::LOG2_E), x));
+    lanes.recip(lanes.add(lanes.splat(1.0), power))
+}
+
+/// 2^x to 2 ulp, for x up to 126; 1.2e-38 below −126.
+#[inline(always)]
+fn exp2<L: Lanes>(lanes: L, x: L::F) -> L::F {
+    // A NaN stays one: it is the second operand.
+    let x = lanes.max(lanes.splat(-126.0), x);
+    let x = lanes.min(lanes.splat(126.0), x);
+    let n = lanes.round(x);
+    // 2^f on [−1/2, 1/2], minimax but for the 1, which is kept exact: 2e-7 of itself.
+    let mantissa = [
+        1.0,
+        0.693_146_94,
+        0.240_221_2,
+        0.055_507_13,
+        9.675_541e-3,
+        1.327_647_1e-3,
     ];
-    let power = mul_add::<K>(polynomial::<K, 6>(r, tail), r * r, r) + 1.0;
-    // The low bits of `shifted` are n; multiply by 2^n in the exponent.
-    f32::from_bits(power.to_bits().wrapping_add(shifted.to_bits() << 23))
+    lanes.scale(polynomial(lanes, lanes.sub(x, n), mantissa), n)
 }
 
-/// Folds `x` lane by lane: `fold(sum, value)`.
+/// Makes attention weights of scores: `weights` become e^(scale · (x − max x)), zeros behind them,
+/// and their sum is returned. The largest is 1, so the sum is at least 1; a NaN anywhere makes the
+/// sum NaN. `x` is overwritten.
 #[inline(always)]
-fn fold_lanes(x: &[f32], start: f32, fold: impl Fn(f32, f32) -> f32 + Copy) -> [f32; LANES] {
-    let (chunks, tail) = x.as_chunks::<LANES>();
-    let mut lanes = [start; LANES];
-    for chunk in chunks {
-        for (lane, &v) in lanes.iter_mut().zip(chunk) {
-            *lane = fold(*lane, v);
+pub fn softmax_unscaled<L: Lanes, O: Plain>(
+    lanes: L,
+    x: &mut [f32],
+    scale: f32,
+    weights: &mut [O],
+) -> f32 {
+    let least = lanes.splat(f32::NEG_INFINITY);
+    let [even, odd] = fold(lanes, x, f32::NEG_INFINITY, least, |most, v| {
+        lanes.max(v, most)
+    });
+    let most = lanes.most(lanes.max(even, odd));
+    let scale = lanes.splat(scale * std::f32::consts::LOG2_E);
+    let shift = lanes.mul(lanes.splat(-most), scale);
+    let weight = |v| exp2(lanes, lanes.fma(v, scale, shift));
+
+    let mut sum = lanes.splat(0.0);
+    let (used, padding) = weights.split_at_mut(x.len());
+    let (mut xs, mut outs) = (x.chunks_exact(L::N), used.chunks_exact_mut(L::N));
+    for (x, out) in (&mut xs).zip(&mut outs) {
+        let v = weight(lanes.load(x));
+        sum = lanes.add(sum, v);
+        O::store(lanes, v, out);
+    }
+    let (x, out) = (xs.remainder(), outs.into_remainder());
+    if !x.is_empty() {
+        // Nothing is e^−∞ behind the last: what is added to the sum there must be 0.
+        let mut values = [0.0; LANES_MAX];
+        lanes.store(weight(lanes.load_part(x, most)), &mut values);
+        values[x.len()..].fill(0.0);
+        sum = lanes.add(sum, lanes.load(&values));
+        for (out, value) in out.iter_mut().zip(values) {
+            *out = O::of(value);
         }
     }
-    for (lane, &v) in lanes.iter_mut().zip(tail) {
-        *lane = fold(*lane, v);
-    }
-    lanes
-}
-
-/// Replaces scores `x` by e^(scale · (x − max x)) and returns their sum. The largest becomes 1, so
-/// the sum is at least 1; a NaN anywhere makes the sum NaN.
-#[inline(always)]
-pub fn softmax_unscaled<K: Kernel>(x: &mut [f32], scale: f32) -> f32 {
-    let most = fold_lanes(x, f32::NEG_INFINITY, f32::max)
-        .into_iter()
-        .fold(f32::NEG_INFINITY, f32::max);
-    for v in x.iter_mut() {
-        *v = exp::<K>((*v - most) * scale);
-    }
-    fold_lanes(x, 0.0, |sum, v| sum + v).into_iter().sum()
+    padding.fill(O::default());
+    lanes.sum(sum)
 }
 
 /// A layer norm's parameters.
@@ -158,16 +166,35 @@ pub struct Norm {
 
 /// Normalises a row in place: (x − mean) / √(var + ε) · weight + bias, the variance over n.
 #[inline(always)]
-pub fn layer_norm<K: Kernel>(norm: &Norm, x: &mut [f32]) {
+pub fn layer_norm<L: Lanes>(lanes: L, norm: &Norm, x: &mut [f32]) {
     let n = x.len() as f32;
-    let mean = fold_lanes(x, 0.0, |sum, v| sum + v)
-        .into_iter()
-        .sum::<f32>()
-        / n;
-    let squares = fold_lanes(x, 0.0, |sum, v| mul_add::<K>(v - mean, v - mean, sum));
-    let inverse = 1.0 / (squares.into_iter().sum::<f32>() / n + norm.epsilon).sqrt();
-    for ((v, &weight), &bias) in x.iter_mut().zip(&norm.weight).zip(&norm.bias) {
-        *v = mul_add::<K>((*v - mean) * inverse, weight, bias);
+    let mean = sum_of(lanes, x, 0.0, |v| v) / n;
+    let mean_lanes = lanes.splat(mean);
+    // What is missing in the last register is the mean: its square is 0.
+    let squares = sum_of(lanes, x, mean, |v| {
+        let v = lanes.sub(v, mean_lanes);
+        lanes.mul(v, v)
+    });
+    let inverse = lanes.splat(1.0 / (squares / n + norm.epsilon).sqrt());
+    let normed = |v, weight, bias| {
+        let v = lanes.mul(lanes.sub(v, mean_lanes), inverse);
+        lanes.fma(v, weight, bias)
+    };
+    let whole = x.len() / L::N * L::N;
+    let (chunks, tail) = x.split_at_mut(whole);
+    let (weights, bias) = (&norm.weight, &norm.bias);
+    for ((x, weight), bias) in chunks
+        .chunks_exact_mut(L::N)
+        .zip(weights.chunks_exact(L::N))
+        .zip(bias.chunks_exact(L::N))
+    {
+        let v = normed(lanes.load(x), lanes.load(weight), lanes.load(bias));
+        lanes.store(v, x);
+    }
+    if !tail.is_empty() {
+        let part = |x| lanes.load_part(x, 0.0);
+        let v = normed(part(tail), part(&weights[whole..]), part(&bias[whole..]));
+        lanes.store_part(v, tail);
     }
 }
 
@@ -185,24 +212,24 @@ pub struct NormAndEncode<'a, K: Kernel> {
     pub codes: &'a mut Codes<K>,
 }
 
-impl<K: Kernel> Op for NormAndEncode<'_, K> {
+impl<K: Kernel> Op<K> for NormAndEncode<'_, K> {
     type Output = ();
 
     #[inline(always)]
-    fn run(self) {
-        let stride = self.codes.stride;
+    fn run(self, inside: &Inside<K>) {
+        let (lanes, stride) = (inside.kernel().float(), self.codes.stride);
         assert_eq!(
             stride,
-            self.width.next_multiple_of(K::K_STEP),
+            self.width.next_multiple_of(K::K_ALIGN),
             "codes of another width"
         );
         for row_idx in 0..self.n_rows {
             let row = &mut self.x[row_idx * self.width..][..self.width];
             if let Some(norm) = self.norm {
-                layer_norm::<K>(norm, row);
+                layer_norm(lanes, norm, row);
             }
             let codes = &mut self.codes.codes[row_idx * stride..][..stride];
-            self.codes.scales[row_idx] = K::Left::encode(row, codes);
+            self.codes.scales[row_idx] = K::Left::encode(lanes, row, codes);
         }
     }
 }
@@ -211,6 +238,8 @@ impl<K: Kernel> Op for NormAndEncode<'_, K> {
 mod tests {
     use super::*;
     use crate::kernel::Dtype::F32;
+    use crate::kernel::lanes::map;
+    use crate::kernel::scalar::PortableF32;
     use crate::kernel::{Visitor, visit_all};
 
     /// Runs a function of one number under every f32 kernel and compares with f64.
@@ -221,11 +250,12 @@ mod tests {
             type Output = (&'static str, Vec<f32>);
             fn visit<K: Kernel>(&mut self, kernel: K) -> Self::Output {
                 struct Apply<'a, K>(Activation, &'a mut [f32], K);
-                impl<K: Kernel> Op for Apply<'_, K> {
+                impl<K: Kernel> Op<K> for Apply<'_, K> {
                     type Output = ();
                     #[inline(always)]
-                    fn run(self) {
-                        self.0.apply::<K>(self.1);
+                    fn run(self, inside: &Inside<K>) {
+                        let lanes = inside.kernel().float();
+                        map(lanes, self.1, |v| self.0.apply(lanes, v));
                     }
                 }
                 let mut x = self.1.to_vec();
@@ -296,21 +326,24 @@ mod tests {
     #[test]
     fn softmax_of_one_and_of_many() {
         let mut one = [3.0_f32];
+        let mut weights = [9.0_f32; 40];
         assert_eq!(
-            softmax_unscaled::<crate::kernel::scalar::PortableF32>(&mut one, 0.5),
+            softmax_unscaled(PortableF32, &mut one, 0.5, &mut weights),
             1.0
         );
+        assert_eq!(weights[..2], [1.0, 0.0]);
         let mut x: Vec<f32> = (0..37).map(|i| (i as f32 * 0.7).sin() * 9.0).collect();
         let exact: Vec<f64> = x.iter().map(|&v| f64::from(v) * 0.25).collect();
         let most = exact.iter().fold(f64::MIN, |a, &b| a.max(b));
-        let sum = softmax_unscaled::<crate::kernel::scalar::PortableF32>(&mut x, 0.25);
+        let sum = softmax_unscaled(PortableF32, &mut x, 0.25, &mut weights);
         let exact_sum: f64 = exact.iter().map(|v| (v - most).exp()).sum();
         assert!(
             (f64::from(sum) - exact_sum).abs() < 1e-5,
             "{sum} is not {exact_sum}"
         );
-        for (found, exact) in x.iter().zip(exact) {
+        for (found, exact) in weights.iter().zip(exact) {
             assert!((f64::from(*found) - (exact - most).exp()).abs() < 1e-6);
         }
+        assert_eq!(weights[37..], [0.0; 3]);
     }
 }

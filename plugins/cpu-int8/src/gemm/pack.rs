@@ -1,10 +1,11 @@
 //! Weights as a kernel reads them: encoded once at load, in panels of NR columns.
 //!
 //! A panel is `[k / K_STEP][NR][K_STEP]`: what one instruction multiplies lies side by side. `k` is
-//! padded to K_STEP and the last panel to NR with zeros.
+//! padded to K_ALIGN and the last panel to NR with zeros.
 
 use crate::arena::Aligned;
 use crate::gemm::finish::Columns;
+use crate::kernel::scalar::PortableF32;
 use crate::kernel::{K_MAX, Kernel};
 use crate::quant::{Code, Sum};
 
@@ -14,7 +15,7 @@ pub struct Packed<K: Kernel> {
     scales: Vec<f32>,
     corrections: Vec<K::Acc>,
     bias: Vec<f32>,
-    /// Input features, rounded up to K_STEP.
+    /// Input features, rounded up to K_ALIGN.
     pub stride: usize,
     /// Output features.
     pub n_out: usize,
@@ -29,7 +30,7 @@ impl<K: Kernel> Packed<K> {
         let n_out = bias.len();
         assert_eq!(weights.len(), n_out * n_in);
         assert!(0 < n_in && n_in <= K_MAX);
-        let stride = n_in.next_multiple_of(K::K_STEP);
+        let stride = n_in.next_multiple_of(K::K_ALIGN);
         let mut packed = Self {
             panels: Aligned::new(n_out.next_multiple_of(K::NR) * stride),
             scales: vec![0.0; n_out.next_multiple_of(K::NR)],
@@ -41,7 +42,7 @@ impl<K: Kernel> Packed<K> {
         packed.bias[..n_out].copy_from_slice(bias);
         let mut column = vec![K::Right::default(); stride];
         for (column_idx, weights) in weights.chunks_exact(n_in).enumerate() {
-            packed.scales[column_idx] = K::Right::encode(weights, &mut column);
+            packed.scales[column_idx] = K::Right::encode(PortableF32, weights, &mut column);
             let quanta = column.iter().map(|q| q.quantum()).sum();
             packed.corrections[column_idx] = K::Acc::correction(K::Left::ZERO_POINT, quanta);
             packed.place(column_idx, &column);

@@ -4,12 +4,12 @@
 
 #![allow(unsafe_code)] // Intrinsics need a function compiled for AVX2; the token proves the CPU has it.
 
-use crate::kernel::{Kernel, Op};
-use std::arch::x86_64::{
-    __m256, __m256i, _mm256_add_epi32, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256,
-    _mm256_madd_epi16, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm256_setzero_si256,
-    _mm256_storeu_ps, _mm256_storeu_si256,
-};
+use crate::kernel::lanes::Lanes;
+use crate::kernel::tile::{Dot, Tile, by_dots};
+use crate::kernel::{Inside, Kernel, Op};
+use crate::quant::{Bf16, Plain};
+#[allow(clippy::wildcard_imports)] // Intrinsics say by name where they come from.
+use std::arch::x86_64::*;
 
 /// Exact i8 products: |a · b + a' · b'| ≤ 2 · 127² fits `vpmaddwd`'s i32 with room for any K.
 #[derive(Clone, Copy)]
@@ -31,18 +31,33 @@ impl Kernel for Avx2Int8 {
     type Left = i16;
     type Right = i16;
     type Acc = i32;
-    type LeftVec = __m256i;
-    type RightVec = [__m256i; 2];
-    type AccVec = [__m256i; 2];
     type Float = Avx2F32;
+    type Element = f32;
+    type Attend = Avx2F32;
 
     fn float(self) -> Avx2F32 {
         self.0
     }
-    #[inline(always)]
-    fn vectorize<O: Op>(self, op: O) -> O::Output {
-        self.0.vectorize(op)
+    fn attend(self) -> Avx2F32 {
+        self.float()
     }
+    #[inline(always)]
+    fn vectorize<O: Op<Self>>(self, op: O) -> O::Output {
+        // SAFETY: the token proves AVX2 and FMA; this is `vectorize`.
+        unsafe { with_avx2(&Inside::new(self), op) }
+    }
+    #[inline(always)]
+    unsafe fn multiply(self, tile: Tile<'_, Self>) {
+        // SAFETY: the caller's.
+        unsafe { by_dots(self, tile) }
+    }
+}
+
+impl Dot for Avx2Int8 {
+    type LeftVec = __m256i;
+    type RightVec = [__m256i; 2];
+    type AccVec = [__m256i; 2];
+
     #[inline(always)]
     fn zero(self) -> [__m256i; 2] {
         // SAFETY: the token proves AVX2.
@@ -97,8 +112,8 @@ impl Avx2F32 {
 }
 
 #[target_feature(enable = "avx2,fma")]
-fn with_avx2<O: Op>(op: O) -> O::Output {
-    op.run()
+fn with_avx2<K: Kernel, O: Op<K>>(inside: &Inside<K>, op: O) -> O::Output {
+    op.run(inside)
 }
 
 impl Kernel for Avx2F32 {
@@ -110,19 +125,33 @@ impl Kernel for Avx2F32 {
     type Left = f32;
     type Right = f32;
     type Acc = f32;
-    type LeftVec = __m256;
-    type RightVec = [__m256; 2];
-    type AccVec = [__m256; 2];
     type Float = Self;
+    type Element = f32;
+    type Attend = Self;
 
     fn float(self) -> Self {
         self
     }
-    #[inline(always)]
-    fn vectorize<O: Op>(self, op: O) -> O::Output {
-        // SAFETY: the token proves AVX2 and FMA.
-        unsafe { with_avx2(op) }
+    fn attend(self) -> Self {
+        self.float()
     }
+    #[inline(always)]
+    fn vectorize<O: Op<Self>>(self, op: O) -> O::Output {
+        // SAFETY: the token proves AVX2 and FMA.
+        unsafe { with_avx2(&Inside::new(self), op) }
+    }
+    #[inline(always)]
+    unsafe fn multiply(self, tile: Tile<'_, Self>) {
+        // SAFETY: the caller's.
+        unsafe { by_dots(self, tile) }
+    }
+}
+
+impl Dot for Avx2F32 {
+    type LeftVec = __m256;
+    type RightVec = [__m256; 2];
+    type AccVec = [__m256; 2];
+
     #[inline(always)]
     fn zero(self) -> [__m256; 2] {
         // SAFETY: the token proves AVX2.
@@ -154,6 +183,184 @@ impl Kernel for Avx2F32 {
         unsafe {
             _mm256_storeu_ps(out, sum[0]);
             _mm256_storeu_ps(out.add(8), sum[1]);
+        }
+    }
+}
+
+// SAFETY of all intrinsics below: the token proves AVX2 and FMA; memory is checked to be there.
+impl Lanes for Avx2F32 {
+    const N: usize = 8;
+    type F = __m256;
+    type U = __m256i;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m256 {
+        // SAFETY: see above.
+        unsafe { _mm256_set1_ps(x) }
+    }
+    #[inline(always)]
+    fn load(self, x: &[f32]) -> __m256 {
+        assert!(Self::N <= x.len());
+        // SAFETY: see above.
+        unsafe { _mm256_loadu_ps(x.as_ptr()) }
+    }
+    #[inline(always)]
+    fn load_bf16(self, x: &[Bf16]) -> __m256 {
+        assert!(Self::N <= x.len());
+        // SAFETY: see above; Bf16 is a transparent u16.
+        unsafe {
+            let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(x.as_ptr().cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits))
+        }
+    }
+    #[inline(always)]
+    fn load_i32(self, x: &[i32], minus: &[i32]) -> __m256 {
+        assert!(Self::N <= x.len() && Self::N <= minus.len());
+        // SAFETY: see above.
+        unsafe {
+            let (x, minus) = (x.as_ptr().cast(), minus.as_ptr().cast());
+            let difference = _mm256_sub_epi32(_mm256_loadu_si256(x), _mm256_loadu_si256(minus));
+            _mm256_cvtepi32_ps(difference)
+        }
+    }
+    #[inline(always)]
+    fn store(self, v: __m256, out: &mut [f32]) {
+        assert!(Self::N <= out.len());
+        // SAFETY: see above.
+        unsafe { _mm256_storeu_ps(out.as_mut_ptr(), v) }
+    }
+    #[inline(always)]
+    fn store_bf16(self, v: __m256, out: &mut [Bf16]) {
+        let mut lanes = [0.0; Self::N];
+        Lanes::store(self, v, &mut lanes);
+        for (out, v) in out[..Self::N].iter_mut().zip(lanes) {
+            *out = Bf16::of(v);
+        }
+    }
+    #[inline(always)]
+    fn store_i8(self, v: __m256, out: &mut [i8]) {
+        assert!(Self::N <= out.len());
+        // SAFETY: see above.
+        unsafe {
+            let words = self.words(v);
+            _mm_storel_epi64(out.as_mut_ptr().cast(), _mm_packs_epi16(words, words));
+        }
+    }
+    #[inline(always)]
+    fn store_u8(self, v: __m256, out: &mut [u8]) {
+        assert!(Self::N <= out.len());
+        // SAFETY: see above. Adding 128 to a byte is turning its highest bit over.
+        unsafe {
+            let words = self.words(v);
+            let bytes = _mm_xor_si128(_mm_packs_epi16(words, words), _mm_set1_epi8(i8::MIN));
+            _mm_storel_epi64(out.as_mut_ptr().cast(), bytes);
+        }
+    }
+    #[inline(always)]
+    fn store_i16(self, v: __m256, out: &mut [i16]) {
+        assert!(Self::N <= out.len());
+        // SAFETY: see above.
+        unsafe { _mm_storeu_si128(out.as_mut_ptr().cast(), self.words(v)) }
+    }
+    #[inline(always)]
+    fn add(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: see above.
+        unsafe { _mm256_add_ps(a, b) }
+    }
+    #[inline(always)]
+    fn sub(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: see above.
+        unsafe { _mm256_sub_ps(a, b) }
+    }
+    #[inline(always)]
+    fn mul(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: see above.
+        unsafe { _mm256_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    fn fma(self, a: __m256, b: __m256, c: __m256) -> __m256 {
+        // SAFETY: see above.
+        unsafe { _mm256_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    fn max(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: see above.
+        unsafe { _mm256_max_ps(a, b) }
+    }
+    #[inline(always)]
+    fn min(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: see above.
+        unsafe { _mm256_min_ps(a, b) }
+    }
+    #[inline(always)]
+    fn recip(self, x: __m256) -> __m256 {
+        // SAFETY: see above.
+        unsafe { _mm256_div_ps(_mm256_set1_ps(1.0), x) }
+    }
+    #[inline(always)]
+    fn round(self, x: __m256) -> __m256 {
+        // SAFETY: see above.
+        unsafe { _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x) }
+    }
+    #[inline(always)]
+    fn scale(self, x: __m256, n: __m256) -> __m256 {
+        // SAFETY: see above. n more in the exponent.
+        unsafe {
+            let exponent = _mm256_slli_epi32::<23>(_mm256_cvtps_epi32(n));
+            _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), exponent))
+        }
+    }
+    #[inline(always)]
+    fn no_magnitude(self) -> __m256i {
+        // SAFETY: see above.
+        unsafe { _mm256_setzero_si256() }
+    }
+    #[inline(always)]
+    fn magnitude(self, most: __m256i, x: __m256) -> __m256i {
+        // SAFETY: see above.
+        unsafe {
+            let magnitude = _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(i32::MAX));
+            _mm256_max_epu32(most, magnitude)
+        }
+    }
+    #[inline(always)]
+    fn greatest(self, most: __m256i) -> f32 {
+        // SAFETY: see above; a register has 8 lanes of u32.
+        let lanes = unsafe { std::mem::transmute::<__m256i, [u32; Self::N]>(most) };
+        f32::from_bits(lanes.into_iter().fold(0, u32::max))
+    }
+    #[inline(always)]
+    fn sum(self, v: __m256) -> f32 {
+        // SAFETY: see above.
+        unsafe {
+            let four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+    #[inline(always)]
+    fn most(self, v: __m256) -> f32 {
+        // SAFETY: see above.
+        unsafe {
+            let four = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+}
+
+impl Avx2F32 {
+    /// Eight whole numbers as i16.
+    #[inline(always)]
+    fn words(self, v: __m256) -> __m128i {
+        // SAFETY: the token proves AVX2.
+        unsafe {
+            let whole = _mm256_cvtps_epi32(v);
+            let (low, high) = (
+                _mm256_castsi256_si128(whole),
+                _mm256_extracti128_si256::<1>(whole),
+            );
+            _mm_packs_epi32(low, high)
         }
     }
 }

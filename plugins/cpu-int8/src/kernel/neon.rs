@@ -7,7 +7,8 @@
 #![allow(unsafe_code)] // `sdot` has no stable intrinsic, so it is written as assembly.
 
 use crate::kernel::scalar::PortableF32;
-use crate::kernel::{Kernel, Op};
+use crate::kernel::tile::{Dot, Tile, by_dots};
+use crate::kernel::{Inside, Kernel, Op};
 use std::arch::aarch64::{
     int8x16_t, int32x4_t, vdupq_n_s32, vld1q_s8, vreinterpretq_s8_s32, vst1q_s32,
 };
@@ -28,8 +29,8 @@ impl NeonDot {
 }
 
 #[target_feature(enable = "neon,dotprod")]
-fn with_dotprod<O: Op>(op: O) -> O::Output {
-    op.run()
+fn with_dotprod<K: Kernel, O: Op<K>>(inside: &Inside<K>, op: O) -> O::Output {
+    op.run(inside)
 }
 
 impl Kernel for NeonDot {
@@ -41,19 +42,33 @@ impl Kernel for NeonDot {
     type Left = i8;
     type Right = i8;
     type Acc = i32;
-    type LeftVec = int8x16_t;
-    type RightVec = [int8x16_t; V];
-    type AccVec = [int32x4_t; V];
     type Float = PortableF32;
+    type Element = f32;
+    type Attend = PortableF32;
 
     fn float(self) -> PortableF32 {
         PortableF32
     }
-    #[inline(always)]
-    fn vectorize<O: Op>(self, op: O) -> O::Output {
-        // SAFETY: the token proves every feature that `with_dotprod` enables.
-        unsafe { with_dotprod(op) }
+    fn attend(self) -> PortableF32 {
+        self.float()
     }
+    #[inline(always)]
+    fn vectorize<O: Op<Self>>(self, op: O) -> O::Output {
+        // SAFETY: the token proves every feature that `with_dotprod` enables.
+        unsafe { with_dotprod(&Inside::new(self), op) }
+    }
+    #[inline(always)]
+    unsafe fn multiply(self, tile: Tile<'_, Self>) {
+        // SAFETY: the caller's.
+        unsafe { by_dots(self, tile) }
+    }
+}
+
+impl Dot for NeonDot {
+    type LeftVec = int8x16_t;
+    type RightVec = [int8x16_t; V];
+    type AccVec = [int32x4_t; V];
+
     #[inline(always)]
     fn zero(self) -> [int32x4_t; V] {
         // SAFETY: NEON is part of every aarch64.

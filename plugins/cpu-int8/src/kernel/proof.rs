@@ -3,8 +3,9 @@
 //! Not every machine that a kernel is for is at hand when it is written. One tile of full-range numbers
 //! takes microseconds at open; a kernel that fails it is not chosen, and no wrong score is served.
 
-use super::scalar::oracle;
-use super::{Kernel, MR_MAX, NR_MAX, tile};
+use super::scalar::{PortableF32, oracle};
+use super::tile::{self, Tile};
+use super::{Kernel, MR_MAX, NR_MAX};
 use crate::quant::{Code, Sum};
 
 /// Steps along K: an odd number, so that a loop unrolled by two meets its tail.
@@ -12,7 +13,7 @@ const N_STEPS: usize = 5;
 
 /// Whether one full tile equals the scalar oracle.
 pub fn is_exact<K: Kernel>(kernel: K) -> bool {
-    let k = N_STEPS * K::K_STEP;
+    let k = N_STEPS * K::K_ALIGN;
     let (a, b) = (quanta(K::MR, k, 1), quanta(K::NR, k, 2));
     let left: Vec<K::Left> = a.chunks_exact(k).flat_map(encoded).collect();
     let columns: Vec<Vec<K::Right>> = b.chunks_exact(k).map(encoded).collect();
@@ -23,14 +24,24 @@ pub fn is_exact<K: Kernel>(kernel: K) -> bool {
         }
     }
     let mut out = vec![K::Acc::default(); MR_MAX * NR_MAX];
-    tile::compute(kernel, K::MR, &left, k, &panel, &mut out);
+    tile::compute(
+        kernel,
+        Tile {
+            n_rows: K::MR,
+            left: &left,
+            stride: k,
+            right: &panel,
+            out: &mut out,
+            out_stride: K::NR,
+        },
+    );
     let expected = oracle(&a, &b, k);
     (0..K::MR).all(|row| {
         (0..K::NR).all(|column| {
             let quanta: i32 = columns[column].iter().map(|code| code.quantum()).sum();
             let found = out[row * K::NR + column];
             let corrected = found.corrected(K::Acc::correction(K::Left::ZERO_POINT, quanta));
-            // At most 127 · 127 · 40: f32 holds it exactly.
+            // At most 127 · 127 · 320: f32 holds it exactly.
             corrected == expected[row * K::NR + column] as f32
         })
     })
@@ -56,7 +67,7 @@ fn quanta(n_rows: usize, k: usize, seed: u32) -> Vec<i8> {
 fn encoded<C: Code>(quanta: &[i8]) -> Vec<C> {
     let values: Vec<f32> = quanta.iter().map(|&quantum| f32::from(quantum)).collect();
     let mut codes = vec![C::default(); values.len()];
-    C::encode(&values, &mut codes);
+    C::encode(PortableF32, &values, &mut codes);
     codes
 }
 

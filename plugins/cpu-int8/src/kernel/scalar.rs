@@ -2,7 +2,10 @@
 
 #![allow(unsafe_code)] // The trait's pointer loads, here over fixed-size arrays.
 
-use crate::kernel::{Kernel, Op};
+use crate::kernel::lanes::Lanes;
+use crate::kernel::tile::{Dot, Tile, by_dots};
+use crate::kernel::{Inside, Kernel, Op, mul_add};
+use crate::quant::{Bf16, Plain};
 
 /// The oracle: a plain triple loop over row-major `a` (rows × k) and `b` (columns × k), summed in
 /// i64. Too slow for anything but tests; short enough to be obviously right.
@@ -36,18 +39,33 @@ impl Kernel for ScalarInt8 {
     type Left = i8;
     type Right = i8;
     type Acc = i32;
-    type LeftVec = i8;
-    type RightVec = [i8; NR];
-    type AccVec = [i32; NR];
     type Float = PortableF32;
+    type Element = f32;
+    type Attend = PortableF32;
 
     fn float(self) -> PortableF32 {
         PortableF32
     }
-    #[inline(always)]
-    fn vectorize<O: Op>(self, op: O) -> O::Output {
-        op.run()
+    fn attend(self) -> PortableF32 {
+        self.float()
     }
+    #[inline(always)]
+    fn vectorize<O: Op<Self>>(self, op: O) -> O::Output {
+        // SAFETY: this is `vectorize`.
+        op.run(&unsafe { Inside::new(self) })
+    }
+    #[inline(always)]
+    unsafe fn multiply(self, tile: Tile<'_, Self>) {
+        // SAFETY: the caller's.
+        unsafe { by_dots(self, tile) }
+    }
+}
+
+impl Dot for ScalarInt8 {
+    type LeftVec = i8;
+    type RightVec = [i8; NR];
+    type AccVec = [i32; NR];
+
     #[inline(always)]
     fn zero(self) -> [i32; NR] {
         [0; NR]
@@ -87,18 +105,33 @@ impl Kernel for EmulatedDpbusd {
     type Left = u8;
     type Right = i8;
     type Acc = i32;
-    type LeftVec = [u8; 4];
-    type RightVec = [[i8; 4]; 2 * NR];
-    type AccVec = [i32; 2 * NR];
     type Float = PortableF32;
+    type Element = f32;
+    type Attend = PortableF32;
 
     fn float(self) -> PortableF32 {
         PortableF32
     }
-    #[inline(always)]
-    fn vectorize<O: Op>(self, op: O) -> O::Output {
-        op.run()
+    fn attend(self) -> PortableF32 {
+        self.float()
     }
+    #[inline(always)]
+    fn vectorize<O: Op<Self>>(self, op: O) -> O::Output {
+        // SAFETY: this is `vectorize`.
+        op.run(&unsafe { Inside::new(self) })
+    }
+    #[inline(always)]
+    unsafe fn multiply(self, tile: Tile<'_, Self>) {
+        // SAFETY: the caller's.
+        unsafe { by_dots(self, tile) }
+    }
+}
+
+impl Dot for EmulatedDpbusd {
+    type LeftVec = [u8; 4];
+    type RightVec = [[i8; 4]; 2 * NR];
+    type AccVec = [i32; 2 * NR];
+
     #[inline(always)]
     fn zero(self) -> [i32; 2 * NR] {
         [0; 2 * NR]
@@ -143,18 +176,33 @@ impl Kernel for PortableF32 {
     type Left = f32;
     type Right = f32;
     type Acc = f32;
-    type LeftVec = f32;
-    type RightVec = [f32; NR];
-    type AccVec = [f32; NR];
     type Float = Self;
+    type Element = f32;
+    type Attend = Self;
 
     fn float(self) -> Self {
         self
     }
-    #[inline(always)]
-    fn vectorize<O: Op>(self, op: O) -> O::Output {
-        op.run()
+    fn attend(self) -> Self {
+        self.float()
     }
+    #[inline(always)]
+    fn vectorize<O: Op<Self>>(self, op: O) -> O::Output {
+        // SAFETY: this is `vectorize`.
+        op.run(&unsafe { Inside::new(self) })
+    }
+    #[inline(always)]
+    unsafe fn multiply(self, tile: Tile<'_, Self>) {
+        // SAFETY: the caller's.
+        unsafe { by_dots(self, tile) }
+    }
+}
+
+impl Dot for PortableF32 {
+    type LeftVec = f32;
+    type RightVec = [f32; NR];
+    type AccVec = [f32; NR];
+
     #[inline(always)]
     fn zero(self) -> [f32; NR] {
         [0.0; NR]
@@ -171,11 +219,129 @@ impl Kernel for PortableF32 {
     }
     #[inline(always)]
     fn dot(self, sum: [f32; NR], left: f32, right: [f32; NR]) -> [f32; NR] {
-        std::array::from_fn(|c| super::mul_add::<Self>(left, right[c], sum[c]))
+        std::array::from_fn(|c| mul_add::<Self>(left, right[c], sum[c]))
     }
     #[inline(always)]
     unsafe fn store(self, sum: [f32; NR], out: *mut f32) {
         // SAFETY: the caller gives NR writable elements.
         unsafe { out.cast::<[f32; NR]>().write(sum) }
     }
+}
+
+/// Lanes as arrays: what the compiler makes of them.
+impl Lanes for PortableF32 {
+    const N: usize = 16;
+    type F = [f32; 16];
+    type U = [u32; 16];
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::F {
+        [x; 16]
+    }
+    #[inline(always)]
+    fn load(self, x: &[f32]) -> Self::F {
+        std::array::from_fn(|lane| x[lane])
+    }
+    #[inline(always)]
+    fn load_bf16(self, x: &[Bf16]) -> Self::F {
+        std::array::from_fn(|lane| x[lane].get())
+    }
+    #[inline(always)]
+    fn load_i32(self, x: &[i32], minus: &[i32]) -> Self::F {
+        std::array::from_fn(|lane| (x[lane] - minus[lane]) as f32)
+    }
+    #[inline(always)]
+    fn store(self, v: Self::F, out: &mut [f32]) {
+        out[..Self::N].copy_from_slice(&v);
+    }
+    #[inline(always)]
+    fn store_bf16(self, v: Self::F, out: &mut [Bf16]) {
+        out[..Self::N].copy_from_slice(&v.map(Bf16::of));
+    }
+    #[inline(always)]
+    fn store_i8(self, v: Self::F, out: &mut [i8]) {
+        out[..Self::N].copy_from_slice(&v.map(|v| whole(v) as i8));
+    }
+    #[inline(always)]
+    fn store_u8(self, v: Self::F, out: &mut [u8]) {
+        out[..Self::N].copy_from_slice(&v.map(|v| (whole(v) + 128) as u8));
+    }
+    #[inline(always)]
+    fn store_i16(self, v: Self::F, out: &mut [i16]) {
+        out[..Self::N].copy_from_slice(&v.map(|v| whole(v) as i16));
+    }
+    #[inline(always)]
+    fn add(self, a: Self::F, b: Self::F) -> Self::F {
+        std::array::from_fn(|lane| a[lane] + b[lane])
+    }
+    #[inline(always)]
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F {
+        std::array::from_fn(|lane| a[lane] - b[lane])
+    }
+    #[inline(always)]
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+        std::array::from_fn(|lane| a[lane] * b[lane])
+    }
+    #[inline(always)]
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        std::array::from_fn(|lane| mul_add::<Self>(a[lane], b[lane], c[lane]))
+    }
+    #[inline(always)]
+    fn max(self, a: Self::F, b: Self::F) -> Self::F {
+        // As `maxps`: the second where one is NaN.
+        std::array::from_fn(|lane| if a[lane] > b[lane] { a[lane] } else { b[lane] })
+    }
+    #[inline(always)]
+    fn min(self, a: Self::F, b: Self::F) -> Self::F {
+        std::array::from_fn(|lane| if a[lane] < b[lane] { a[lane] } else { b[lane] })
+    }
+    #[inline(always)]
+    fn recip(self, x: Self::F) -> Self::F {
+        x.map(|x| 1.0 / x)
+    }
+    #[inline(always)]
+    fn round(self, x: Self::F) -> Self::F {
+        x.map(|x| x + ROUND - ROUND)
+    }
+    #[inline(always)]
+    fn scale(self, x: Self::F, n: Self::F) -> Self::F {
+        std::array::from_fn(|lane| {
+            let exponent = whole(n[lane]).cast_unsigned() << 23;
+            f32::from_bits(x[lane].to_bits().wrapping_add(exponent))
+        })
+    }
+    #[inline(always)]
+    fn no_magnitude(self) -> Self::U {
+        [0; 16]
+    }
+    #[inline(always)]
+    fn magnitude(self, most: Self::U, x: Self::F) -> Self::U {
+        std::array::from_fn(|lane| most[lane].max(x[lane].to_bits() & 0x7FFF_FFFF))
+    }
+    #[inline(always)]
+    fn greatest(self, most: Self::U) -> f32 {
+        f32::from_bits(most.into_iter().fold(0, u32::max))
+    }
+    #[inline(always)]
+    fn sum(self, v: Self::F) -> f32 {
+        v.into_iter().sum()
+    }
+    #[inline(always)]
+    fn most(self, v: Self::F) -> f32 {
+        v.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    }
+}
+
+/// 1.5 · 2²³: adding it to an f32 of magnitude below 2²² rounds it half to even and leaves the
+/// integer in the low bits. Plain arithmetic, so that a loop becomes vector instructions without a
+/// conversion that has to treat NaN.
+const ROUND: f32 = 12_582_912.0;
+
+/// The nearest whole number, half to even, for |v| < 2²².
+#[inline(always)]
+fn whole(v: f32) -> i32 {
+    (v + ROUND)
+        .to_bits()
+        .wrapping_sub(ROUND.to_bits())
+        .cast_signed()
 }

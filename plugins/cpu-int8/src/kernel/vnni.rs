@@ -4,14 +4,15 @@
 //! is 128 · Σ weights too large; the packed weights carry that constant for each column. It does
 //! not saturate in between, so both kernels are exact.
 //!
-//! The machine this was written on has neither instruction: packing and correction are tested by
-//! [`super::scalar::EmulatedDpbusd`], the instructions themselves by `tests/exact.rs` wherever the
-//! CPU has them.
+//! Packing and correction are also tested by [`super::scalar::EmulatedDpbusd`], on machines that
+//! have neither instruction.
 
 #![allow(unsafe_code)] // Intrinsics need a function compiled for VNNI; the token proves the CPU has it.
 
 use crate::kernel::avx2::Avx2F32;
-use crate::kernel::{Kernel, Op};
+use crate::kernel::avx512::Avx512F32;
+use crate::kernel::tile::{Dot, Tile, by_dots};
+use crate::kernel::{Inside, Kernel, Op};
 use std::arch::x86_64::{
     __m256i, __m512i, _mm256_dpbusd_avx_epi32, _mm256_loadu_si256, _mm256_set1_epi32,
     _mm256_setzero_si256, _mm256_storeu_si256, _mm512_dpbusd_epi32, _mm512_loadu_si512,
@@ -20,22 +21,20 @@ use std::arch::x86_64::{
 
 /// 12 × 32 tile: 24 accumulators, 2 registers of weights, the broadcast as a memory operand.
 #[derive(Clone, Copy)]
-pub struct Avx512Vnni(Avx2F32);
+pub struct Avx512Vnni(Avx512F32);
 
 impl Avx512Vnni {
-    /// The token, if this CPU has AVX-512 F, BW, VL and VNNI (and AVX2 and FMA for the f32 parts).
+    /// The token, if this CPU has AVX-512 VNNI (and what the f32 parts need).
     pub fn detect() -> Option<Self> {
-        let has = std::arch::is_x86_feature_detected!("avx512f")
-            && std::arch::is_x86_feature_detected!("avx512bw")
-            && std::arch::is_x86_feature_detected!("avx512vl")
-            && std::arch::is_x86_feature_detected!("avx512vnni");
-        Avx2F32::detect().filter(|_| has).map(Self)
+        Avx512F32::detect()
+            .filter(|_| std::arch::is_x86_feature_detected!("avx512vnni"))
+            .map(Self)
     }
 }
 
-#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
-fn with_avx512<O: Op>(op: O) -> O::Output {
-    op.run()
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn with_avx512<K: Kernel, O: Op<K>>(inside: &Inside<K>, op: O) -> O::Output {
+    op.run(inside)
 }
 
 impl Kernel for Avx512Vnni {
@@ -47,19 +46,33 @@ impl Kernel for Avx512Vnni {
     type Left = u8;
     type Right = i8;
     type Acc = i32;
+    type Float = Avx512F32;
+    type Element = f32;
+    type Attend = Avx512F32;
+
+    fn float(self) -> Avx512F32 {
+        self.0
+    }
+    fn attend(self) -> Avx512F32 {
+        self.float()
+    }
+    #[inline(always)]
+    fn vectorize<O: Op<Self>>(self, op: O) -> O::Output {
+        // SAFETY: the token proves every feature that `with_avx512` enables.
+        unsafe { with_avx512(&Inside::new(self), op) }
+    }
+    #[inline(always)]
+    unsafe fn multiply(self, tile: Tile<'_, Self>) {
+        // SAFETY: the caller's.
+        unsafe { by_dots(self, tile) }
+    }
+}
+
+impl Dot for Avx512Vnni {
     type LeftVec = __m512i;
     type RightVec = [__m512i; 2];
     type AccVec = [__m512i; 2];
-    type Float = Avx2F32;
 
-    fn float(self) -> Avx2F32 {
-        self.0
-    }
-    #[inline(always)]
-    fn vectorize<O: Op>(self, op: O) -> O::Output {
-        // SAFETY: the token proves every feature that `with_avx512` enables.
-        unsafe { with_avx512(op) }
-    }
     #[inline(always)]
     fn zero(self) -> [__m512i; 2] {
         // SAFETY: the token proves AVX-512 F.
@@ -114,8 +127,8 @@ impl AvxVnni {
 }
 
 #[target_feature(enable = "avx2,fma,avxvnni")]
-fn with_avxvnni<O: Op>(op: O) -> O::Output {
-    op.run()
+fn with_avxvnni<K: Kernel, O: Op<K>>(inside: &Inside<K>, op: O) -> O::Output {
+    op.run(inside)
 }
 
 impl Kernel for AvxVnni {
@@ -127,19 +140,33 @@ impl Kernel for AvxVnni {
     type Left = u8;
     type Right = i8;
     type Acc = i32;
-    type LeftVec = __m256i;
-    type RightVec = [__m256i; 2];
-    type AccVec = [__m256i; 2];
     type Float = Avx2F32;
+    type Element = f32;
+    type Attend = Avx2F32;
 
     fn float(self) -> Avx2F32 {
         self.0
     }
-    #[inline(always)]
-    fn vectorize<O: Op>(self, op: O) -> O::Output {
-        // SAFETY: the token proves every feature that `with_avxvnni` enables.
-        unsafe { with_avxvnni(op) }
+    fn attend(self) -> Avx2F32 {
+        self.float()
     }
+    #[inline(always)]
+    fn vectorize<O: Op<Self>>(self, op: O) -> O::Output {
+        // SAFETY: the token proves every feature that `with_avxvnni` enables.
+        unsafe { with_avxvnni(&Inside::new(self), op) }
+    }
+    #[inline(always)]
+    unsafe fn multiply(self, tile: Tile<'_, Self>) {
+        // SAFETY: the caller's.
+        unsafe { by_dots(self, tile) }
+    }
+}
+
+impl Dot for AvxVnni {
+    type LeftVec = __m256i;
+    type RightVec = [__m256i; 2];
+    type AccVec = [__m256i; 2];
+
     #[inline(always)]
     fn zero(self) -> [__m256i; 2] {
         // SAFETY: the token proves AVX2.

@@ -1,0 +1,266 @@
+//! f32 by 512-bit FMA, and 16 lanes of it.
+//!
+//! 12 × 32 tile: 24 accumulators, 2 registers of weights, the broadcast as a memory operand.
+
+#![allow(unsafe_code)] // Intrinsics need a function compiled for AVX-512; the token proves the CPU has it.
+
+use crate::kernel::avx2::Avx2F32;
+use crate::kernel::lanes::Lanes;
+use crate::kernel::tile::{Dot, Tile, by_dots};
+use crate::kernel::{Inside, Kernel, Op};
+use crate::quant::Bf16;
+#[allow(clippy::wildcard_imports)] // Intrinsics say by name where they come from.
+use std::arch::x86_64::*;
+
+/// f32 with fused multiply-add.
+#[derive(Clone, Copy)]
+pub struct Avx512F32(());
+
+impl Avx512F32 {
+    /// The token, if this CPU has AVX-512 F, BW, DQ and VL (and AVX2 and FMA).
+    pub fn detect() -> Option<Self> {
+        let has = std::arch::is_x86_feature_detected!("avx512f")
+            && std::arch::is_x86_feature_detected!("avx512bw")
+            && std::arch::is_x86_feature_detected!("avx512dq")
+            && std::arch::is_x86_feature_detected!("avx512vl");
+        Avx2F32::detect().filter(|_| has).map(|_| Self(()))
+    }
+}
+
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
+fn with_avx512<K: Kernel, O: Op<K>>(inside: &Inside<K>, op: O) -> O::Output {
+    op.run(inside)
+}
+
+impl Kernel for Avx512F32 {
+    const NAME: &'static str = "x86_64-f32-avx512-fma";
+    const MR: usize = 12;
+    const NR: usize = 32;
+    const K_STEP: usize = 1;
+    const FMA: bool = true;
+    type Left = f32;
+    type Right = f32;
+    type Acc = f32;
+    type Float = Self;
+    type Element = f32;
+    type Attend = Self;
+
+    fn float(self) -> Self {
+        self
+    }
+    fn attend(self) -> Self {
+        self
+    }
+    #[inline(always)]
+    fn vectorize<O: Op<Self>>(self, op: O) -> O::Output {
+        // SAFETY: the token proves every feature that `with_avx512` enables; this is `vectorize`.
+        unsafe { with_avx512(&Inside::new(self), op) }
+    }
+    #[inline(always)]
+    unsafe fn multiply(self, tile: Tile<'_, Self>) {
+        // SAFETY: the caller's.
+        unsafe { by_dots(self, tile) }
+    }
+}
+
+impl Dot for Avx512F32 {
+    type LeftVec = __m512;
+    type RightVec = [__m512; 2];
+    type AccVec = [__m512; 2];
+
+    #[inline(always)]
+    fn zero(self) -> [__m512; 2] {
+        // SAFETY: the token proves AVX-512 F.
+        [unsafe { _mm512_setzero_ps() }; 2]
+    }
+    #[inline(always)]
+    unsafe fn splat(self, left: *const f32) -> __m512 {
+        // SAFETY: the caller gives one readable f32; the token proves AVX-512 F.
+        unsafe { _mm512_set1_ps(*left) }
+    }
+    #[inline(always)]
+    unsafe fn load(self, right: *const f32) -> [__m512; 2] {
+        // SAFETY: the caller gives 32 readable f32 = two registers; the token proves AVX-512 F.
+        unsafe { [_mm512_loadu_ps(right), _mm512_loadu_ps(right.add(16))] }
+    }
+    #[inline(always)]
+    fn dot(self, sum: [__m512; 2], left: __m512, right: [__m512; 2]) -> [__m512; 2] {
+        // SAFETY: the token proves AVX-512 F.
+        unsafe {
+            [
+                _mm512_fmadd_ps(left, right[0], sum[0]),
+                _mm512_fmadd_ps(left, right[1], sum[1]),
+            ]
+        }
+    }
+    #[inline(always)]
+    unsafe fn store(self, sum: [__m512; 2], out: *mut f32) {
+        // SAFETY: the caller gives 32 writable f32 = two registers; the token proves AVX-512 F.
+        unsafe {
+            _mm512_storeu_ps(out, sum[0]);
+            _mm512_storeu_ps(out.add(16), sum[1]);
+        }
+    }
+}
+
+// SAFETY of all intrinsics below: the token proves AVX-512 F and BW; memory is checked to be there.
+impl Lanes for Avx512F32 {
+    const N: usize = 16;
+    type F = __m512;
+    type U = __m512i;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m512 {
+        // SAFETY: see above.
+        unsafe { _mm512_set1_ps(x) }
+    }
+    #[inline(always)]
+    fn load(self, x: &[f32]) -> __m512 {
+        assert!(Self::N <= x.len());
+        // SAFETY: see above.
+        unsafe { _mm512_loadu_ps(x.as_ptr()) }
+    }
+    #[inline(always)]
+    fn load_bf16(self, x: &[Bf16]) -> __m512 {
+        assert!(Self::N <= x.len());
+        // SAFETY: see above; Bf16 is a transparent u16.
+        unsafe {
+            let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(x.as_ptr().cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
+        }
+    }
+    #[inline(always)]
+    fn load_i32(self, x: &[i32], minus: &[i32]) -> __m512 {
+        assert!(Self::N <= x.len() && Self::N <= minus.len());
+        // SAFETY: see above.
+        unsafe {
+            let (x, minus) = (x.as_ptr().cast(), minus.as_ptr().cast());
+            let difference = _mm512_sub_epi32(_mm512_loadu_si512(x), _mm512_loadu_si512(minus));
+            _mm512_cvtepi32_ps(difference)
+        }
+    }
+    #[inline(always)]
+    fn store(self, v: __m512, out: &mut [f32]) {
+        assert!(Self::N <= out.len());
+        // SAFETY: see above.
+        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), v) }
+    }
+    #[inline(always)]
+    fn store_bf16(self, v: __m512, out: &mut [Bf16]) {
+        assert!(Self::N <= out.len());
+        // SAFETY: see above; Bf16 is a transparent u16.
+        unsafe {
+            // As `Bf16::of`.
+            let bits = _mm512_castps_si512(v);
+            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+            let round = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF));
+            let halves = _mm512_srli_epi32::<16>(_mm512_add_epi32(bits, round));
+            _mm256_storeu_si256(out.as_mut_ptr().cast(), _mm512_cvtepi32_epi16(halves));
+        }
+    }
+    #[inline(always)]
+    fn store_i8(self, v: __m512, out: &mut [i8]) {
+        assert!(Self::N <= out.len());
+        // SAFETY: see above.
+        unsafe {
+            let bytes = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v));
+            _mm_storeu_si128(out.as_mut_ptr().cast(), bytes);
+        }
+    }
+    #[inline(always)]
+    fn store_u8(self, v: __m512, out: &mut [u8]) {
+        assert!(Self::N <= out.len());
+        // SAFETY: see above. Adding 128 to a byte is turning its highest bit over.
+        unsafe {
+            let bytes = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v));
+            let bytes = _mm_xor_si128(bytes, _mm_set1_epi8(i8::MIN));
+            _mm_storeu_si128(out.as_mut_ptr().cast(), bytes);
+        }
+    }
+    #[inline(always)]
+    fn store_i16(self, v: __m512, out: &mut [i16]) {
+        assert!(Self::N <= out.len());
+        // SAFETY: see above.
+        unsafe {
+            let words = _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(v));
+            _mm256_storeu_si256(out.as_mut_ptr().cast(), words);
+        }
+    }
+    #[inline(always)]
+    fn add(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: see above.
+        unsafe { _mm512_add_ps(a, b) }
+    }
+    #[inline(always)]
+    fn sub(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: see above.
+        unsafe { _mm512_sub_ps(a, b) }
+    }
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: see above.
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        // SAFETY: see above.
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    fn max(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: see above.
+        unsafe { _mm512_max_ps(a, b) }
+    }
+    #[inline(always)]
+    fn min(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: see above.
+        unsafe { _mm512_min_ps(a, b) }
+    }
+    #[inline(always)]
+    fn recip(self, x: __m512) -> __m512 {
+        // SAFETY: see above. A division takes 16 cycles; 14 bits and one step of Newton's, 4.
+        unsafe {
+            let near = _mm512_rcp14_ps(x);
+            let rest = _mm512_fnmadd_ps(x, near, _mm512_set1_ps(1.0));
+            _mm512_fmadd_ps(near, rest, near)
+        }
+    }
+    #[inline(always)]
+    fn round(self, x: __m512) -> __m512 {
+        // SAFETY: see above.
+        unsafe { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x) }
+    }
+    #[inline(always)]
+    fn scale(self, x: __m512, n: __m512) -> __m512 {
+        // SAFETY: see above.
+        unsafe { _mm512_scalef_ps(x, n) }
+    }
+    #[inline(always)]
+    fn no_magnitude(self) -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_setzero_si512() }
+    }
+    #[inline(always)]
+    fn magnitude(self, most: __m512i, x: __m512) -> __m512i {
+        // SAFETY: see above.
+        unsafe {
+            let magnitude = _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(i32::MAX));
+            _mm512_max_epu32(most, magnitude)
+        }
+    }
+    #[inline(always)]
+    fn greatest(self, most: __m512i) -> f32 {
+        // SAFETY: see above.
+        f32::from_bits(unsafe { _mm512_reduce_max_epu32(most) })
+    }
+    #[inline(always)]
+    fn sum(self, v: __m512) -> f32 {
+        // SAFETY: see above.
+        unsafe { _mm512_reduce_add_ps(v) }
+    }
+    #[inline(always)]
+    fn most(self, v: __m512) -> f32 {
+        // SAFETY: see above.
+        unsafe { _mm512_reduce_max_ps(v) }
+    }
+}
