@@ -8,8 +8,11 @@
 
 mod admin;
 mod answer;
+mod aside;
+mod body;
 mod call;
 mod canonical;
+mod codec;
 mod docs;
 mod document;
 mod grpc;
