@@ -1,6 +1,6 @@
 //! What clients see over gRPC, on a real connection.
 
-use crate::fixture::{BODY_BYTES_MAX, Fixture, USUAL, core_for};
+use crate::fixture::{BODY_BYTES_MAX, Fixture, USUAL, core_for, send};
 use gateway::intake::Bounds;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -25,7 +25,7 @@ use proto::scoring_client::ScoringClient;
 use proto::{RerankRequest, RerankResponse, ScoreRequest};
 
 /// Serves the fixture for as long as the runtime lives.
-pub(crate) async fn connect(fixture: &Fixture) -> (Channel, gateway::edge::HealthReport) {
+async fn connect(fixture: &Fixture) -> (Channel, gateway::edge::HealthReport) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
     let (router, report) = gateway::edge::grpc(fixture.edge.clone())
@@ -283,6 +283,18 @@ async fn what_is_too_much_is_refused_before_it_is_unpacked() {
         heavy.message()
     );
     assert!(!metadata(&heavy, "retry-after").is_empty());
+}
+
+#[tokio::test]
+async fn other_methods_are_not_implemented() {
+    let fixture = Fixture::new();
+    let (router, _) = gateway::edge::grpc(fixture.edge.clone())
+        .await
+        .expect("a service");
+    let headers = ["content-type: application/grpc"];
+    let reply = send(router, "POST /crossgate.v1.Scoring/None", &headers, "").await;
+    let code = (Code::Unimplemented as i32).to_string();
+    assert_eq!((reply.status, reply.header("grpc-status")), (200, &*code));
 }
 
 #[tokio::test]
