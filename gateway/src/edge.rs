@@ -25,6 +25,7 @@ mod models;
 mod post;
 mod problem;
 mod rerank;
+mod stream;
 mod tei;
 mod wire;
 
@@ -32,7 +33,7 @@ pub use admin::{PluginRow, admin};
 pub use docs::openapi;
 pub use grpc::{HealthReport, grpc};
 pub use http::http;
-pub use listen::{Connections, Listener};
+pub use listen::{Connections, Listener, Patience};
 
 use crate::intake::Door;
 use crate::load::Catalog;

@@ -7,6 +7,8 @@ mod fixture;
 mod grpc;
 #[path = "edges/limits.rs"]
 mod limits;
+#[path = "edges/listen.rs"]
+mod listen;
 #[path = "edges/rerank.rs"]
 mod rerank;
 
