@@ -148,7 +148,7 @@ impl App {
         let deadline = Instant::now() + self.drain_timeout;
         self.slots.drain();
         tracing::info!(in_flight = self.door.inside(), "draining");
-        while self.door.inside() > 0 && Instant::now() < deadline {
+        while !self.door.is_idle() && Instant::now() < deadline {
             tokio::time::sleep(DRAIN_PERIOD).await;
         }
         self.stop.cancel();

@@ -8,8 +8,11 @@
 
 mod admin;
 mod answer;
+mod aside;
+mod body;
 mod call;
 mod canonical;
+mod codec;
 mod docs;
 mod document;
 mod grpc;
@@ -22,6 +25,7 @@ mod models;
 mod post;
 mod problem;
 mod rerank;
+mod stream;
 mod tei;
 mod wire;
 
@@ -29,7 +33,7 @@ pub use admin::{PluginRow, admin};
 pub use docs::openapi;
 pub use grpc::{HealthReport, grpc};
 pub use http::http;
-pub use listen::{Connections, Listener};
+pub use listen::{Connections, Listener, Patience};
 
 use crate::intake::Door;
 use crate::load::Catalog;

@@ -4,7 +4,7 @@
 use crate::admit::Routed;
 use crate::generation::Slots;
 use crate::score::{Answer, ScoreError, ScoreRequest, ScoreResponse};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -13,6 +13,9 @@ use tower::Service;
 /// Bodies are counted in units of this many bytes: a semaphore counts to 2^29 at least, which is
 /// 512 GiB.
 const BYTES_UNIT: u64 = 1024;
+/// What a body weighs before its first byte, at most: many clients announce no length, and to take each
+/// for the largest would let a handful of them keep everybody else out.
+const ENTRY_BYTES: u64 = 64 * 1024;
 /// A refused client finds the same crowd when it comes back sooner.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
@@ -46,7 +49,15 @@ pub struct Door {
 #[derive(Debug)]
 pub struct Pass {
     _request: OwnedSemaphorePermit,
-    _bytes: OwnedSemaphorePermit,
+    weight: Arc<Weight>,
+}
+
+/// What one request weighs at the door, in bytes. It may outlive its pass: an answer that repeats a body
+/// weighs as much as the body until it has been sent.
+#[derive(Debug)]
+pub struct Weight {
+    held: Mutex<OwnedSemaphorePermit>,
+    bytes_max: usize,
 }
 
 /// Checks a request and finds its generation; holds its deadline.
@@ -62,13 +73,10 @@ pub struct Intake<S> {
 impl Door {
     /// A door with nobody inside.
     pub fn new(bounds: Bounds) -> Self {
-        let units = (bounds.bytes_max as u64).div_ceil(BYTES_UNIT);
-        let most = Semaphore::MAX_PERMITS;
+        let requests_max = bounds.requests_max.min(Semaphore::MAX_PERMITS);
         Self {
-            requests: Arc::new(Semaphore::new(bounds.requests_max.min(most))),
-            bytes: Arc::new(Semaphore::new(
-                usize::try_from(units).unwrap_or(most).min(most),
-            )),
+            requests: Arc::new(Semaphore::new(requests_max)),
+            bytes: Arc::new(Semaphore::new(bounds.units())),
             bounds,
         }
     }
@@ -78,39 +86,101 @@ impl Door {
         self.bounds.requests_max.min(Semaphore::MAX_PERMITS) - self.requests.available_permits()
     }
 
-    /// Lets a request in whose body has this many bytes; one that does not say counts as the largest.
+    /// Whether every request has been answered, and every answer sent.
+    pub fn is_idle(&self) -> bool {
+        self.inside() == 0 && self.bytes.available_permits() == self.bounds.units()
+    }
+
+    /// What one request may bring.
+    pub fn bounds(&self) -> &Bounds {
+        &self.bounds
+    }
+
+    /// Lets a request in whose client announces this many bytes. It weighs little at first and grows
+    /// while its body arrives.
     ///
     /// # Errors
-    /// `Overloaded` when there are too many requests or bytes inside.
+    /// `Overloaded` when there are too many requests inside, or no room for what was announced.
     pub fn enter(&self, body_bytes: Option<u64>) -> Result<Pass, ScoreError> {
-        let body = body_bytes
-            .unwrap_or(u64::MAX)
-            .min(self.bounds.body_bytes_max as u64);
-        // A body of up to 32 MiB is far below 2^32 units.
-        let units = body.div_ceil(BYTES_UNIT).max(1) as u32;
-        let requests = Arc::clone(&self.requests).try_acquire_owned();
-        let bytes = Arc::clone(&self.bytes).try_acquire_many_owned(units);
-        match (requests, bytes) {
-            (Ok(request), Ok(bytes)) => Ok(Pass {
-                _request: request,
-                _bytes: bytes,
-            }),
-            (Err(_), _) => Err(overloaded(format!(
+        let Ok(request) = Arc::clone(&self.requests).try_acquire_owned() else {
+            return Err(overloaded(format!(
                 "{} requests are being answered, as many as intake.requests_max allows",
                 self.bounds.requests_max
-            ))),
-            (_, Err(_)) => Err(overloaded(format!(
-                "the requests being answered hold almost {} bytes, as many as intake.bytes_max allows",
-                self.bounds.bytes_max
-            ))),
+            )));
+        };
+        let bytes_max = self.bounds.body_bytes_max as u64;
+        let announced = body_bytes.unwrap_or(ENTRY_BYTES).min(bytes_max);
+        let entry = units(announced.min(ENTRY_BYTES));
+        // Who announces more than there is room for need not begin to send it.
+        let has_room = units(announced) as usize <= self.bytes.available_permits();
+        let held = Arc::clone(&self.bytes).try_acquire_many_owned(entry);
+        match held {
+            Ok(held) if has_room => Ok(Pass {
+                _request: request,
+                weight: Arc::new(Weight {
+                    held: Mutex::new(held),
+                    bytes_max: self.bounds.bytes_max,
+                }),
+            }),
+            _ => Err(too_heavy(self.bounds.bytes_max)),
         }
     }
+}
+
+/// At least one: a request without a body is a request.
+fn units(bytes: u64) -> u32 {
+    // A body of at most 1 GiB is far below 2^32 units.
+    u32::try_from(bytes.div_ceil(BYTES_UNIT))
+        .unwrap_or(u32::MAX)
+        .max(1)
+}
+
+fn too_heavy(bytes_max: usize) -> ScoreError {
+    overloaded(format!(
+        "the requests being answered hold almost {bytes_max} bytes, as many as intake.bytes_max allows"
+    ))
 }
 
 fn overloaded(why: String) -> ScoreError {
     ScoreError::Overloaded {
         why,
         retry_after: RETRY_AFTER,
+    }
+}
+
+// === impl Pass ===
+
+impl Pass {
+    /// What the request weighs.
+    pub fn weight(&self) -> &Arc<Weight> {
+        &self.weight
+    }
+}
+
+// === impl Weight ===
+
+impl Weight {
+    /// So many bytes of the body have arrived.
+    ///
+    /// # Errors
+    /// `Overloaded` when there is no room for them; what the request weighs stays as it was.
+    pub fn grow_to(&self, bytes: u64) -> Result<(), ScoreError> {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let more = (units(bytes) as usize).saturating_sub(held.num_permits());
+        if more > 0 {
+            let room = Arc::clone(held.semaphore())
+                .try_acquire_many_owned(u32::try_from(more).unwrap_or(u32::MAX))
+                .map_err(|_| too_heavy(self.bytes_max))?;
+            held.merge(room);
+        }
+        Ok(())
+    }
+
+    /// The body had so many bytes: what was taken beyond them is given back.
+    pub fn settle(&self, bytes: u64) {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let less = held.num_permits().saturating_sub(units(bytes) as usize);
+        drop(held.split(less));
     }
 }
 
@@ -176,6 +246,28 @@ where
 // === impl Bounds ===
 
 impl Bounds {
+    /// Whether one request may have so many documents. The edge asks before it unpacks them, where a
+    /// document of nothing costs many times the bytes that it came in.
+    ///
+    /// # Errors
+    /// `TooLarge`.
+    pub fn check_count(&self, n_documents: usize) -> Result<(), ScoreError> {
+        let bound = ("intake.documents_max", self.documents_max);
+        within("documents", n_documents, "documents", bound)
+    }
+
+    /// Whether a document may have so many bytes.
+    ///
+    /// # Errors
+    /// `TooLarge`, naming the document.
+    pub fn check_document(&self, index: usize, bytes: usize) -> Result<(), ScoreError> {
+        if bytes <= self.document_bytes_max {
+            return Ok(());
+        }
+        let bound = ("intake.document_bytes_max", self.document_bytes_max);
+        within(&format!("documents[{index}]"), bytes, "bytes", bound)
+    }
+
     fn check(&self, request: &ScoreRequest) -> Result<(), ScoreError> {
         if request.query.trim().is_empty() {
             return Err(ScoreError::invalid(
@@ -189,50 +281,32 @@ impl Bounds {
                 "is empty; send at least one document",
             ));
         }
-        let too_large =
-            |param: &str, found: usize, unit: &str, bound: &str, max: usize| ScoreError::TooLarge {
-                param: param.to_owned(),
-                why: format!(
-                    "{found} {unit} are more than {bound} = {max}; send less or raise the bound"
-                ),
-            };
-        if self.documents_max < request.documents.len() {
-            let found = request.documents.len();
-            return Err(too_large(
-                "documents",
-                found,
-                "documents",
-                "intake.documents_max",
-                self.documents_max,
-            ));
-        }
-        if self.query_bytes_max < request.query.len() {
-            let found = request.query.len();
-            return Err(too_large(
-                "query",
-                found,
-                "bytes",
-                "intake.query_bytes_max",
-                self.query_bytes_max,
-            ));
-        }
-        let long = request
-            .documents
-            .iter()
-            .position(|document| self.document_bytes_max < document.len());
-        if let Some(index) = long {
-            let (param, found) = (
-                format!("documents[{index}]"),
-                request.documents[index].len(),
-            );
-            return Err(too_large(
-                &param,
-                found,
-                "bytes",
-                "intake.document_bytes_max",
-                self.document_bytes_max,
-            ));
-        }
-        Ok(())
+        self.check_count(request.documents.len())?;
+        let bound = ("intake.query_bytes_max", self.query_bytes_max);
+        within("query", request.query.len(), "bytes", bound)?;
+        let mut documents = request.documents.iter().enumerate();
+        documents.try_for_each(|(index, document)| self.check_document(index, document.len()))
     }
+
+    /// All bodies' bytes in the unit that they are counted in.
+    fn units(&self) -> usize {
+        let units = (self.bytes_max as u64).div_ceil(BYTES_UNIT);
+        let most = Semaphore::MAX_PERMITS;
+        usize::try_from(units).unwrap_or(most).min(most)
+    }
+}
+
+fn within(
+    param: &str,
+    found: usize,
+    unit: &str,
+    (bound, max): (&str, usize),
+) -> Result<(), ScoreError> {
+    if found <= max {
+        return Ok(());
+    }
+    Err(ScoreError::TooLarge {
+        param: param.to_owned(),
+        why: format!("{found} {unit} are more than {bound} = {max}; send less or raise the bound"),
+    })
 }

@@ -5,6 +5,10 @@
 mod fixture;
 #[path = "edges/grpc.rs"]
 mod grpc;
+#[path = "edges/limits.rs"]
+mod limits;
+#[path = "edges/listen.rs"]
+mod listen;
 #[path = "edges/rerank.rs"]
 mod rerank;
 
@@ -27,7 +31,7 @@ fn what_serves_and_how_it_does() {
             "GET /health",
             200,
             r#"{"status":"ok","version":"0.0.0-test","models_loaded":["default","classes"],
-                "controller":{"waiting":6,"active":2,"available_slots":62,"max_parallel":64},
+                "controller":{"waiting":6,"active":0,"available_slots":64,"max_parallel":64},
                 "model":{"backend":"fake","source":"hub/default","device":"cpu",
                          "cache_enabled":false,"cache_size":0},
                 "stats":{"default":{"total_requests":4,"total_batches":2,"avg_batch_size":5,

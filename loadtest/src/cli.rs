@@ -155,8 +155,9 @@ struct TargetArgs {
         help_heading = "Target"
     )]
     api_key: Option<String>,
-    /// How long to wait for an answer. A request that times out is lost.
-    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "10s", help_heading = "Target")]
+    /// How long to wait for an answer. A request that times out is lost. Longer than the server's own
+    /// time for a request (10 s), or its 504 comes too late to be counted as an answer.
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "15s", help_heading = "Target")]
     timeout: Duration,
     /// gRPC connections, taken in turn. HTTP opens one for each request in flight.
     #[arg(long, value_name = "N", default_value_t = GRPC_CONNECTIONS, help_heading = "Target")]

@@ -3,10 +3,12 @@
 
 use super::Edge;
 use super::answer::scored;
-use super::document::Document;
+use super::aside::aside;
+use super::document::{Document, RankFields};
 use super::json;
 use super::post::Post;
 use super::wire::Refusal;
+use crate::intake::Bounds;
 use crate::score::{Activation, ScoreError, ScoreResponse, ranking};
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
@@ -42,8 +44,9 @@ pub(super) struct Body {
     /// Repeat each document's text in its result.
     #[serde(default, deserialize_with = "json::flag")]
     return_documents: Option<bool>,
-    /// Of documents that are objects, the fields that are their text, in this order.
-    rank_fields: Option<Vec<String>>,
+    /// Of documents that are objects, the fields that are their text, in this order; at most 64.
+    #[schema(value_type = Option<Vec<String>>, max_items = 64)]
+    rank_fields: Option<RankFields>,
     /// The model's logit instead of its activation's value.
     #[serde(default, deserialize_with = "json::flag")]
     raw_scores: Option<bool>,
@@ -130,6 +133,17 @@ pub(super) struct Tokens {
     output_tokens: u64,
 }
 
+/// Bytes of a result without its document, about.
+const RESULT_BYTES: usize = 64;
+
+/// A body that makes sense.
+struct Asked {
+    model: Option<String>,
+    query: String,
+    documents: Vec<String>,
+    shown: Shown,
+}
+
 /// How to present the scores.
 struct Shown {
     n_results: usize,
@@ -140,7 +154,26 @@ struct Shown {
 
 /// Answers a body with `documents`.
 pub(super) async fn rerank(edge: &Edge, post: &Post) -> Result<Response, Refusal> {
-    let body: Body = json::parse(&post.body)?;
+    let Asked {
+        model,
+        query,
+        documents,
+        shown,
+    } = aside(post.body.len(), || read(&post.body, edge.door.bounds()))?;
+    let response = edge.score(post.question(model, query, documents)).await?;
+    let activation = if shown.raw {
+        Activation::Identity
+    } else {
+        response.activation
+    };
+    Ok(aside(shown.bytes(), || {
+        let answer = answer(post.call.id().to_string(), &response, shown);
+        scored(&post.call, &response, activation, &answer)
+    }))
+}
+
+fn read(body: &[u8], bounds: &Bounds) -> Result<Asked, Refusal> {
+    let body: Body = json::parse(body)?;
     let query = json::required(
         body.query,
         "query",
@@ -164,7 +197,7 @@ pub(super) async fn rerank(edge: &Edge, post: &Post) -> Result<Response, Refusal
     let texts = documents
         .into_iter()
         .enumerate()
-        .map(|(idx, document)| document.into_text(idx, &rank_fields));
+        .map(|(idx, document)| document.into_text(idx, &rank_fields, bounds));
     let texts: Vec<String> = texts.collect::<Result<_, _>>()?;
     let shown = Shown {
         n_results: body.top_n.map_or(texts.len(), |n| {
@@ -176,18 +209,12 @@ pub(super) async fn rerank(edge: &Edge, post: &Post) -> Result<Response, Refusal
             .unwrap_or(false)
             .then(|| texts.clone()),
     };
-    let response = edge.score(post.question(body.model, query, texts)).await?;
-    let activation = if shown.raw {
-        Activation::Identity
-    } else {
-        response.activation
-    };
-    Ok(scored(
-        &post.call,
-        &response,
-        activation,
-        &answer(post.call.id().to_string(), &response, shown),
-    ))
+    Ok(Asked {
+        model: body.model,
+        query,
+        documents: texts,
+        shown,
+    })
 }
 
 fn answer(id: String, response: &ScoreResponse, mut shown: Shown) -> Answer {
@@ -220,6 +247,14 @@ fn answer(id: String, response: &ScoreResponse, mut shown: Shown) -> Answer {
             },
             warnings: warnings(response),
         },
+    }
+}
+
+impl Shown {
+    /// The answer's bytes, about.
+    fn bytes(&self) -> usize {
+        let texts = self.texts.iter().flatten().map(String::len);
+        self.n_results * RESULT_BYTES + texts.sum::<usize>()
     }
 }
 

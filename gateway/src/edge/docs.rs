@@ -23,7 +23,8 @@ use utoipa_swagger_ui::Config;
         title = "Crossgate",
         description = "Relevance scores from cross-encoders, in every dialect that a reranker's \
             client speaks.\n\nEvery answer carries `x-request-id`; a request's own is kept. \
-            `X-Request-Timeout-Ms` asks for less time than the server allows. Every error is JSON.",
+            `X-Request-Timeout-Ms` asks for less time than the server allows. Every error of a \
+            route is JSON; what is no HTTP at all is refused with a bare 400 or 431.",
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
     tags(

@@ -1,20 +1,41 @@
 //! A document as clients send it: a string, or an object of which some fields are its text.
 
+use crate::intake::Bounds;
 use crate::score::ScoreError;
-use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
-use serde_json::Value;
+use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::fmt;
 use utoipa::openapi::schema::{ObjectBuilder, OneOfBuilder, Schema, Type};
 use utoipa::openapi::{RefOr, schema};
 use utoipa::{PartialSchema, ToSchema};
 
+/// Fields of one document. Each costs some hundred bytes, however few it came in.
+const FIELDS_MAX: usize = 256;
+/// Fields that a request may name as its documents' text.
+const RANK_FIELDS_MAX: usize = 64;
+/// Between a field's name and its value in a document's text.
+const SEPARATOR: &str = ": ";
+
 /// A string, or an object's fields in the order sent.
-#[derive(Debug, PartialEq)]
+#[derive(Debug)]
 pub(super) enum Document {
     Text(String),
-    Fields(Vec<(String, Value)>),
+    Fields(Vec<Field>),
 }
+
+/// A value stays as it was written: most are not asked for, and unpacked it could be many times as
+/// large.
+#[derive(Debug)]
+pub(super) struct Field {
+    name: String,
+    value: Box<RawValue>,
+}
+
+/// The fields that are a document's text, in this order; each once.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct RankFields(Vec<String>);
 
 // === impl Document ===
 
@@ -24,52 +45,151 @@ impl Document {
     pub(super) fn into_text(
         self,
         idx: usize,
-        rank_fields: &[String],
+        rank_fields: &RankFields,
+        bounds: &Bounds,
     ) -> Result<String, ScoreError> {
         let fields = match self {
             Self::Text(text) => return Ok(text),
             Self::Fields(fields) => fields,
         };
-        if !(rank_fields.is_empty() || rank_fields == ["text"]) {
-            let named = rank_fields
-                .iter()
-                .filter_map(|name| fields.iter().find(|field| field.0 == *name));
-            return lines(named.filter(|field| !field.1.is_null())).ok_or_else(|| {
-                let why = format!(
-                    "has none of the rank_fields {}; send one of them",
-                    rank_fields.join(", ")
-                );
-                ScoreError::invalid(format!("documents[{idx}]"), why)
+        let invalid = |why: String| ScoreError::invalid(format!("documents[{idx}]"), why);
+        let mut lines = Lines::new(idx, bounds);
+        if !rank_fields.is_text() {
+            for field in rank_fields.of(&fields) {
+                lines.push(field)?;
+            }
+            let n = rank_fields.0.len();
+            return lines.text.ok_or_else(|| {
+                invalid(format!("has none of the {n} rank_fields; send one of them"))
             });
         }
-        match fields.iter().find(|field| field.0 == "text") {
-            Some((_, Value::String(text))) => Ok(text.clone()),
-            None | Some((_, Value::Null)) => {
-                lines(fields.iter().filter(|field| field.1.is_string())).ok_or_else(|| {
-                    let why = "has no text; send a string, or an object with `text`";
-                    ScoreError::invalid(format!("documents[{idx}]"), why)
-                })
+        if let Some(field) = fields.iter().find(|field| field.name == "text") {
+            if let Some(text) = field.string() {
+                return Ok(text);
             }
-            Some(_) => Err(ScoreError::invalid(
-                format!("documents[{idx}].text"),
-                "is not a string; send one",
-            )),
+            if !field.is_null() {
+                let param = format!("documents[{idx}].text");
+                return Err(ScoreError::invalid(param, "is not a string; send one"));
+            }
         }
+        for field in fields.iter().filter(|field| field.is_string()) {
+            lines.push(field)?;
+        }
+        lines.text.ok_or_else(|| {
+            invalid("has no text; send a string, or an object with `text`".to_owned())
+        })
     }
 }
 
-/// `name: value` lines; `None` without fields.
-fn lines<'a>(fields: impl Iterator<Item = &'a (String, Value)>) -> Option<String> {
-    let lines: Vec<String> = fields
-        .map(|(name, value)| format!("{name}: {}", words(value)))
-        .collect();
-    (!lines.is_empty()).then(|| lines.join("\n"))
+/// `name: value` lines; `None` before the first.
+struct Lines<'a> {
+    idx: usize,
+    bounds: &'a Bounds,
+    text: Option<String>,
 }
 
-fn words(value: &Value) -> Cow<'_, str> {
-    match value {
-        Value::String(text) => Cow::Borrowed(text),
-        other => Cow::Owned(other.to_string()),
+impl<'a> Lines<'a> {
+    fn new(idx: usize, bounds: &'a Bounds) -> Self {
+        Self {
+            idx,
+            bounds,
+            text: None,
+        }
+    }
+
+    /// Stops as soon as the document is too long.
+    fn push(&mut self, field: &Field) -> Result<(), ScoreError> {
+        let text = match &mut self.text {
+            None => self.text.insert(String::new()),
+            Some(text) => {
+                text.push('\n');
+                text
+            }
+        };
+        let words = field.words();
+        let bytes = text.len() + field.name.len() + SEPARATOR.len() + words.len();
+        self.bounds.check_document(self.idx, bytes)?;
+        text.push_str(&field.name);
+        text.push_str(SEPARATOR);
+        text.push_str(&words);
+        Ok(())
+    }
+}
+
+// === impl Field ===
+
+impl Field {
+    fn is_null(&self) -> bool {
+        self.value.get() == "null"
+    }
+
+    fn is_string(&self) -> bool {
+        self.value.get().starts_with('"')
+    }
+
+    fn string(&self) -> Option<String> {
+        serde_json::from_str(self.value.get()).ok()
+    }
+
+    /// A string's text; of other values what was sent.
+    fn words(&self) -> Cow<'_, str> {
+        self.string()
+            .map_or(Cow::Borrowed(self.value.get()), Cow::Owned)
+    }
+}
+
+// === impl RankFields ===
+
+impl RankFields {
+    fn is_text(&self) -> bool {
+        self.0.is_empty() || self.0 == ["text"]
+    }
+
+    /// A document's fields that are named and not null, in the order of the names. Of fields with one
+    /// name it is the first.
+    fn of<'a>(&self, fields: &'a [Field]) -> impl Iterator<Item = &'a Field> {
+        // Looked up, since names may be long and many.
+        let mut by_name: HashMap<&str, &Field> = HashMap::with_capacity(fields.len());
+        for field in fields {
+            by_name.entry(&field.name).or_insert(field);
+        }
+        let found: Vec<_> = self
+            .0
+            .iter()
+            .filter_map(|name| by_name.get(name.as_str()).copied())
+            .collect();
+        found.into_iter().filter(|field| !field.is_null())
+    }
+}
+
+impl<'de> Deserialize<'de> for RankFields {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        input.deserialize_seq(RankFieldsVisitor)
+    }
+}
+
+struct RankFieldsVisitor;
+
+impl<'de> Visitor<'de> for RankFieldsVisitor {
+    type Value = RankFields;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of strings")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<RankFields, A::Error> {
+        let (mut names, mut n) = (Vec::new(), 0);
+        while let Some(name) = list.next_element::<String>()? {
+            n += 1;
+            if RANK_FIELDS_MAX < n {
+                let why = format!("has more than {RANK_FIELDS_MAX} names; send fewer");
+                return Err(A::Error::custom(why));
+            }
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        Ok(RankFields(names))
     }
 }
 
@@ -98,8 +218,12 @@ impl<'de> Visitor<'de> for DocumentVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut fields = Vec::new();
-        while let Some(field) = map.next_entry()? {
-            fields.push(field);
+        while let Some((name, value)) = map.next_entry()? {
+            if fields.len() == FIELDS_MAX {
+                let why = format!("has more than {FIELDS_MAX} fields; send fewer");
+                return Err(A::Error::custom(why));
+            }
+            fields.push(Field { name, value });
         }
         Ok(Document::Fields(fields))
     }
@@ -127,12 +251,21 @@ impl ToSchema for Document {}
 mod tests {
     use super::*;
 
+    const BOUNDS: Bounds = Bounds {
+        body_bytes_max: 1 << 10,
+        bytes_max: 1 << 10,
+        requests_max: 1,
+        documents_max: 10,
+        document_bytes_max: 20,
+        query_bytes_max: 20,
+    };
+
     #[track_caller]
     fn check(document: &str, rank_fields: &[&str], wanted: Result<&str, &str>) {
         let document: Document = serde_json::from_str(document).expect("a document");
-        let rank_fields: Vec<String> = rank_fields.iter().map(|&name| name.to_owned()).collect();
+        let rank_fields = RankFields(rank_fields.iter().map(|&name| name.to_owned()).collect());
         let text = document
-            .into_text(3, &rank_fields)
+            .into_text(3, &rank_fields, &BOUNDS)
             .map_err(|error| error.to_string());
         assert_eq!(text.as_deref().map_err(String::as_str), wanted);
     }
@@ -155,6 +288,13 @@ mod tests {
             &["year", "title", "none"],
             Ok("year: 2024"),
         );
+        // As sent, and the first of those with one name.
+        check(
+            r#"{"a":[1, {"b":2.50}],"a":"x"}"#,
+            &["a"],
+            Ok(r#"a: [1, {"b":2.50}]"#),
+        );
+        check(r#"{"a":"\u00e9\n"}"#, &["a"], Ok("a: é\n"));
     }
 
     #[test]
@@ -172,7 +312,19 @@ mod tests {
         check(
             r#"{"text":"x"}"#,
             &["a", "b"],
-            Err("documents[3]: has none of the rank_fields a, b; send one of them"),
+            Err("documents[3]: has none of the 2 rank_fields; send one of them"),
+        );
+    }
+
+    #[test]
+    fn long_documents_are_not_written_out() {
+        check(
+            r#"{"a":"0123456789","b":"0123456789"}"#,
+            &["a", "b"],
+            Err(
+                "documents[3]: 27 bytes are more than intake.document_bytes_max = 20; \
+                 send less or raise the bound",
+            ),
         );
     }
 }

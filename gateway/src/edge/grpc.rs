@@ -2,25 +2,33 @@
 
 use super::Edge;
 use super::answer::ACTIVATION;
+use super::body::{Metered, held};
 use super::call::Call;
+use super::codec::Codec;
 use super::layers::{Protocol, Watch, panic_error, watch};
 use super::post::content_length;
 use super::wire::{OURS, Refusal, status, wire};
 use crate::load::Catalog;
 use crate::score::{Activation, ScoreError, ScoreResponse, ranking};
 use axum::Router;
+use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::HeaderMap;
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
+use axum::routing::{MethodRouter, post};
+use http_body_util::BodyExt as _;
+use prost::Message;
 use std::any::Any;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tonic::Code;
 use tonic::metadata::{MetadataMap, MetadataValue};
+use tonic::server::Grpc;
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
+use tower::service_fn;
 use tower_http::catch_panic::CatchPanicLayer;
 
 /// Made from `proto/` by the build script.
@@ -34,7 +42,7 @@ mod proto {
     tonic::include_proto!("crossgate.v1");
 }
 
-use proto::scoring_server::{Scoring, ScoringServer};
+use proto::scoring_server::Scoring;
 
 /// The files in `proto/` and what they include, for reflection.
 const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/crossgate_descriptor.bin"));
@@ -42,10 +50,12 @@ const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/crossgate_d
 const SERVICE: &str = "crossgate.v1.Scoring";
 const SCORING: &str = "/crossgate.v1.Scoring/";
 const HEALTH: &str = "/grpc.health.v1.Health/";
+const SCORE: &str = "/crossgate.v1.Scoring/Score";
+const RERANK: &str = "/crossgate.v1.Scoring/Rerank";
 /// What metrics tell apart.
 const ROUTES: [&str; 6] = [
-    "/crossgate.v1.Scoring/Score",
-    "/crossgate.v1.Scoring/Rerank",
+    SCORE,
+    RERANK,
     "/grpc.health.v1.Health/Check",
     "/grpc.health.v1.Health/Watch",
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
@@ -83,19 +93,51 @@ pub async fn grpc(edge: Edge) -> Result<(Router, HealthReport), tonic_reflection
             .register_encoded_file_descriptor_set(DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
-    let bytes_max = edge.settings.body_bytes_max;
     let edge = Arc::new(edge);
-    let scoring =
-        ScoringServer::new(Service(Arc::clone(&edge))).max_decoding_message_size(bytes_max);
-    let router = Routes::new(scoring)
-        .add_service(health)
+    let router = Routes::new(health)
         .add_service(reflected().build_v1()?)
         .add_service(reflected().build_v1alpha()?)
         .into_axum_router()
+        .merge(scoring(Arc::clone(&edge)))
         .layer(from_fn_with_state((edge, report.clone()), enter))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn_with_state(observer, watch));
     Ok((router, report))
+}
+
+/// The methods one by one, and not by the server that is made from `proto/`: that one unpacks a
+/// message before anybody can look at it.
+fn scoring(edge: Arc<Edge>) -> Router {
+    let service = Arc::new(Service(edge));
+    let (to_score, to_rerank) = (Arc::clone(&service), Arc::clone(&service));
+    let score = method(&service.0, move |asked| {
+        let service = Arc::clone(&to_score);
+        async move { service.score(asked).await }
+    });
+    let rerank = method(&service.0, move |asked| {
+        let service = Arc::clone(&to_rerank);
+        async move { service.rerank(asked).await }
+    });
+    Router::new().route(SCORE, score).route(RERANK, rerank)
+}
+
+/// One message in, one out.
+fn method<D, E, A>(
+    edge: &Edge,
+    answer: impl FnMut(tonic::Request<D>) -> A + Clone + Send + Sync + 'static,
+) -> MethodRouter
+where
+    D: Message + Default + 'static,
+    E: Message + 'static,
+    A: Future<Output = Result<tonic::Response<E>, tonic::Status>> + Send + 'static,
+{
+    let (bounds, bytes_max) = (*edge.door.bounds(), edge.settings.body_bytes_max);
+    post(async move |request: Request| {
+        let codec = Codec::<E, D>::new(bounds);
+        let mut grpc = Grpc::new(codec).max_decoding_message_size(bytes_max);
+        let answered = grpc.unary(service_fn(answer), request).await;
+        answered.map(Body::new)
+    })
 }
 
 struct Service(Arc<Edge>);
@@ -114,10 +156,17 @@ async fn enter(
         return next.run(request).await;
     }
     let call = Call::of(request.extensions());
-    let _pass = match edge.door.enter(content_length(request.headers())) {
+    let pass = match edge.door.enter(content_length(request.headers())) {
         Ok(pass) => pass,
         Err(error) => return status(&error.into(), &call).into_http(),
     };
+    let bytes_max = edge.settings.body_bytes_max;
+    let weight = Arc::clone(pass.weight());
+    let request = request.map(|body| {
+        let body = Metered::new(body, Arc::clone(&weight), bytes_max);
+        let call = call.clone();
+        Body::new(body.map_err(move |refusal| status(&refusal, &call)))
+    });
     // The core keeps the deadline; a message that never arrives does not reach it.
     let deadline = deadline(&edge, &call, request.headers()) + READ_GRACE;
     let Ok(response) = tokio::time::timeout_at(deadline.into(), next.run(request)).await else {
@@ -126,13 +175,12 @@ async fn enter(
         };
         return status(&error.into(), &call).into_http();
     };
-    let bytes_max = edge.settings.body_bytes_max;
     match tonic::Status::from_header_map(response.headers()) {
         // So says tonic of a message that is too long; everyone else has another word for it.
         Some(found) if found.code() == Code::OutOfRange => {
             status(&Refusal::BodyTooLarge { bytes_max }, &call).into_http()
         }
-        _ => response,
+        _ => held(response, weight),
     }
 }
 

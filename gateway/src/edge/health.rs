@@ -178,10 +178,8 @@ const UNREADY: StatusCode = StatusCode::SERVICE_UNAVAILABLE;
 pub(super) fn view(edge: &Edge) -> (StatusCode, Health) {
     let reasons = edge.catalog.not_ready();
     let models = edge.catalog.models();
-    let active = models
-        .iter()
-        .map(|model| model.load.requests_in_flight)
-        .sum();
+    // Those that the door counts: a client that sees a free slot here is let in.
+    let active = edge.door.inside();
     let max_parallel = edge.settings.requests_max;
     let health = Health {
         status: if reasons.is_empty() {

@@ -2,7 +2,7 @@
 
 use super::wire::Refusal;
 use crate::score::ScoreError;
-use serde::de::{DeserializeOwned, Error, IgnoredAny, Unexpected, Visitor};
+use serde::de::{DeserializeOwned, Error, IgnoredAny, MapAccess, SeqAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::error::Category;
 use std::fmt;
@@ -38,6 +38,10 @@ pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
     Ok(value)
 }
 
+/// How many elements a list has; 0 for what is no list. Nothing of it is kept.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Length(pub(super) usize);
+
 /// A field that must be there.
 pub(super) fn required<T>(field: Option<T>, param: &str, what: &str) -> Result<T, ScoreError> {
     field.ok_or_else(|| ScoreError::invalid(param, format!("is missing; send {what}")))
@@ -66,6 +70,55 @@ fn misfit(path: String, error: &serde_json::Error) -> Refusal {
     let why = text.strip_suffix(&position).unwrap_or(&text);
     let param = if path == "." { "body".to_owned() } else { path };
     ScoreError::invalid(param, why).into()
+}
+
+impl<'de> Deserialize<'de> for Length {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        input.deserialize_any(LengthVisitor)
+    }
+}
+
+struct LengthVisitor;
+
+impl<'de> Visitor<'de> for LengthVisitor {
+    type Value = Length;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Length, A::Error> {
+        let mut n = 0;
+        while list.next_element::<IgnoredAny>()?.is_some() {
+            n += 1;
+        }
+        Ok(Length(n))
+    }
+
+    // What else it is, and that it should not be, is for the dialect to say.
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Length, A::Error> {
+        IgnoredAny.visit_map(map).map(|_| Length(0))
+    }
+
+    fn visit_str<E: Error>(self, _: &str) -> Result<Length, E> {
+        Ok(Length(0))
+    }
+
+    fn visit_bool<E: Error>(self, _: bool) -> Result<Length, E> {
+        Ok(Length(0))
+    }
+
+    fn visit_u64<E: Error>(self, _: u64) -> Result<Length, E> {
+        Ok(Length(0))
+    }
+
+    fn visit_i64<E: Error>(self, _: i64) -> Result<Length, E> {
+        Ok(Length(0))
+    }
+
+    fn visit_f64<E: Error>(self, _: f64) -> Result<Length, E> {
+        Ok(Length(0))
+    }
 }
 
 struct Flag;

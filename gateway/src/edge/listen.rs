@@ -1,7 +1,11 @@
 //! Ports and connections: HTTP/1 and HTTP/2 on each, bounded and drained.
 
+use super::stream::{Traffic, Watched};
 use crate::runtime::Runtime;
 use axum::Router;
+use axum::http::Request;
+use hyper::body::Incoming;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
@@ -14,10 +18,22 @@ use tokio::net::{TcpListener, TcpStream, lookup_host};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-/// Open connections, over all ports. Beyond it new ones wait in the kernel's backlog.
+/// Open connections of one port. Beyond it new ones wait in the kernel's backlog. Ports do not share
+/// them: operators get in however many clients there are.
 const CONNECTIONS_MAX: usize = 8_192;
-/// A client that does not finish its headers in this time is cut off.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// A client that does not finish a request's head in this time is cut off.
+const HEAD_TIME_MAX: Duration = Duration::from_secs(10);
+/// A client that has been answered may keep its connection for this long. Longer than the proxies in
+/// front of us keep theirs (nginx and load balancers 60 to 75 s): whoever closes first meets the other's
+/// next request.
+const IDLE_TIME_MAX: Duration = Duration::from_secs(90);
+/// A client that takes nothing of what it is sent for this long is cut off.
+const WRITE_TIME_MAX: Duration = Duration::from_secs(30);
+/// HTTP/2 clients are asked this often whether they are still there, and have as long to say so.
+const PING_PERIOD: Duration = Duration::from_secs(20);
+/// When everybody has been answered, what is still open is idle, or a stream without an end (health
+/// that is watched, reflection): it has this long to close.
+const LINGER: Duration = Duration::from_secs(1);
 /// Calls at once on one HTTP/2 connection.
 const STREAMS_MAX: u32 = 1_024;
 /// A pause when the process has no more file descriptors, so that the loop does not spin.
@@ -29,12 +45,41 @@ pub struct Listener {
     address: SocketAddr,
 }
 
+/// How long clients are waited for, and how many.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// For a request's head, once it or the connection has begun.
+    pub head: Duration,
+    /// For the next request's first byte; HTTP/1.
+    pub idle: Duration,
+    /// For anything to be taken of what is sent.
+    pub write: Duration,
+    /// For a sign of life; HTTP/2.
+    pub ping: Duration,
+    /// Open connections of one port.
+    pub connections_max: usize,
+}
+
 /// All connections of all ports.
 pub struct Connections {
     runtime: Runtime,
+    patience: Patience,
     stop: CancellationToken,
-    open: Arc<Semaphore>,
+    /// Ends what is still open when the server has been drained.
+    cut: CancellationToken,
     graceful: Arc<Mutex<Option<GracefulShutdown>>>,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            head: HEAD_TIME_MAX,
+            idle: IDLE_TIME_MAX,
+            write: WRITE_TIME_MAX,
+            ping: PING_PERIOD,
+            connections_max: CONNECTIONS_MAX,
+        }
+    }
 }
 
 impl Listener {
@@ -62,18 +107,28 @@ impl Listener {
 impl Connections {
     /// No connections yet; `stop` ends the accepting.
     pub fn new(runtime: Runtime, stop: CancellationToken) -> Self {
+        raise_open_files();
         Self {
             runtime,
+            patience: Patience::default(),
             stop,
-            open: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+            cut: CancellationToken::new(),
             graceful: Arc::new(Mutex::new(Some(GracefulShutdown::new()))),
         }
     }
 
+    /// With other bounds than the usual.
+    #[must_use]
+    pub fn with_patience(self, patience: Patience) -> Self {
+        Self { patience, ..self }
+    }
+
     /// Accepts and serves connections until told to stop.
     pub fn serve(&self, listener: Listener, router: Router) {
-        let (runtime, stop) = (self.runtime.clone(), self.stop.clone());
-        let (open, graceful) = (Arc::clone(&self.open), Arc::clone(&self.graceful));
+        let (runtime, patience) = (self.runtime.clone(), self.patience);
+        let (stop, cut) = (self.stop.clone(), self.cut.clone());
+        let graceful = Arc::clone(&self.graceful);
+        let open = Arc::new(Semaphore::new(patience.connections_max));
         self.runtime.task(async move {
             loop {
                 let accepted = async {
@@ -86,9 +141,10 @@ impl Connections {
                 };
                 match accepted {
                     Ok((stream, _)) => {
-                        let connection = connection(stream, router.clone(), &graceful);
+                        let connection = connection(stream, router.clone(), patience, &graceful);
+                        let cut = cut.clone();
                         runtime.task(async move {
-                            connection.await;
+                            cut.run_until_cancelled(connection).await;
                             drop(permit);
                         });
                     }
@@ -101,7 +157,8 @@ impl Connections {
         });
     }
 
-    /// Lets open connections finish the call they are in, at most until `deadline`.
+    /// Tells clients to close their connections, waits a moment for those that do, at most until
+    /// `deadline`, and closes the rest. To be called when everybody has been answered.
     pub async fn drained(&self, deadline: Instant) {
         let graceful = self
             .graceful
@@ -109,8 +166,25 @@ impl Connections {
             .unwrap_or_else(PoisonError::into_inner)
             .take();
         if let Some(graceful) = graceful {
-            // Clients that keep an idle connection do not count: they are told to close it.
+            let deadline = deadline.min(Instant::now() + LINGER);
             let _ = tokio::time::timeout_at(deadline.into(), graceful.shutdown()).await;
+        }
+        self.cut.cancel();
+    }
+}
+
+/// Raises the limit on open files to what the system allows: the usual 1024 is less than the
+/// connections that are accepted.
+fn raise_open_files() {
+    #[cfg(unix)]
+    {
+        use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+        if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+            && soft < hard
+            && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+        {
+            tracing::warn!(%error, soft, hard, "the limit on open files could not be raised");
         }
     }
 }
@@ -118,6 +192,7 @@ impl Connections {
 fn connection(
     stream: TcpStream,
     router: Router,
+    patience: Patience,
     graceful: &Mutex<Option<GracefulShutdown>>,
 ) -> impl Future<Output = ()> + Send + use<> {
     // Small answers should not wait for more to send.
@@ -126,13 +201,28 @@ fn connection(
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT);
+        // It runs from the last answer's end: a head that has begun is watched by the stream.
+        .header_read_timeout(patience.idle);
     builder
         .http2()
         .timer(TokioTimer::new())
+        .keep_alive_interval(patience.ping)
+        .keep_alive_timeout(patience.ping)
         .max_concurrent_streams(STREAMS_MAX);
+    let traffic = Arc::new(Traffic::default());
+    let stream = Watched::new(stream, Arc::clone(&traffic), patience);
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(move |request: Request<Incoming>| {
+        let inside = traffic.call();
+        let answer = router.call(request);
+        async move {
+            let answer = answer.await;
+            drop(inside);
+            answer
+        }
+    });
     let served = builder
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
+        .serve_connection(TokioIo::new(stream), service)
         .into_owned();
     let watched = graceful
         .lock()

@@ -2,17 +2,18 @@
 //! time.
 
 use super::Edge;
+use super::body::Metered;
 use super::call::Call;
 use super::problem::Problem;
 use super::wire::Refusal;
-use crate::intake::Pass;
+use crate::intake::{Pass, Weight};
 use crate::score::{ScoreError, ScoreRequest};
 use axum::body::Body;
 use axum::extract::{FromRequest, Request};
 use axum::http::HeaderMap;
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use http_body_util::BodyExt as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -28,7 +29,7 @@ pub(super) struct Post {
     pub(super) body: Bytes,
     deadline: Instant,
     /// Given back when the answer has been made.
-    _pass: Pass,
+    pass: Pass,
 }
 
 // === impl Post ===
@@ -42,6 +43,11 @@ impl Post {
         documents: Vec<String>,
     ) -> ScoreRequest {
         self.call.question(model, query, documents, self.deadline)
+    }
+
+    /// What it counts for at the door until its answer has been sent.
+    pub(super) fn weight(&self) -> Arc<Weight> {
+        Arc::clone(self.pass.weight())
     }
 
     async fn receive(edge: &Edge, request: Request) -> Result<Self, Refusal> {
@@ -65,16 +71,26 @@ impl Post {
                 return Err(error.into());
             }
         };
-        let body = tokio::time::timeout_at(deadline.into(), collect(body, bytes_max))
-            .await
-            .map_err(|_| Refusal::BodyLate {
-                after: call.elapsed(),
-            })??;
+        let mut body = Metered::new(body, Arc::clone(pass.weight()), bytes_max);
+        let collected = tokio::time::timeout_at(deadline.into(), body.whole()).await;
+        let bytes = match collected {
+            Ok(Ok(bytes)) => bytes,
+            Ok(Err(refusal)) => {
+                if announced.is_some() && matches!(refusal, Refusal::Score(_)) {
+                    drain(body.rest()).await;
+                }
+                return Err(refusal);
+            }
+            Err(_) => {
+                let after = call.elapsed();
+                return Err(Refusal::BodyLate { after });
+            }
+        };
         Ok(Self {
             call,
-            body,
+            body: bytes,
             deadline,
-            _pass: pass,
+            pass,
         })
     }
 }
@@ -134,14 +150,4 @@ async fn drain(mut body: Body) {
     let all = async { while body.frame().await.is_some_and(|frame| frame.is_ok()) {} };
     // Who is slower than this must live with the reset.
     _ = tokio::time::timeout(DRAIN_TIME_MAX, all).await;
-}
-
-async fn collect(body: Body, bytes_max: usize) -> Result<Bytes, Refusal> {
-    match Limited::new(body, bytes_max).collect().await {
-        Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(Refusal::BodyTooLarge { bytes_max }),
-        Err(error) => Err(Refusal::BodyBroken {
-            why: error.to_string(),
-        }),
-    }
 }

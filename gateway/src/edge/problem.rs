@@ -88,7 +88,7 @@ impl Problem {
                 error: ErrorDetail {
                     message: message.clone(),
                     kind: wire.kind,
-                    param: self.refusal.param().map(str::to_owned),
+                    param: self.refusal.param(),
                     code: wire.code,
                 },
                 detail: message.clone(),
@@ -113,7 +113,7 @@ impl Problem {
 
     /// For the log, with what clients are not told.
     pub(super) fn reason(&self) -> String {
-        self.refusal.to_string()
+        self.refusal.reason()
     }
 }
 

@@ -1,13 +1,14 @@
 //! `/rerank` under all its names: the body says which dialect it is.
 
 use super::Edge;
+use super::aside::aside;
+use super::body::held;
 use super::post::Post;
 use super::problem::{Problem, ScoringErrors};
 use super::{canonical, json, tei};
 use crate::score::ScoreError;
 use axum::extract::State;
 use axum::response::Response;
-use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use utoipa::ToSchema;
@@ -21,11 +22,11 @@ pub(super) const PATHS: [&str; 5] = [
     "/v1/reranking",
 ];
 
-/// By which key a dialect is known. Absent and null are the same.
+/// By which key a dialect is known, and how long its list is. Absent and null are the same.
 #[derive(Deserialize)]
 struct Keys {
-    texts: Option<IgnoredAny>,
-    documents: Option<IgnoredAny>,
+    texts: Option<json::Length>,
+    documents: Option<json::Length>,
 }
 
 /// A body with `documents`, or TEI's with `texts`.
@@ -71,14 +72,30 @@ pub(super) enum AnyAnswer {
     )
 )]
 pub(super) async fn rerank(State(edge): State<Arc<Edge>>, post: Post) -> Result<Response, Problem> {
+    let response = by_dialect(&edge, &post).await?;
+    Ok(held(response, post.weight()))
+}
+
+async fn by_dialect(edge: &Edge, post: &Post) -> Result<Response, Problem> {
     // Read twice: to skip over a body costs a tenth of reading it, and each dialect keeps its own
-    // struct.
-    let keys: Keys = json::parse(&post.body)?;
+    // struct. What is too many is counted before it is unpacked.
+    let keys: Keys = aside(post.body.len(), || json::parse(&post.body))?;
+    let bounds = edge.door.bounds();
     match keys {
-        Keys { texts: Some(_), .. } => tei::rerank(&edge, &post).await.map_err(Problem::tei),
         Keys {
-            documents: Some(_), ..
-        } => Ok(canonical::rerank(&edge, &post).await?),
+            texts: Some(texts), ..
+        } => {
+            let fits = bounds.check_count(texts.0).map_err(tei::in_their_words);
+            fits.map_err(Problem::tei)?;
+            tei::rerank(edge, post).await.map_err(Problem::tei)
+        }
+        Keys {
+            documents: Some(documents),
+            ..
+        } => {
+            bounds.check_count(documents.0)?;
+            Ok(canonical::rerank(edge, post).await?)
+        }
         Keys {
             texts: None,
             documents: None,

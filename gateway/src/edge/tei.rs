@@ -2,6 +2,7 @@
 
 use super::Edge;
 use super::answer::{scored, set};
+use super::aside::aside;
 use super::json;
 use super::post::Post;
 use super::problem::Problem;
@@ -43,6 +44,21 @@ pub(super) struct Body {
     /// Repeat each text in its result.
     #[serde(default, deserialize_with = "json::flag")]
     return_text: Option<bool>,
+}
+
+/// Bytes of a result without its text, about.
+const RANK_BYTES: usize = 32;
+
+/// A body that makes sense.
+struct Asked {
+    model: Option<String>,
+    query: String,
+    texts: Vec<String>,
+    n_results: usize,
+    raw: bool,
+    /// The texts, where they are to be repeated.
+    repeated: Option<Vec<String>>,
+    n_characters: usize,
 }
 
 /// One text's result. The array of them stands by falling score.
@@ -112,32 +128,17 @@ pub(super) async fn info(State(edge): State<Arc<Edge>>) -> Result<Response, Prob
 
 /// Answers a body with `texts`.
 pub(super) async fn rerank(edge: &Edge, post: &Post) -> Result<Response, Refusal> {
-    let body: Body = json::parse(&post.body)?;
-    let query = json::required(body.query, "query", "the text to compare the texts with")?;
-    let texts = json::required(body.texts, "texts", "a list of strings")?;
-    if texts.is_empty() {
-        return Err(Refusal::Empty {
-            param: "texts",
-            why: "is empty; send at least one text",
-        });
-    }
-    if body.top_n == Some(0) {
-        return Err(ScoreError::invalid(
-            "top_n",
-            "is 0; send 1 or more, or leave it out for all texts",
-        )
-        .into());
-    }
-    let n_results = body
-        .top_n
-        .map_or(texts.len(), |n| usize::try_from(n).unwrap_or(usize::MAX));
-    let raw = body.raw_scores.unwrap_or(false);
-    let mut repeated = body.return_text.unwrap_or(false).then(|| texts.clone());
-    let n_characters =
-        characters(&query) * texts.len() + texts.iter().map(|text| characters(text)).sum::<usize>();
-
+    let Asked {
+        model,
+        query,
+        texts,
+        n_results,
+        raw,
+        mut repeated,
+        n_characters,
+    } = aside(post.body.len(), || read(&post.body))?;
     let response = edge
-        .score(post.question(body.model, query, texts))
+        .score(post.question(model, query, texts))
         .await
         .map_err(in_their_words)?;
     let activation = activation(&response, raw);
@@ -153,9 +154,43 @@ pub(super) async fn rerank(edge: &Edge, post: &Post) -> Result<Response, Refusal
                 .map(|texts| std::mem::take(&mut texts[index])),
         })
         .collect();
-    let mut answer = scored(&post.call, &response, activation, &ranks);
+    let texts = ranks.iter().filter_map(|rank| rank.text.as_ref());
+    let bytes = ranks.len() * RANK_BYTES + texts.map(String::len).sum::<usize>();
+    let mut answer = aside(bytes, || scored(&post.call, &response, activation, &ranks));
     describe_compute(&mut answer, edge, post, &response, n_characters);
     Ok(answer)
+}
+
+fn read(body: &[u8]) -> Result<Asked, Refusal> {
+    let body: Body = json::parse(body)?;
+    let query = json::required(body.query, "query", "the text to compare the texts with")?;
+    let texts = json::required(body.texts, "texts", "a list of strings")?;
+    if texts.is_empty() {
+        return Err(Refusal::Empty {
+            param: "texts",
+            why: "is empty; send at least one text",
+        });
+    }
+    if body.top_n == Some(0) {
+        return Err(ScoreError::invalid(
+            "top_n",
+            "is 0; send 1 or more, or leave it out for all texts",
+        )
+        .into());
+    }
+    let n_characters =
+        characters(&query) * texts.len() + texts.iter().map(|text| characters(text)).sum::<usize>();
+    Ok(Asked {
+        model: body.model,
+        query,
+        n_results: body
+            .top_n
+            .map_or(texts.len(), |n| usize::try_from(n).unwrap_or(usize::MAX)),
+        raw: body.raw_scores.unwrap_or(false),
+        repeated: body.return_text.unwrap_or(false).then(|| texts.clone()),
+        texts,
+        n_characters,
+    })
 }
 
 /// TEI's own rule, whatever the model declares.
@@ -168,7 +203,7 @@ fn activation(response: &ScoreResponse, raw: bool) -> Activation {
 }
 
 /// The core speaks of documents; these clients sent texts.
-fn in_their_words(error: ScoreError) -> ScoreError {
+pub(super) fn in_their_words(error: ScoreError) -> ScoreError {
     let rename = |param: String| match param.strip_prefix("documents") {
         Some(rest) => format!("texts{rest}"),
         None => param,

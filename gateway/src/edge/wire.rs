@@ -59,6 +59,9 @@ pub(super) struct Wire {
 /// What clients are told of our mistakes.
 pub(super) const OURS: &str = "a mistake in the server; its log says more under this request's id";
 
+/// The longest text of a refusal. gRPC's goes into a header, and clients bound theirs at 8 KiB.
+const MESSAGE_BYTES_MAX: usize = 1_024;
+
 // What `error.type` may be.
 const REQUEST: &str = "invalid_request_error";
 const NOT_FOUND: &str = "not_found_error";
@@ -130,6 +133,15 @@ pub(super) fn status(refusal: &Refusal, call: &Call) -> tonic::Status {
     status
 }
 
+/// Cuts what repeats a client's own words, which may be as long as a body.
+fn shortened(mut text: String) -> String {
+    if MESSAGE_BYTES_MAX < text.len() {
+        text.truncate(text.floor_char_boundary(MESSAGE_BYTES_MAX));
+        text.push('…');
+    }
+    text
+}
+
 const fn line(
     http: u16,
     tei_http: u16,
@@ -162,15 +174,16 @@ impl Wire {
 
 impl Refusal {
     /// The field at fault, where it is a field.
-    pub(super) fn param(&self) -> Option<&str> {
-        match self {
+    pub(super) fn param(&self) -> Option<String> {
+        let param = match self {
             Self::Score(ScoreError::Invalid { param, .. } | ScoreError::TooLarge { param, .. }) => {
-                Some(param)
+                param
             }
-            Self::Score(ScoreError::UnknownModel { .. }) => Some("model"),
-            Self::Empty { param, .. } => Some(param),
-            _ => None,
-        }
+            Self::Score(ScoreError::UnknownModel { .. }) => "model",
+            Self::Empty { param, .. } => param,
+            _ => return None,
+        };
+        Some(shortened(param.to_owned()))
     }
 
     /// What clients read: what is wrong and what to do. What went wrong in here is for the log.
@@ -183,9 +196,14 @@ impl Refusal {
                     ScoreError::Overloaded { why, .. } | ScoreError::Unavailable { why, .. },
                 ),
                 Some(seconds),
-            ) => format!("{why}; try again in {seconds} s"),
-            _ => self.to_string(),
+            ) => shortened(format!("{why}; try again in {seconds} s")),
+            _ => self.reason(),
         }
+    }
+
+    /// What the log reads.
+    pub(super) fn reason(&self) -> String {
+        shortened(self.to_string())
     }
 }
 
@@ -230,6 +248,8 @@ impl fmt::Display for Refusal {
         }
     }
 }
+
+impl std::error::Error for Refusal {}
 
 impl From<ScoreError> for Refusal {
     fn from(error: ScoreError) -> Self {

@@ -12,6 +12,7 @@ use serde_json::Value;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use tokio::sync::Barrier;
 use tower::ServiceExt as _;
 use tower::util::BoxCloneSyncService;
 
@@ -55,29 +56,32 @@ impl Fixture {
 
     /// With an intake that lets so many requests in at once.
     pub(crate) fn with_room_for(requests_max: usize) -> Self {
-        let catalog = Arc::new(FakeCatalog {
-            is_ready: AtomicBool::new(true),
-        });
-        let metrics = Arc::new(FakeMetrics::default());
-        let bounds = Bounds {
+        Self::within(Bounds {
             body_bytes_max: BODY_BYTES_MAX,
             bytes_max: 1 << 20,
             requests_max,
             documents_max: 1_000,
             document_bytes_max: BODY_BYTES_MAX,
             query_bytes_max: BODY_BYTES_MAX,
-        };
+        })
+    }
+
+    pub(crate) fn within(bounds: Bounds) -> Self {
+        let catalog = Arc::new(FakeCatalog {
+            is_ready: AtomicBool::new(true),
+        });
+        let metrics = Arc::new(FakeMetrics::default());
         let edge = Edge {
             core: core(),
             catalog: Arc::<FakeCatalog>::clone(&catalog),
             door: Door::new(bounds),
             metrics: Arc::<FakeMetrics>::clone(&metrics),
             settings: Settings {
-                body_bytes_max: BODY_BYTES_MAX,
+                body_bytes_max: bounds.body_bytes_max,
                 request_timeout: TIMEOUT,
                 version: "0.0.0-test",
-                documents_max: 1_000,
-                requests_max,
+                documents_max: bounds.documents_max,
+                requests_max: bounds.requests_max,
                 queue_tokens_max: 1 << 20,
                 batch_tokens_max: 16_384,
                 tokenizer_workers: 2,
@@ -107,6 +111,28 @@ impl Fixture {
             }]
         })
     }
+}
+
+/// The bounds that a server has by default.
+pub(crate) const USUAL: Bounds = Bounds {
+    body_bytes_max: 32 << 20,
+    bytes_max: 256 << 20,
+    requests_max: 256,
+    documents_max: 1_000,
+    document_bytes_max: 1 << 20,
+    query_bytes_max: 64 << 10,
+};
+
+/// A core that answers when so many requests are inside at once.
+pub(crate) fn core_for(n: usize) -> Core {
+    let all = Arc::new(Barrier::new(n));
+    BoxCloneSyncService::new(tower::service_fn(move |request: ScoreRequest| {
+        let all = Arc::clone(&all);
+        async move {
+            all.wait().await;
+            answer(&request)
+        }
+    }))
 }
 
 /// Scores a document that is a number as that logit, another as its length; one token a row.

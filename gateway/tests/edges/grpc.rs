@@ -1,6 +1,7 @@
 //! What clients see over gRPC, on a real connection.
 
-use crate::fixture::{BODY_BYTES_MAX, Fixture};
+use crate::fixture::{BODY_BYTES_MAX, Fixture, USUAL, core_for, send};
+use gateway::intake::Bounds;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -233,6 +234,67 @@ async fn bounds() {
             .parse::<u64>()
             .is_ok_and(|seconds| seconds >= 1)
     );
+}
+
+/// Nobody announces a length over gRPC: were each taken for the largest, eight would fill the house.
+#[tokio::test]
+async fn many_calls_at_once_are_all_answered() {
+    const CALLS: usize = 64;
+    let mut fixture = Fixture::within(USUAL);
+    fixture.edge.core = core_for(CALLS);
+    let (channel, _) = connect(&fixture).await;
+    let calls: Vec<_> = (0..CALLS)
+        .map(|_| {
+            let mut client = ScoringClient::new(channel.clone());
+            tokio::spawn(async move { client.score(score("q", &["1"])).await })
+        })
+        .collect();
+    for call in calls {
+        let answer = call.await.expect("no panic").expect("scores").into_inner();
+        assert_eq!(answer.scores, [1.0]);
+    }
+}
+
+#[tokio::test]
+async fn what_is_too_much_is_refused_before_it_is_unpacked() {
+    let (channel, _) = connect(&Fixture::new()).await;
+    let many = ScoringClient::new(channel)
+        .score(score("q", &[""; 1_001]))
+        .await
+        .expect_err("too many");
+    assert_eq!(many.code(), Code::InvalidArgument);
+    let text = "documents: 1001 documents are more than intake.documents_max = 1000";
+    assert!(many.message().starts_with(text), "{}", many.message());
+
+    // A message that outgrows the room left for bodies, which is none beyond its entry.
+    let fixture = Fixture::within(Bounds {
+        bytes_max: 64 << 10,
+        ..USUAL
+    });
+    let (channel, _) = connect(&fixture).await;
+    let heavy = ScoringClient::new(channel)
+        .score(score("q", &["x".repeat(100_000).as_str()]))
+        .await
+        .expect_err("no room");
+    assert_eq!(heavy.code(), Code::ResourceExhausted, "{heavy}");
+    assert!(
+        heavy.message().contains("intake.bytes_max"),
+        "{}",
+        heavy.message()
+    );
+    assert!(!metadata(&heavy, "retry-after").is_empty());
+}
+
+#[tokio::test]
+async fn other_methods_are_not_implemented() {
+    let fixture = Fixture::new();
+    let (router, _) = gateway::edge::grpc(fixture.edge.clone())
+        .await
+        .expect("a service");
+    let headers = ["content-type: application/grpc"];
+    let reply = send(router, "POST /crossgate.v1.Scoring/None", &headers, "").await;
+    let code = (Code::Unimplemented as i32).to_string();
+    assert_eq!((reply.status, reply.header("grpc-status")), (200, &*code));
 }
 
 #[tokio::test]

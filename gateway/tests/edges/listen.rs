@@ -1,0 +1,209 @@
+//! Real connections, and clients that misuse them.
+
+use crate::fixture::Fixture;
+use axum::Router;
+use axum::body::Body;
+use axum::routing::get;
+use bytes::Bytes;
+use gateway::edge::{Connections, Listener, Patience};
+use gateway::runtime::Runtime;
+use std::net::SocketAddr;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Endpoint;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
+
+/// How long a head is waited for here.
+const HEAD: Duration = Duration::from_millis(400);
+/// Long enough for anything that should happen.
+const LONG: Duration = Duration::from_secs(30);
+const HURRY: Patience = Patience {
+    head: HEAD,
+    idle: LONG,
+    write: HEAD,
+    ping: HEAD,
+    connections_max: 2,
+};
+
+struct Served {
+    connections: Connections,
+    stop: CancellationToken,
+}
+
+impl Served {
+    fn new(patience: Patience) -> Self {
+        let runtime = Runtime::new(tokio::runtime::Handle::current(), 1);
+        let stop = CancellationToken::new();
+        let connections = Connections::new(runtime, stop.clone()).with_patience(patience);
+        Self { connections, stop }
+    }
+
+    async fn port(&self, router: Router) -> SocketAddr {
+        let listener = Listener::bind("127.0.0.1", 0).await.expect("a port");
+        let address = listener.address();
+        self.connections.serve(listener, router);
+        address
+    }
+}
+
+async fn connect(address: SocketAddr) -> TcpStream {
+    TcpStream::connect(address).await.expect("a connection")
+}
+
+/// Asks and reads the answer, which ends with `}`.
+async fn ask(stream: &mut TcpStream) -> String {
+    let head = "GET /livez HTTP/1.1\r\nhost: x\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.expect("sent");
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"}") {
+        assert_ne!(stream.read_buf(&mut answer).await.expect("more"), 0);
+    }
+    String::from_utf8(answer).expect("a text")
+}
+
+/// Waits until the server has closed the connection.
+async fn closed(stream: &mut TcpStream) -> bool {
+    let mut rest = Vec::new();
+    let end = tokio::time::timeout(LONG, stream.read_to_end(&mut rest));
+    end.await.is_ok()
+}
+
+#[tokio::test]
+async fn clients_that_begin_and_do_not_go_on_are_cut_off() {
+    let served = Served::new(HURRY);
+    let address = served.port(Fixture::new().http()).await;
+    // Nothing; what may become HTTP/2; half a head.
+    for beginning in ["", "P", "PRI * HTTP/2.0\r\n", "GET /livez HTTP/1.1\r\nho"] {
+        let mut stream = connect(address).await;
+        stream.write_all(beginning.as_bytes()).await.expect("sent");
+        assert!(closed(&mut stream).await, "{beginning:?}");
+    }
+    // Also after an answer.
+    let mut stream = connect(address).await;
+    assert!(ask(&mut stream).await.starts_with("HTTP/1.1 200"));
+    stream.write_all(b"GET /liv").await.expect("sent");
+    assert!(closed(&mut stream).await);
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_kept_longer_than_a_head_is_waited_for() {
+    let served = Served::new(HURRY);
+    let mut stream = connect(served.port(Fixture::new().http()).await).await;
+    for _ in 0..2 {
+        assert!(ask(&mut stream).await.starts_with("HTTP/1.1 200"));
+        tokio::time::sleep(3 * HEAD).await;
+    }
+    assert!(ask(&mut stream).await.starts_with("HTTP/1.1 200"));
+    // Longer than the usual proxies keep theirs.
+    assert!(Duration::from_secs(75) < Patience::default().idle);
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_not_kept_for_ever() {
+    let served = Served::new(Patience {
+        idle: HEAD,
+        ..HURRY
+    });
+    let mut stream = connect(served.port(Fixture::new().http()).await).await;
+    assert!(ask(&mut stream).await.starts_with("HTTP/1.1 200"));
+    assert!(closed(&mut stream).await);
+}
+
+#[tokio::test]
+async fn an_http2_client_that_answers_no_ping_is_cut_off() {
+    let served = Served::new(HURRY);
+    let mut stream = connect(served.port(Fixture::new().http()).await).await;
+    // The preface and empty settings: all that is needed to be one.
+    let beginning = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    stream.write_all(beginning).await.expect("sent");
+    assert!(closed(&mut stream).await);
+}
+
+#[tokio::test]
+async fn ports_do_not_share_connections() {
+    let served = Served::new(Patience {
+        head: LONG,
+        ..HURRY
+    });
+    let fixture = Fixture::new();
+    let (public, own) = (
+        served.port(fixture.http()).await,
+        served.port(fixture.http()).await,
+    );
+    let mut full = Vec::new();
+    for _ in 0..HURRY.connections_max {
+        full.push(connect(public).await);
+    }
+    assert!(ask(&mut connect(own).await).await.contains("200 OK"));
+}
+
+/// Many bytes that tell when nobody holds them any more.
+struct Large(Vec<u8>, SyncSender<()>);
+
+impl AsRef<[u8]> for Large {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for Large {
+    fn drop(&mut self) {
+        let _ = self.1.send(());
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_takes_nothing_is_cut_off() {
+    let served = Served::new(HURRY);
+    let (tell, hear) = sync_channel(1);
+    let large = move || {
+        let bytes = Bytes::from_owner(Large(vec![b' '; 64 << 20], tell.clone()));
+        async { Body::from(bytes) }
+    };
+    let address = served.port(Router::new().route("/large", get(large))).await;
+    let mut stream = connect(address).await;
+    let head = b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n";
+    stream.write_all(head).await.expect("sent");
+    let freed = tokio::task::spawn_blocking(move || hear.recv_timeout(LONG));
+    assert_eq!(freed.await.expect("no panic"), Ok(()));
+    drop(stream);
+}
+
+#[tokio::test]
+async fn a_drain_does_not_wait_for_those_who_only_watch() {
+    let served = Served::new(Patience::default());
+    let fixture = Fixture::new();
+    let (router, _report) = gateway::edge::grpc(fixture.edge.clone())
+        .await
+        .expect("a service");
+    let address = served.port(router).await;
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("an address");
+    let channel = endpoint.connect().await.expect("a connection");
+    let service = String::new();
+    let mut watched = HealthClient::new(channel)
+        .watch(HealthCheckRequest { service })
+        .await
+        .expect("a stream")
+        .into_inner();
+    assert!(watched.message().await.expect("a state").is_some());
+    served.stop.cancel();
+    let began = Instant::now();
+    served.connections.drained(began + LONG).await;
+    assert!(began.elapsed() < LONG / 2, "{:?}", began.elapsed());
+    // And it is told.
+    assert!(watched.message().await.is_err());
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn as_many_files_as_the_system_allows() {
+    use nix::sys::resource::{Resource, getrlimit};
+
+    let _served = Served::new(HURRY);
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
+    assert_eq!(soft, hard);
+}
