@@ -13,7 +13,6 @@ pub enum Value {
     Text(String),
     Number(u64),
     Time(Duration),
-    Switch(bool),
     List(Vec<String>),
 }
 
@@ -52,10 +51,6 @@ pub fn parse(kind: &Kind, text: &str) -> Result<Value, String> {
             Some(time) if (min..=max).contains(&time) => Ok(Value::Time(time)),
             _ => Err(expected_time(unit, min, max)),
         },
-        Kind::Switch => match parse_switch(text) {
-            Some(is_on) => Ok(Value::Switch(is_on)),
-            None => Err("expected true or false (or 1, 0, yes, no, on, off)".into()),
-        },
         Kind::Json => parse_json(text).map(Value::Text),
         Kind::List { .. } => parse_list(text).map(Value::List),
         Kind::LogFilter => parse_log_filter(text).map(Value::Text),
@@ -70,16 +65,6 @@ pub fn bounds(kind: &Kind) -> Option<(String, String)> {
         Kind::Count { min, max, .. } => Some((min.to_string(), max.to_string())),
         Kind::Bytes { min, max } => Some((show_bytes(min), show_bytes(max))),
         Kind::Time { min, max, .. } => Some((show_time(min), show_time(max))),
-        _ => None,
-    }
-}
-
-/// `true`, `1`, `yes`, `on` and their opposites, in either case.
-#[must_use]
-pub fn parse_switch(text: &str) -> Option<bool> {
-    match text.to_ascii_lowercase().as_str() {
-        "true" | "1" | "yes" | "on" => Some(true),
-        "false" | "0" | "no" | "off" => Some(false),
         _ => None,
     }
 }
@@ -308,17 +293,5 @@ mod tests {
         for (text, bytes) in cases {
             assert_eq!(parse_bytes(text), bytes, "{text:?}");
         }
-
-        for (text, is_on) in [("true", true), ("1", true), ("Yes", true), ("ON", true)] {
-            assert_eq!(parse(&Kind::Switch, text), Ok(Value::Switch(is_on)));
-        }
-        for text in ["false", "0", "no", "off"] {
-            assert_eq!(parse_switch(text), Some(false), "{text:?}");
-        }
-        assert!(
-            parse(&Kind::Switch, "2")
-                .unwrap_err()
-                .contains("true or false")
-        );
     }
 }
