@@ -20,7 +20,7 @@ mod weights;
 
 pub use info::ModelInfo;
 pub use source::Source;
-pub use tokenizer::{Query, TokenRows, Tokenizer};
+pub use tokenizer::{Cut, Query, TokenRows, Tokenizer};
 
 use hub::Settings;
 use progress::Progress;
