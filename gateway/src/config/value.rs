@@ -4,6 +4,7 @@ use super::setting::{Kind, Unit};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
+use tracing_subscriber::EnvFilter;
 
 /// A text that has the form and keeps the bounds of its [`Kind`].
 #[derive(Clone, Debug, PartialEq)]
@@ -192,17 +193,23 @@ fn parse_list(text: &str) -> Result<Vec<String>, String> {
     Ok(items)
 }
 
-/// Telemetry parses the directives; here a misspelled level must not pass as a target's name.
+/// By the parser that will read it; before, a misspelled level must not pass as a target's name.
 fn parse_log_filter(text: &str) -> Result<String, String> {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
     let is_level = LEVELS.iter().any(|level| level.eq_ignore_ascii_case(text));
-    if is_level || text.contains('=') {
-        return Ok(text.into());
+    let expected = || {
+        format!(
+            "expected one of {} or directives such as info,gateway=debug",
+            LEVELS.join(", ")
+        )
+    };
+    if !is_level && !text.contains('=') {
+        return Err(expected());
     }
-    Err(format!(
-        "expected one of {} or directives such as info,gateway=debug",
-        LEVELS.join(", ")
-    ))
+    match EnvFilter::try_new(text) {
+        Ok(_) => Ok(text.into()),
+        Err(why) => Err(format!("{}: {why}", expected())),
+    }
 }
 
 fn expected_time(unit: Unit, min: Duration, max: Duration) -> String {

@@ -353,4 +353,27 @@ mod tests {
         assert!(outcome.is_err());
         assert!(waiting.recv().unwrap().upgrade().is_none());
     }
+    #[test]
+    fn a_pair_without_any_token_is_refused_by_its_index() {
+        let (tasks, pool, _) = pool(1);
+        let starter = concat!(env!("CARGO_MANIFEST_DIR"), "/starter/tokenizer.json");
+        let mut json: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(starter).unwrap()).unwrap();
+        json["post_processor"] = serde_json::Value::Null;
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), json.to_string()).unwrap();
+        let tokenizer = Arc::new(Tokenizer::open(file.path(), 32, 2).unwrap());
+        assert_eq!(tokenizer.n_special(), 0);
+        // Normalizing takes control characters away.
+        let ask = |query: &str| {
+            let documents = vec!["light".to_owned(), "\u{7}".to_owned()];
+            tasks.block_on(pool.tokenize(Arc::clone(&tokenizer), query.to_owned(), documents))
+        };
+        let error = ask("\u{7}").unwrap_err();
+        let ScoreError::Invalid { param, .. } = error else {
+            panic!("{error}")
+        };
+        assert_eq!(param, "documents[1]");
+        assert_eq!(ask("plants").unwrap().rows.len(), 2);
+    }
 }
