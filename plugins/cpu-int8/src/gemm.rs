@@ -1,7 +1,7 @@
 //! `linear`: activations × packed weights, finished in registers.
 //!
 //! ```text
-//! for each block of rows that stays in L2            256 KiB of activations
+//! for each block of rows that stays close            64 KiB of activations
 //!     for each panel of NR columns                   stays in L1 while the rows of the block pass
 //!         for each MR rows: tile → finish → out
 //! ```
@@ -16,12 +16,12 @@ use crate::arena::{Aligned, Codes};
 use crate::kernel::tile::Tile;
 use crate::kernel::{Inside, Kernel, Op};
 use crate::quant::Plain;
-use finish::{Finish, finish_row};
+use finish::{Finish, Sums};
 use pack::Packed;
 use std::ops::Range;
 
-/// Bytes of activations that pass under one panel before the next: half of a 512 KiB L2.
-const BLOCK_BYTES: usize = 256 * 1024;
+/// Bytes of activations that pass under one panel before the next.
+const BLOCK_BYTES: usize = 64 * 1024;
 
 /// A linear layer over some rows: computes `finish(left · weights + bias)`.
 pub struct Linear<'a, K: Kernel, O> {
@@ -69,9 +69,7 @@ impl<K: Kernel, O: Plain> Op<K> for Linear<'_, K, O> {
         for block in rows.clone().step_by(block_rows) {
             let block_end = rows.end.min(block + block_rows);
             for panel_idx in 0..weights.n_panels() {
-                let columns = weights.columns(panel_idx);
                 let first = panel_idx * K::NR;
-                let range = first..weights.n_out.min(first + K::NR);
                 for row in (block..block_end).step_by(K::MR) {
                     let n_rows = (block_end - row).min(K::MR);
                     Tile {
@@ -83,17 +81,18 @@ impl<K: Kernel, O: Plain> Op<K> for Linear<'_, K, O> {
                         out_stride: K::NR,
                     }
                     .compute(inside);
-                    let scales = &left.scales[row..row + n_rows];
-                    let first_out = (row - rows.start) * weights.n_out;
-                    let out = &mut out[first_out..][..n_rows * weights.n_out];
-                    for ((sums, &scale), out) in sums
-                        .chunks_exact(K::NR)
-                        .zip(scales)
-                        .zip(out.chunks_exact_mut(weights.n_out))
-                    {
-                        let out = &mut out[range.clone()];
-                        finish_row::<K, O>(lanes, sums, scale, &columns, finish, out);
+                    Sums::<K> {
+                        sums,
+                        row_scales: &left.scales[row..row + n_rows],
+                        columns: weights.columns(panel_idx),
+                        stride: weights.n_out,
+                        n_columns: (weights.n_out - first).min(K::NR),
                     }
+                    .finish(
+                        lanes,
+                        finish,
+                        &mut out[(row - rows.start) * weights.n_out + first..],
+                    );
                 }
             }
         }

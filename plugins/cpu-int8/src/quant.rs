@@ -147,12 +147,11 @@ impl Plain for f32 {
 }
 
 impl Plain for Bf16 {
-    /// Rounds half to even. A NaN stays one if it is quiet, as every NaN is that arithmetic makes.
+    /// Rounds half away from zero: to even would be three instructions more, for one value in 65,536.
+    /// A NaN stays one if it is quiet, as every NaN is that arithmetic makes.
     #[inline(always)]
     fn of(value: f32) -> Self {
-        let bits = value.to_bits();
-        let round = 0x7FFF + (bits >> 16 & 1);
-        Self((bits.wrapping_add(round) >> 16) as u16)
+        Self((value.to_bits().wrapping_add(0x8000) >> 16) as u16)
     }
     #[inline(always)]
     fn get(self) -> f32 {
@@ -223,11 +222,12 @@ mod tests {
     use crate::kernel::scalar::PortableF32;
 
     #[test]
-    fn bf16_rounds_half_to_even() {
+    fn bf16_rounds_half_away_from_zero() {
         let ulp = 2.0_f32.powi(-7);
         for (value, expected) in [
             (1.0, 1.0),
-            (1.0 + ulp / 2.0, 1.0),
+            (1.0 + ulp / 2.0, 1.0 + ulp),
+            (1.0 + 0.49 * ulp, 1.0),
             (1.0 + 0.51 * ulp, 1.0 + ulp),
             (1.0 + 1.5 * ulp, 1.0 + 2.0 * ulp),
             (-1.0 - 1.5 * ulp, -1.0 - 2.0 * ulp),

@@ -7,6 +7,7 @@
 
 use crate::arena::AttentionScratch;
 use crate::encoder::pointwise::softmax_unscaled;
+use crate::kernel::lanes::Lanes;
 use crate::kernel::tile::Tile;
 use crate::kernel::{Inside, Kernel, MR_MAX, Op};
 use crate::quant::Plain;
@@ -180,7 +181,9 @@ fn attend_tile<A, E>(
     {
         out[..head_dim].copy_from_slice(&row[first..first + head_dim]);
     }
+    // Of scores and of weights: whole panels, whole registers, whole groups of K_ALIGN.
     let stride = n_tokens.next_multiple_of(A::NR);
+    const { assert!(A::NR.is_multiple_of(A::K_ALIGN) && A::NR.is_multiple_of(<A::Float as Lanes>::N)) };
     let panel_len = head_padded * A::NR;
     for (panel, right) in keys[..stride * head_padded]
         .chunks_exact(panel_len)
@@ -200,16 +203,16 @@ fn attend_tile<A, E>(
     let scale = 1.0 / (head_dim as f32).sqrt();
     let mut inverse_sums = [0.0; MR_MAX];
     for (row, inverse) in inverse_sums.iter_mut().take(n_rows).enumerate() {
-        let scores = &mut scores[row * stride..][..n_tokens];
-        let weights = &mut weights[row * tokens_padded..][..tokens_padded];
-        *inverse = 1.0 / softmax_unscaled(lanes, scores, scale, weights);
+        let scores = &mut scores[row * stride..];
+        let weights = &mut weights[row * stride..];
+        *inverse = 1.0 / softmax_unscaled(lanes, n_tokens, scores, scale, weights);
     }
     let panel_len = tokens_padded * A::NR;
     for (panel, first_dim) in (0..head_dim).step_by(A::NR).enumerate() {
         Tile {
             n_rows,
             left: weights,
-            stride: tokens_padded,
+            stride,
             right: &values[panel * panel_len..][..panel_len],
             out: tile,
             out_stride: A::NR,

@@ -47,7 +47,7 @@ impl Activation {
 /// polynomial of the same cost loses four digits to cancellation in f32; Abramowitz and Stegun's
 /// 7.1.26 needs an exp on top of the division.
 #[inline(always)]
-fn gelu<L: Lanes>(lanes: L, x: L::F) -> L::F {
+pub fn gelu<L: Lanes>(lanes: L, x: L::F) -> L::F {
     const EDGE: f32 = 3.832;
     // GELU(−5.42) = −1.6e-7 already: cutting x there keeps erf's error from being multiplied by a
     // large −x. (A NaN stays one: it is the second operand.)
@@ -96,9 +96,14 @@ fn sigmoid<L: Lanes>(lanes: L, x: L::F) -> L::F {
 /// 2^x to 2 ulp, for x up to 126; 1.2e-38 below −126.
 #[inline(always)]
 fn exp2<L: Lanes>(lanes: L, x: L::F) -> L::F {
+    exp2_below_126(lanes, lanes.min(lanes.splat(126.0), x))
+}
+
+/// The same for x that are at most 126.
+#[inline(always)]
+fn exp2_below_126<L: Lanes>(lanes: L, x: L::F) -> L::F {
     // A NaN stays one: it is the second operand.
     let x = lanes.max(lanes.splat(-126.0), x);
-    let x = lanes.min(lanes.splat(126.0), x);
     let n = lanes.round(x);
     // 2^f on [−1/2, 1/2], minimax but for the 1, which is kept exact: 2e-7 of itself.
     let mantissa = [
@@ -112,45 +117,34 @@ fn exp2<L: Lanes>(lanes: L, x: L::F) -> L::F {
     lanes.scale(polynomial(lanes, lanes.sub(x, n), mantissa), n)
 }
 
-/// Makes attention weights of scores: `weights` become e^(scale · (x − max x)), zeros behind them,
-/// and their sum is returned. The largest is 1, so the sum is at least 1; a NaN anywhere makes the
-/// sum NaN. `x` is overwritten.
+/// Makes attention weights of the first `n` scores: `weights` become e^(scale · (x − max x)), and
+/// their sum is returned. The largest is 1, so the sum is at least 1; a NaN anywhere makes the sum
+/// NaN. Both slices are whole registers; what stands behind the `n` in the last is overwritten,
+/// weights with 1e-38 at most.
 #[inline(always)]
 pub fn softmax_unscaled<L: Lanes, O: Plain>(
     lanes: L,
+    n: usize,
     x: &mut [f32],
     scale: f32,
     weights: &mut [O],
 ) -> f32 {
+    let n_padded = n.next_multiple_of(L::N);
     let least = lanes.splat(f32::NEG_INFINITY);
+    x[n..n_padded].fill(f32::NEG_INFINITY);
+    let x = &x[..n_padded];
     let [even, odd] = fold(lanes, x, f32::NEG_INFINITY, least, |most, v| {
         lanes.max(v, most)
     });
     let most = lanes.most(lanes.max(even, odd));
     let scale = lanes.splat(scale * std::f32::consts::LOG2_E);
     let shift = lanes.mul(lanes.splat(-most), scale);
-    let weight = |v| exp2(lanes, lanes.fma(v, scale, shift));
-
     let mut sum = lanes.splat(0.0);
-    let (used, padding) = weights.split_at_mut(x.len());
-    let (mut xs, mut outs) = (x.chunks_exact(L::N), used.chunks_exact_mut(L::N));
-    for (x, out) in (&mut xs).zip(&mut outs) {
-        let v = weight(lanes.load(x));
+    for (x, out) in x.chunks_exact(L::N).zip(weights.chunks_exact_mut(L::N)) {
+        let v = exp2_below_126(lanes, lanes.fma(lanes.load(x), scale, shift));
         sum = lanes.add(sum, v);
         O::store(lanes, v, out);
     }
-    let (x, out) = (xs.remainder(), outs.into_remainder());
-    if !x.is_empty() {
-        // Nothing is e^−∞ behind the last: what is added to the sum there must be 0.
-        let mut values = [0.0; LANES_MAX];
-        lanes.store(weight(lanes.load_part(x, most)), &mut values);
-        values[x.len()..].fill(0.0);
-        sum = lanes.add(sum, lanes.load(&values));
-        for (out, value) in out.iter_mut().zip(values) {
-            *out = O::of(value);
-        }
-    }
-    padding.fill(O::default());
     lanes.sum(sum)
 }
 
@@ -325,17 +319,17 @@ mod tests {
 
     #[test]
     fn softmax_of_one_and_of_many() {
-        let mut one = [3.0_f32];
-        let mut weights = [9.0_f32; 40];
+        let (mut one, mut weights) = ([3.0_f32; 16], [9.0_f32; 48]);
         assert_eq!(
-            softmax_unscaled(PortableF32, &mut one, 0.5, &mut weights),
+            softmax_unscaled(PortableF32, 1, &mut one, 0.5, &mut weights),
             1.0
         );
-        assert_eq!(weights[..2], [1.0, 0.0]);
-        let mut x: Vec<f32> = (0..37).map(|i| (i as f32 * 0.7).sin() * 9.0).collect();
-        let exact: Vec<f64> = x.iter().map(|&v| f64::from(v) * 0.25).collect();
+        assert_eq!(weights[0], 1.0);
+        assert!(weights[1..16].iter().all(|&weight| weight < 1e-37));
+        let mut x: Vec<f32> = (0..48).map(|i| (i as f32 * 0.7).sin() * 9.0).collect();
+        let exact: Vec<f64> = x[..37].iter().map(|&v| f64::from(v) * 0.25).collect();
         let most = exact.iter().fold(f64::MIN, |a, &b| a.max(b));
-        let sum = softmax_unscaled(PortableF32, &mut x, 0.25, &mut weights);
+        let sum = softmax_unscaled(PortableF32, 37, &mut x, 0.25, &mut weights);
         let exact_sum: f64 = exact.iter().map(|v| (v - most).exp()).sum();
         assert!(
             (f64::from(sum) - exact_sum).abs() < 1e-5,
@@ -344,6 +338,8 @@ mod tests {
         for (found, exact) in weights.iter().zip(exact) {
             assert!((f64::from(*found) - (exact - most).exp()).abs() < 1e-6);
         }
-        assert_eq!(weights[37..], [0.0; 3]);
+        let mut poisoned = [0.0_f32; 16];
+        poisoned[5] = f32::NAN;
+        assert!(softmax_unscaled(PortableF32, 9, &mut poisoned, 0.25, &mut weights).is_nan());
     }
 }

@@ -1,6 +1,6 @@
 //! What happens to a finished tile: scale, bias, and one of three endings.
 
-use crate::encoder::pointwise::Activation;
+use crate::encoder::pointwise::{Activation, gelu};
 use crate::kernel::Kernel;
 use crate::kernel::lanes::{LANES_MAX, Lanes};
 use crate::quant::{Plain, Sum};
@@ -26,43 +26,103 @@ pub struct Columns<'a, K: Kernel> {
     pub bias: &'a [f32],
 }
 
-/// Ends one row of a tile: `out = ending(scale · (sum − correction) + bias)`. `out` is shorter than
-/// NR in the last panel of a layer whose width is no multiple of NR.
-#[inline(always)]
-pub fn finish_row<K: Kernel, O: Plain>(
-    lanes: K::Float,
-    sums: &[K::Acc],
-    row_scale: f32,
-    columns: &Columns<'_, K>,
-    finish: Finish,
-    out: &mut [O],
-) {
-    let row_scale = lanes.splat(row_scale);
-    let n = <K::Float as Lanes>::N;
-    // Whole panels, but for a layer's last: the length is known, and the loop is written out.
-    let (sums, scales) = (&sums[..K::NR], &columns.scales[..K::NR]);
-    let (corrections, bias) = (&columns.corrections[..K::NR], &columns.bias[..K::NR]);
-    for (first, out) in (0..K::NR).step_by(n).zip(out.chunks_mut(n)) {
-        let sum = K::Acc::load(lanes, &sums[first..], &corrections[first..]);
-        let scale = lanes.mul(row_scale, lanes.load(&scales[first..]));
-        let value = lanes.fma(sum, scale, lanes.load(&bias[first..]));
-        if out.len() == n {
-            end(lanes, value, finish, out);
-        } else {
-            let mut whole = [O::default(); LANES_MAX];
-            whole[..out.len()].copy_from_slice(out);
-            end(lanes, value, finish, &mut whole);
-            out.copy_from_slice(&whole[..out.len()]);
+/// A finished tile and where it goes.
+pub struct Sums<'a, K: Kernel> {
+    /// Rows of NR sums.
+    pub sums: &'a [K::Acc],
+    /// One scale a row: as many rows as scales.
+    pub row_scales: &'a [f32],
+    /// The panel's constants.
+    pub columns: Columns<'a, K>,
+    /// Elements from one row of the result to the next.
+    pub stride: usize,
+    /// Columns of the result: NR but in the last panel of a layer whose width is no multiple of it.
+    pub n_columns: usize,
+}
+
+impl<K: Kernel> Sums<'_, K> {
+    /// Ends each sum: `out = ending(scale · (sum − correction) + bias)`; `out` begins with the
+    /// panel's first column.
+    #[inline(always)]
+    pub fn finish<O: Plain>(&self, lanes: K::Float, finish: Finish, out: &mut [O]) {
+        // The choice is made here, so that the loops below are straight.
+        match finish {
+            Finish::Store => self.end_all(lanes, Store, out),
+            Finish::AddTo => self.end_all(lanes, AddTo, out),
+            Finish::Activate(Activation::Gelu) => self.end_all(lanes, Gelu, out),
+            Finish::Activate(activation) => self.end_all(lanes, activation, out),
+        }
+    }
+
+    #[inline(always)]
+    fn end_all<O: Plain>(&self, lanes: K::Float, ending: impl Ending, out: &mut [O]) {
+        let n = <K::Float as Lanes>::N;
+        for first in (0..self.n_columns).step_by(n) {
+            let scale = lanes.load(&self.columns.scales[first..]);
+            let bias = lanes.load(&self.columns.bias[first..]);
+            let corrections = &self.columns.corrections[first..first + n];
+            let n_out = (self.n_columns - first).min(n);
+            let sums = self.sums.chunks_exact(K::NR);
+            let outs = out.chunks_mut(self.stride);
+            for ((sums, &row_scale), out) in sums.zip(self.row_scales).zip(outs) {
+                let sum = K::Acc::load(lanes, &sums[first..], corrections);
+                let scale = lanes.mul(lanes.splat(row_scale), scale);
+                let value = lanes.fma(sum, scale, bias);
+                let out = &mut out[first..first + n_out];
+                if n_out == n {
+                    O::store(lanes, ending.end(lanes, value, out), out);
+                } else {
+                    let mut whole = [O::default(); LANES_MAX];
+                    whole[..n_out].copy_from_slice(out);
+                    let value = ending.end(lanes, value, &whole);
+                    O::store(lanes, value, &mut whole);
+                    out.copy_from_slice(&whole[..n_out]);
+                }
+            }
         }
     }
 }
 
-#[inline(always)]
-fn end<L: Lanes, O: Plain>(lanes: L, value: L::F, finish: Finish, out: &mut [O]) {
-    let value = match finish {
-        Finish::Store => value,
-        Finish::AddTo => lanes.add(value, O::load(lanes, out)),
-        Finish::Activate(activation) => activation.apply(lanes, value),
-    };
-    O::store(lanes, value, out);
+/// What an ending does to a register. Types instead of closures: those may be left as calls, and a
+/// call leaves the kernel's instruction set.
+trait Ending: Copy {
+    fn end<L: Lanes, O: Plain>(self, lanes: L, value: L::F, old: &[O]) -> L::F;
+}
+
+#[derive(Clone, Copy)]
+struct Store;
+
+impl Ending for Store {
+    #[inline(always)]
+    fn end<L: Lanes, O: Plain>(self, _: L, value: L::F, _: &[O]) -> L::F {
+        value
+    }
+}
+
+#[derive(Clone, Copy)]
+struct AddTo;
+
+impl Ending for AddTo {
+    #[inline(always)]
+    fn end<L: Lanes, O: Plain>(self, lanes: L, value: L::F, old: &[O]) -> L::F {
+        lanes.add(value, O::load(lanes, old))
+    }
+}
+
+/// The one activation of nearly every model, without a choice in the loop.
+#[derive(Clone, Copy)]
+struct Gelu;
+
+impl Ending for Gelu {
+    #[inline(always)]
+    fn end<L: Lanes, O: Plain>(self, lanes: L, value: L::F, _: &[O]) -> L::F {
+        gelu(lanes, value)
+    }
+}
+
+impl Ending for Activation {
+    #[inline(always)]
+    fn end<L: Lanes, O: Plain>(self, lanes: L, value: L::F, _: &[O]) -> L::F {
+        self.apply(lanes, value)
+    }
 }

@@ -151,10 +151,8 @@ impl Lanes for Avx512F32 {
         // SAFETY: see above; Bf16 is a transparent u16.
         unsafe {
             // As `Bf16::of`.
-            let bits = _mm512_castps_si512(v);
-            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
-            let round = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF));
-            let halves = _mm512_srli_epi32::<16>(_mm512_add_epi32(bits, round));
+            let rounded = _mm512_add_epi32(_mm512_castps_si512(v), _mm512_set1_epi32(0x8000));
+            let halves = _mm512_srli_epi32::<16>(rounded);
             _mm256_storeu_si256(out.as_mut_ptr().cast(), _mm512_cvtepi32_epi16(halves));
         }
     }

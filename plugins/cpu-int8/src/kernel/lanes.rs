@@ -30,7 +30,7 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     fn load_i32(self, x: &[i32], minus: &[i32]) -> Self::F;
     /// Writes the first N of `out`.
     fn store(self, v: Self::F, out: &mut [f32]);
-    /// The same, each rounded half to even to bf16.
+    /// The same, each rounded as [`Bf16`] says.
     fn store_bf16(self, v: Self::F, out: &mut [Bf16]);
     /// The same as integers, rounded half to even; |v| ≤ 127.5.
     fn store_i8(self, v: Self::F, out: &mut [i8]);
