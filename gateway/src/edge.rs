@@ -26,6 +26,7 @@ mod post;
 mod problem;
 mod rerank;
 mod stream;
+mod tally;
 mod tei;
 mod wire;
 
@@ -98,14 +99,9 @@ impl Edge {
     /// Asks the core. An answer has one row for each document, and its numbers are finite: JSON has
     /// no others.
     async fn score(&self, request: ScoreRequest) -> Result<ScoreResponse, ScoreError> {
-        let (id, n_documents) = (request.id.clone(), request.documents.len());
+        let n_documents = request.documents.len();
         let outcome = self.core.clone().oneshot(request).await;
-        let outcome = outcome.and_then(|response| check(response, n_documents));
-        if let Err(ScoreError::Internal { why }) = &outcome {
-            // Clients are not told.
-            tracing::error!(%id, why, "a mistake of ours");
-        }
-        outcome
+        outcome.and_then(|response| check(response, n_documents))
     }
 }
 

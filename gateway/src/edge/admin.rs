@@ -76,8 +76,7 @@ async fn list_models(State(admin): State<Arc<Admin>>) -> Response {
 }
 
 async fn show_health(State(admin): State<Arc<Admin>>) -> Response {
-    let (status, health) = health::view(&admin.edge);
-    json(status, &health)
+    health::view(&admin.edge)
 }
 
 /// A web page can make a browser call this listener by a name of its own that resolves to this

@@ -124,8 +124,10 @@ pub(super) fn retry_after_seconds(refusal: &Refusal, call: &Call) -> Option<u64>
     Some(estimate + spread % (estimate / 4 + 2))
 }
 
-/// The same failure as gRPC says it. The request's id is added with every other answer's.
+/// The same failure as gRPC says it. The request's id is added with every other answer's; what the
+/// client is not told goes to the call's line in the log.
 pub(super) fn status(refusal: &Refusal, call: &Call) -> tonic::Status {
+    call.refuse(refusal.reason());
     let mut status = tonic::Status::new(wire(refusal).grpc, refusal.message(call));
     if let Some(seconds) = retry_after_seconds(refusal, call) {
         status.metadata_mut().insert("retry-after", seconds.into());
