@@ -16,6 +16,7 @@ mod codec;
 mod docs;
 mod document;
 mod grpc;
+mod grpc_health;
 mod health;
 mod http;
 mod json;
@@ -32,9 +33,10 @@ mod wire;
 
 pub use admin::{PluginRow, admin};
 pub use docs::openapi;
-pub use grpc::{HealthReport, grpc};
+pub use grpc::grpc;
+pub use grpc_health::HealthReport;
 pub use http::http;
-pub use listen::{Connections, Listener, Patience};
+pub use listen::{BindError, Connections, Listener, Patience};
 
 use crate::intake::Door;
 use crate::load::Catalog;

@@ -56,7 +56,7 @@ pub fn admin(edge: Edge, plugins: impl Fn() -> Vec<PluginRow> + Send + Sync + 's
         .route("/plugins", get(list_plugins))
         .route("/models", get(list_models))
         .route("/health", get(show_health))
-        .fallback(no_route)
+        .fallback(async |request: Request| no_route(&request, &ROUTES))
         .method_not_allowed_fallback(async |request: Request| wrong_method(&request, "GET"))
         .layer(from_fn(check_host))
         .layer(CatchPanicLayer::custom(panicked))

@@ -7,9 +7,14 @@ use serde::{Deserialize, Deserializer};
 use serde_json::error::Category;
 use std::fmt;
 
+/// What some programs write before UTF-8, and JSON's readers may ignore (RFC 8259, 8.1).
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
+
 /// Reads one JSON object. What is not JSON is refused with line and column, what does not fit with
 /// the field and the index.
 pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
+    // Files that were saved on Windows begin with it.
+    let bytes = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
     let Some(first) = bytes.iter().find(|byte| !byte.is_ascii_whitespace()) else {
         return Err(Refusal::Empty {
             param: "body",
