@@ -23,6 +23,7 @@ mod json;
 mod layers;
 mod listen;
 mod models;
+mod overflow;
 mod post;
 mod problem;
 mod rerank;

@@ -5,10 +5,16 @@
 mod fixture;
 #[path = "edges/grpc.rs"]
 mod grpc;
+#[path = "edges/health.rs"]
+mod health;
 #[path = "edges/limits.rs"]
 mod limits;
 #[path = "edges/listen.rs"]
 mod listen;
+#[path = "edges/log.rs"]
+mod log;
+#[path = "edges/options.rs"]
+mod options;
 #[path = "edges/rerank.rs"]
 mod rerank;
 
@@ -116,6 +122,23 @@ fn readiness_says_what_is_missing() {
         503,
         r#"{"status":"not ready: model default is loading"}"#,
     );
+    for line in ["GET /readyz", "GET /v1/health/ready", "GET /health"] {
+        let reply = block_on(send(fixture.http(), line, &[], ""));
+        assert_eq!(reply.header("retry-after"), "1", "{line}");
+    }
+}
+
+#[test]
+fn a_path_that_is_almost_right_is_put_right() {
+    for (line, wanted) in [
+        ("POST /rerank/", "~call /rerank"),
+        ("POST //v1/rerank", "~call /v1/rerank"),
+        ("POST /V2/Rerank", "~call /v2/rerank"),
+        ("GET /readyz/", "~call /readyz"),
+        ("POST /v1/rank", "~POST /rerank, /v1/rerank and /v2/rerank"),
+    ] {
+        check(line, "", 404, &format!(r#"{{"message":"{wanted}"}}"#));
+    }
 }
 
 #[test]

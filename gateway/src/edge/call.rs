@@ -2,8 +2,8 @@
 
 use crate::score::{RequestId, ScoreRequest};
 use axum::http::{Extensions, HeaderMap};
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 /// The header that carries a request's id, both ways; in gRPC the metadata.

@@ -54,7 +54,10 @@ impl Health for HealthReport {
     ) -> Result<Response<HealthCheckResponse>, Status> {
         let service = &request.get_ref().service;
         if !self.knows(service) {
-            let why = format!("there is no service {service:?} here; ask for {:?}", self.service);
+            let why = format!(
+                "there is no service {service:?} here; ask for {:?}",
+                self.service
+            );
             return Err(Status::not_found(why));
         }
         self.refresh().await;

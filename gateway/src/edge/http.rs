@@ -122,8 +122,13 @@ pub(super) fn panicked(panic: Box<dyn Any + Send>) -> Response {
 
 /// Pages of any origin may ask, with a key, and read our headers.
 fn cors() -> CorsLayer {
-    let shown =
-        [call::REQUEST_ID, answer::ACTIVATION, answer::SERVER_TIMING].map(HeaderName::from_static);
+    let shown = [
+        call::REQUEST_ID,
+        answer::ACTIVATION,
+        answer::WARNINGS,
+        answer::SERVER_TIMING,
+    ];
+    let shown = shown.map(HeaderName::from_static);
     CorsLayer::new()
         .allow_origin(AnyOrigin)
         .allow_methods([Method::GET, Method::POST, Method::HEAD])

@@ -76,7 +76,7 @@ fn fields_are_taken_as_they_are_meant() {
         ),
         (r#","return_documents":null,"rank_fields":null"#, all),
         (
-            r#","model":"","max_chunks_per_doc":10,"priority":{"a":[1]}"#,
+            r#","model":"","max_chunks_per_doc":10,"other":{"a":[1]}"#,
             all,
         ),
         (r#","return_documents":"false","raw_scores":"True""#, all),
