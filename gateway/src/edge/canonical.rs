@@ -64,7 +64,7 @@ pub(super) struct Body {
     truncate_prompt_tokens: Option<u64>,
     /// A number or a word. Not applied yet; other than 0, `meta.warnings` says so.
     #[serde(default, deserialize_with = "json::scalar")]
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<serde_json::Value>)]
     priority: Option<String>,
 }
 
