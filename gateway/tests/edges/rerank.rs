@@ -60,6 +60,19 @@ fn every_name_of_the_route() {
 }
 
 #[test]
+fn a_path_that_is_almost_right_is_put_right() {
+    for (line, wanted) in [
+        ("POST /rerank/", "~call /rerank"),
+        ("POST //v1/rerank", "~call /v1/rerank"),
+        ("POST /V2/Rerank", "~call /v2/rerank"),
+        ("GET /readyz/", "~call /readyz"),
+        ("POST /v1/rank", "~POST /rerank, /v1/rerank and /v2/rerank"),
+    ] {
+        check(line, "", 404, &format!(r#"{{"message":"{wanted}"}}"#));
+    }
+}
+
+#[test]
 fn fields_are_taken_as_they_are_meant() {
     // Equal scores keep the documents' order.
     let all = r#"200 {"results":[{"index":1},{"index":3},{"index":2},{"index":0}]}"#;
