@@ -6,7 +6,7 @@ use crate::admit::Admit;
 use crate::config::{Config, ConfigError};
 use crate::edge::{self, Connections, Edge, Exposition, HealthReport, Listener, PluginRow};
 use crate::generation::Slots;
-use crate::host::{Host, PluginFile};
+use crate::host::{Host, Listing, PluginFile};
 use crate::intake::{Bounds, Door, Intake};
 use crate::load::Catalog;
 use crate::model::{Source, hub};
@@ -14,6 +14,7 @@ use crate::runtime::Runtime;
 use crate::telemetry::Metrics;
 use crate::tokenize::{Pool, Tokenize};
 use models::Loader;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -68,10 +69,11 @@ impl App {
         let runtime = Runtime::new(tokio::runtime::Handle::current(), threads.total);
         let threads = threads.resolve(runtime.n_threads());
         let sources = sources(config)?;
+        let host = Arc::new(scan(config));
+        check_backend(config, &host)?;
         let metrics = Metrics::new().map_err(StartError::Other)?;
         let pool = Pool::start(&runtime, threads.tokenizers, TOKENIZER_JOBS_MAX)
             .map_err(StartError::Other)?;
-        let host = Arc::new(Host::scan(&plugin_dirs(config)));
         let slots = Arc::new(Slots::new(
             config
                 .models()
@@ -166,9 +168,8 @@ impl App {
 
 /// The plugins that a configuration leads to, for `crossgate plugins`.
 pub fn plugins(config: &Config) -> (Vec<PathBuf>, Vec<PluginFile>) {
-    let dirs = plugin_dirs(config);
-    let files = Host::scan(&dirs).files().to_vec();
-    (dirs, files)
+    let host = scan(config);
+    (host.dirs().to_vec(), host.files().to_vec())
 }
 
 fn sources(config: &Config) -> Result<Vec<Source>, StartError> {
@@ -179,18 +180,44 @@ fn sources(config: &Config) -> Result<Vec<Source>, StartError> {
     config.models().sources.iter().map(parse).collect()
 }
 
-fn plugin_dirs(config: &Config) -> Vec<PathBuf> {
+fn scan(config: &Config) -> Host {
     let dirs = &config.plugins().dirs;
     if !dirs.is_empty() {
-        return dirs.clone();
+        return Host::scan(dirs, Listing::All);
     }
     // Beside the program, links resolved: where `make` and the packages put them.
     let program = std::env::current_exe().and_then(std::fs::canonicalize);
-    program
+    let dir = program
         .ok()
-        .and_then(|path| Some(path.parent()?.to_owned()))
-        .into_iter()
-        .collect()
+        .and_then(|path| Some(path.parent()?.to_owned()));
+    Host::scan(&Vec::from_iter(dir), Listing::Named)
+}
+
+/// Refuses names that no plugin knows before a port opens. What a plugin says of the model comes later.
+fn check_backend(config: &Config, host: &Host) -> Result<(), StartError> {
+    for PluginFile { found, .. } in host.files() {
+        if let Err(why) = found {
+            tracing::warn!("a plugin is refused: {why}");
+        }
+    }
+    let (models, refuse) = (config.models(), |key, why: String| {
+        Err(StartError::Config(config.refuse(key, why)))
+    });
+    let backend = models.backend.as_deref();
+    let named: Vec<_> = host.named(backend).map(|plugin| plugin.card()).collect();
+    if let (Some(backend), []) = (backend, &named[..]) {
+        let what = format!("there is no plugin {backend:?}");
+        return refuse("model.backend", host.no_plugin(&what));
+    }
+    let mut dtypes = named.iter().flat_map(|card| &card.dtypes).peekable();
+    // Without any plugin the model's own refusal says more.
+    let is_known = models.dtype == "auto" || dtypes.peek().is_none();
+    if !is_known && !dtypes.clone().any(|dtype| *dtype == models.dtype) {
+        let known: BTreeSet<_> = dtypes.map(String::as_str).collect();
+        let known = Vec::from_iter(known).join(", ");
+        return refuse("model.dtype", format!("expected auto or one of {known}"));
+    }
+    Ok(())
 }
 
 fn bounds(config: &Config) -> Bounds {
@@ -317,6 +344,12 @@ impl Exposition for Shown {
 }
 
 // === impl StartError ===
+
+impl StartError {
+    fn other(error: impl fmt::Display) -> Self {
+        Self::Other(error.to_string())
+    }
+}
 
 impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -104,7 +104,7 @@ pub struct Queue {
     pub tokens_max: usize,
 }
 
-/// Bounds of a batch. That a row of full length fits is checked when the model is known.
+/// Bounds of a batch: a row of max_length fits. Where that is unset, rows are cut to tokens_max.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
     /// Predicted microseconds.
@@ -116,9 +116,9 @@ pub struct Batch {
 /// Numbers of threads as said; [`Threads::resolve`] replaces the zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Threads {
-    /// Threads that compute; 0 for one per CPU.
+    /// Threads that compute for each model; 0 for one per CPU.
     pub total: usize,
-    /// Backend workers for each model; 0 for one per thread.
+    /// Backend workers for each model, each a thread; 0 for `total`.
     pub workers: usize,
     /// Threads that tokenize; 0 for as many as compute.
     pub tokenizers: usize,

@@ -5,6 +5,7 @@ pub mod cost;
 pub mod line;
 pub mod queue;
 mod slots;
+pub mod text;
 pub mod work;
 pub mod worker;
 
@@ -87,7 +88,7 @@ impl Generation {
             ..start.batch
         };
         let generation = Self {
-            line: Arc::new(Line::new(start.queue, batch)),
+            line: Arc::new(Line::new(start.queue, batch, start.tokenizer.n_special())),
             tokenizer: Arc::new(start.tokenizer),
             metrics: Arc::new(start.metrics),
             threads: Mutex::new(Vec::new()),
@@ -100,9 +101,9 @@ impl Generation {
             .max(1);
         // All workers stand before the first thread runs: none is left behind by a failure.
         let mut workers = (0..n_workers)
-            .map(|_| Ok(shared.worker()?.0))
+            .map(|_| shared.worker())
             .collect::<Result<Vec<_>, Fault>>()?;
-        generation.warm_up(&mut workers[0], &batch)?;
+        generation.warm_up(workers[0].worker(), &batch)?;
         for (place, called) in workers.into_iter().enumerate() {
             let worker = Worker {
                 line: Arc::clone(&generation.line),

@@ -2,8 +2,6 @@
 
 mod image;
 
-pub use image::find_in;
-
 use backend_api::{Fault, FaultCode, OpenBackend, OpenRequest, PluginLibrary};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -31,6 +29,17 @@ pub struct PluginFile {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NoBackend {
     why: Vec<String>,
+    /// Whether a plugin would have opened it with other options.
+    pub is_by_options: bool,
+}
+
+/// Which files of a folder are plugins, or are refused as such.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listing {
+    /// Every library: the folder was named as one of plugins.
+    All,
+    /// Libraries that hold the name of our symbol: others may lie beside the program for other reasons.
+    Named,
 }
 
 /// A model opened by a plugin.
@@ -50,10 +59,10 @@ static LOADING: Mutex<()> = Mutex::new(());
 
 impl Host {
     /// Looks for plugins in `dirs`. A file that is refused is kept with the reason.
-    pub fn scan(dirs: &[PathBuf]) -> Self {
+    pub fn scan(dirs: &[PathBuf], listing: Listing) -> Self {
         let files = dirs
             .iter()
-            .flat_map(|dir| find_in(dir))
+            .flat_map(|dir| image::find_in(dir, listing))
             .map(|path| PluginFile {
                 found: load(&path),
                 path,
@@ -69,21 +78,41 @@ impl Host {
         &self.files
     }
 
-    /// Opens a model with the plugin named `backend`, or with `auto` by the first one that says it
+    /// The folders that were looked in.
+    pub fn dirs(&self) -> &[PathBuf] {
+        &self.dirs
+    }
+
+    /// The plugins of this name; with none, all.
+    pub fn named<'a>(
+        &'a self,
+        backend: Option<&'a str>,
+    ) -> impl Iterator<Item = &'a Arc<PluginLibrary>> {
+        let plugins = self
+            .files
+            .iter()
+            .filter_map(|file| file.found.as_ref().ok());
+        plugins.filter(move |plugin| backend.is_none_or(|backend| plugin.card().name == backend))
+    }
+
+    /// Opens a model with the plugin named `backend`, or without a name by the first one that says it
     /// serves `architecture`, in the order of devices (`cuda`, `metal`, `cpu`) and then of names.
     ///
     /// # Errors
     /// What each plugin answered.
     pub fn open(
         &self,
-        backend: &str,
+        backend: Option<&str>,
         architecture: &str,
         request: &OpenRequest,
     ) -> Result<Opened, NoBackend> {
         let candidates = self
             .candidates(backend, architecture)
-            .map_err(|why| NoBackend { why: vec![why] })?;
-        let mut why = Vec::new();
+            .map_err(|why| NoBackend {
+                why: vec![why],
+                is_by_options: false,
+            })?;
+        let (mut why, mut is_by_options) = (Vec::new(), false);
         for library in candidates {
             match library.open(request) {
                 Ok(backend) => {
@@ -95,6 +124,7 @@ impl Host {
                 }
                 Err(fault) => {
                     why.push(format!("{}: {fault}", library.card().name));
+                    is_by_options |= fault.code == FaultCode::BadRequest;
                     // Another plugin may serve what this one does not; it will not mend a broken file.
                     if !matches!(
                         fault.code,
@@ -105,23 +135,17 @@ impl Host {
                 }
             }
         }
-        Err(NoBackend { why })
+        Err(NoBackend { why, is_by_options })
     }
 
     fn candidates(
         &self,
-        backend: &str,
+        backend: Option<&str>,
         architecture: &str,
     ) -> Result<Vec<Arc<PluginLibrary>>, String> {
-        let plugins = self
-            .files
-            .iter()
-            .filter_map(|file| file.found.as_ref().ok());
-        if backend != "auto" {
-            let named: Vec<_> = plugins
-                .filter(|plugin| plugin.card().name == backend)
-                .cloned()
-                .collect();
+        let plugins = self.named(backend);
+        if let Some(backend) = backend {
+            let named: Vec<_> = plugins.cloned().collect();
             return if named.is_empty() {
                 Err(self.no_plugin(&format!("there is no plugin {backend:?}")))
             } else {
@@ -149,7 +173,8 @@ impl Host {
         Ok(serving)
     }
 
-    fn no_plugin(&self, what: &str) -> String {
+    /// `what` is missing, what was found instead, and what to do.
+    pub fn no_plugin(&self, what: &str) -> String {
         let names: Vec<_> = self
             .files
             .iter()

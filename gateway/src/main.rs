@@ -9,7 +9,7 @@ use gateway::telemetry::{self, LogFormat};
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::process::ExitCode;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Usage and configuration are wrong in the same way: the user can mend both.
 const EXIT_USAGE: u8 = 2;
@@ -42,7 +42,13 @@ fn run(config: &Config) -> ExitCode {
         .and_then(|()| {
             runtime.map_err(|error| StartError::Other(format!("no async runtime: {error}")))
         })
-        .and_then(|runtime| runtime.block_on(serve(config)));
+        .and_then(|runtime| {
+            let served = runtime.block_on(serve(config));
+            // What had to end has ended. Dropping the runtime would wait for what may block for hours
+            // (a download, a model that is being opened), so that only SIGKILL could stop the process.
+            runtime.shutdown_background();
+            served
+        });
     match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -62,33 +68,58 @@ async fn serve(config: &Config) -> Result<(), StartError> {
         Some(dir) => hub.with_cache_dir(dir.clone()),
         None => hub,
     };
-    let listen = |kind| {
-        signal(kind).map_err(|error| StartError::Other(format!("no signal handler: {error}")))
-    };
-    let (mut terminate, mut interrupt) = (
-        listen(SignalKind::terminate())?,
-        listen(SignalKind::interrupt())?,
-    );
+    let mut signals = Signals::install()?;
     let mut app = App::start(config, hub).await?;
     tracing::info!(http = %app.http, grpc = %app.grpc, admin = %app.admin, "listening");
-    let mut asked = std::pin::pin!(async {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-    });
-    tokio::select! {
-        loaded = app.loaded() => {
-            loaded?;
-            tracing::info!("ready: {}/docs shows what can be asked", browsable(app.http));
-            asked.as_mut().await;
-        }
-        () = &mut asked => {}
+    let served = tokio::select! {
+        loaded = app.loaded() => loaded,
+        () = signals.next() => return drain(app, &mut signals, Ok(())).await,
+    };
+    if served.is_ok() {
+        tracing::info!(
+            "ready: {}/docs shows what can be asked",
+            browsable(app.http)
+        );
+        signals.next().await;
     }
+    // Models before one that does not load serve already: what they took on is answered.
+    drain(app, &mut signals, served).await
+}
+
+/// The first signal, or a failure, drains; whoever sends another signal does not want to wait.
+async fn drain(
+    app: App,
+    signals: &mut Signals,
+    served: Result<(), StartError>,
+) -> Result<(), StartError> {
     tokio::select! {
-        () = app.shut_down() => Ok(()),
-        // The first signal drains; whoever sends a second one does not want to wait.
-        () = second_signal() => Err(StartError::Other("stopped at once: asked twice".to_owned())),
+        () = app.shut_down() => served,
+        () = signals.next() => Err(StartError::Other("stopped at once: asked twice".to_owned())),
+    }
+}
+
+/// The signals that ask the process to end.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn install() -> Result<Self, StartError> {
+        let listen = |kind| {
+            signal(kind).map_err(|error| StartError::Other(format!("no signal handler: {error}")))
+        };
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
     }
 }
 
@@ -98,23 +129,6 @@ fn browsable(address: SocketAddr) -> String {
         format!("http://localhost:{}", address.port())
     } else {
         format!("http://{address}")
-    }
-}
-
-async fn second_signal() {
-    let (terminate, interrupt) = (
-        signal(SignalKind::terminate()),
-        signal(SignalKind::interrupt()),
-    );
-    match (terminate, interrupt) {
-        (Ok(mut terminate), Ok(mut interrupt)) => {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-        }
-        // Without a handler the second signal ends the process by itself.
-        _ => std::future::pending().await,
     }
 }
 

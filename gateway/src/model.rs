@@ -20,13 +20,10 @@ mod weights;
 
 pub use info::ModelInfo;
 pub use source::Source;
-pub use tokenizer::{Query, TokenRows, Tokenizer};
+pub use tokenizer::{Cut, Query, TokenRows, Tokenizer};
 
 use hub::Settings;
 use progress::Progress;
-
-/// Hexadecimal digits of a fingerprint: 128 bits, so that equal means the same content.
-pub const FINGERPRINT_CHARS: usize = 32;
 
 /// A model's files on this machine. The folder stays as it is while the process runs.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -19,7 +19,7 @@ impl Runtime {
         Self { tasks, n_threads }
     }
 
-    /// Threads that compute at the same time, over all models.
+    /// Threads that compute for each model, unless configured otherwise.
     pub fn n_threads(&self) -> usize {
         self.n_threads
     }

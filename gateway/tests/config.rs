@@ -324,6 +324,7 @@ fn a_wrong_value_is_named_with_its_origin_and_the_bound() {
         ("model.options", "{", "JSON object"),
         ("threads.total", "4097", "threads from 0 to 4096"),
         ("log.level", "infos", "off, error, warn, info, debug, trace"),
+        ("log.level", "info,gateway=loud", "directives such as"),
         ("log.format", "xml", "text, json"),
     ];
     for (key, text, bound) in cases {
@@ -363,7 +364,7 @@ fn the_error_says_who_said_it() {
 
 #[test]
 fn relations() {
-    let cases: [Wrong; 6] = [
+    let cases: [Wrong; 7] = [
         (
             &[("intake.document_bytes_max", "33MiB")],
             &[
@@ -387,6 +388,13 @@ fn relations() {
             ],
         ),
         (
+            &[("model.max_length", "8193")],
+            &[
+                "model.max_length = \"8193\"",
+                "batch.tokens_max = \"8192\" (default)",
+            ],
+        ),
+        (
             &[("server.port", "50051")],
             &["server.port", "server.grpc_port = \"50051\" (default)"],
         ),
@@ -398,7 +406,8 @@ fn relations() {
     for (said, words) in cases {
         check_error(Config::of(said).map_err(|error| error.to_string()), words);
     }
-    let fine: [&[(&str, &str)]; 4] = [
+    let fine: [&[(&str, &str)]; 5] = [
+        &[("model.max_length", "8192")],
         &[("queue.rows_max", "1000")],
         &[
             ("intake.body_bytes_max", "256MiB"),

@@ -1,6 +1,8 @@
 //! The whole way on real sockets: HTTP to plugin and back, with the fake plugin's library, which holds,
 //! fails and panics on command.
 
+#[path = "serve/process.rs"]
+mod process;
 #[path = "serve/server.rs"]
 mod server;
 #[path = "serve/starter.rs"]
@@ -51,17 +53,19 @@ fn a_full_queue_refuses_with_retry_after_and_loses_nothing() {
         &[
             ("queue.rows_max", "1000"),
             ("server.request_timeout", "30s"),
+            ("threads.total", "2"),
+            ("batch.rows_max", "8"),
         ],
     );
     let hold = server.hold();
-    // Two threads take a batch each and stall; the next thousand rows fill the queue.
+    // Two threads take a batch each and stall; the next rows fill the queue.
     let waiting: Vec<_> = (0..4)
         .map(|_| server.rerank_later(&json!({"query": "q", "documents": documents(600)})))
         .collect();
-    let refused = server.until(|| {
-        let answer = server.rerank(&json!({"query": "q", "documents": documents(900)}));
-        (answer.status == 429).then_some(answer)
-    });
+    // Else the next request may be the first, and wait itself.
+    server.until(|| (server.metric("crossgate_queue_rows") > 100.0).then_some(()));
+    let refused = server.rerank(&json!({"query": "q", "documents": documents(900)}));
+    assert_eq!(refused.status, 429, "{refused:?}");
     assert!(
         refused
             .header("retry-after")
@@ -101,15 +105,14 @@ fn a_deadline_is_a_504_and_what_it_left_is_not_computed() {
     assert_eq!(answer.status, 504, "{answer:?}");
     assert!(answer.text.contains("not done within 0."), "{answer:?}");
     drop(hold);
-    // The rows that were in the held batch may count; the hundreds behind them must not.
     assert_eq!(
         server
             .rerank(&json!({"query": "q", "documents": ["x"]}))
             .status,
         200
     );
-    let computed = server.metric("crossgate_rows_total");
-    assert!(computed < 400.0, "{computed} rows were computed");
+    // Neither the hundreds that waited nor those of the held batch, which the plugin skipped.
+    assert_eq!(server.metric("crossgate_rows_total"), 1.0);
     assert_eq!(server.metric("crossgate_queue_rows"), 0.0);
 }
 
@@ -131,7 +134,7 @@ fn a_client_that_goes_away_is_not_computed_for() {
             .status,
         200
     );
-    assert!(server.metric("crossgate_rows_total") < 400.0);
+    assert_eq!(server.metric("crossgate_rows_total"), 1.0);
 }
 
 #[test]
@@ -191,12 +194,11 @@ fn a_drain_answers_what_was_admitted_and_refuses_the_rest() {
     let admitted = server.rerank_later(&json!({"query": "q", "documents": documents(50)}));
     server.until(|| (server.metric("crossgate_requests_in_flight") >= 1.0).then_some(()));
     let draining = server.shut_down_later();
-    let refused = server.until(|| {
-        let answer = server.rerank(&json!({"query": "q", "documents": ["x"]}));
-        (answer.status == 503).then_some(answer)
-    });
+    // A request that comes before would be held as well.
+    server.until(|| (server.get("/readyz").status == 503).then_some(()));
+    let refused = server.rerank(&json!({"query": "q", "documents": ["x"]}));
+    assert_eq!(refused.status, 503, "{refused:?}");
     assert!(refused.header("retry-after").is_some(), "{refused:?}");
-    assert_eq!(server.get("/readyz").status, 503);
     assert_eq!(server.get("/livez").status, 200);
     drop(hold);
     assert_eq!(admitted.join().unwrap().status, 200);
@@ -270,7 +272,12 @@ fn a_broken_plugin_is_refused_by_name_and_the_server_goes_on() {
         "CROSSGATE_PLUGIN_ABI, but not a library",
     )
     .unwrap();
-    std::fs::write(dir.path().join(name("other")), "some other library").unwrap();
+    std::fs::write(dir.path().join(name("other")), "no library").unwrap();
+    std::fs::write(
+        dir.path().join(name("foreign")),
+        b"\x7fELF of somebody else",
+    )
+    .unwrap();
     let server = Server::start("{}", &[("plugins.dir", &dir.path().display().to_string())]);
     assert_eq!(
         server
@@ -294,6 +301,41 @@ fn a_broken_plugin_is_refused_by_name_and_the_server_goes_on() {
             .to_owned();
         assert!(why.contains(&name(stem)), "{why} does not name the file");
     }
-    // What does not even name our symbol is somebody else's library: it is not opened, nor listed.
-    assert_eq!(rows.len(), 3, "{}", listed.text);
+    for (stem, word) in [
+        ("other", "not a shared library"),
+        ("foreign", "not a Crossgate plugin"),
+    ] {
+        let why = refused(stem).as_str().unwrap().to_owned();
+        for word in [word, "CROSSGATE_PLUGIN_ABI", &name(stem)] {
+            assert!(why.contains(word), "{why} does not say {word}");
+        }
+    }
+    assert_eq!(rows.len(), 5, "{}", listed.text);
+}
+
+#[test]
+fn rows_are_cut_to_what_the_plugin_takes() {
+    let server = Server::start(r#"{"row_tokens_max": 12}"#, &[]);
+    let long = "light ".repeat(40);
+    let answer = server.rerank(&json!({"query": "plants", "documents": ["light", long]}));
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let cut = "cut to the model's length: documents[1]";
+    assert!(answer.text.contains(cut), "{answer:?}");
+    let models: Value = serde_json::from_str(&server.admin("/models").text).unwrap();
+    assert!(models.to_string().contains(":12"), "{models}");
+}
+
+#[test]
+fn a_query_of_more_than_half_a_row_is_not_cut_when_the_pair_fits() {
+    let server = Server::start(r#"{"row_tokens_max": 16}"#, &[]);
+    let ask = |n_query: usize, n_document: usize| {
+        let (query, document) = ("plants ".repeat(n_query), "light ".repeat(n_document));
+        let answer = server.rerank(&json!({"query": query, "documents": [document]}));
+        assert_eq!(answer.status, 200, "{answer:?}");
+        answer.text
+    };
+    // 13 tokens are left beside the three special ones.
+    assert!(!ask(10, 3).contains("cut"));
+    assert!(ask(11, 3).contains("query was cut"));
+    assert!(!ask(3, 11).contains("query was cut"));
 }

@@ -7,6 +7,7 @@ use crate::generation::{Facts, Generation, Slots, Start};
 use crate::host::Host;
 use crate::model::{self, ModelInfo, Source, Tokenizer, hub, progress};
 use crate::runtime::Runtime;
+use crate::score::Activation;
 use crate::telemetry::Metrics;
 use backend_api::OpenRequest;
 use std::sync::Arc;
@@ -29,8 +30,11 @@ impl Loader {
             let started = Instant::now();
             let generation = self
                 .load(&named.name, &named.source, &source)
-                .map_err(|why| {
-                    StartError::Other(format!("the model {} does not load: {why}", named.name))
+                .map_err(|error| match error {
+                    StartError::Other(why) => {
+                        StartError::Other(format!("the model {} does not load: {why}", named.name))
+                    }
+                    wrong_value => wrong_value,
                 })?;
             let state = generation.state();
             tracing::info!(
@@ -44,40 +48,61 @@ impl Loader {
         Ok(())
     }
 
-    fn load(&self, name: &str, written: &str, source: &Source) -> Result<Arc<Generation>, String> {
+    fn load(
+        &self,
+        name: &str,
+        written: &str,
+        source: &Source,
+    ) -> Result<Arc<Generation>, StartError> {
         let settings = self.config.models();
-        let folder = model::fetch(source, &self.hub, &*progress::for_stderr())
-            .map_err(|error| error.to_string())?;
-        let info = ModelInfo::read(&folder).map_err(|error| error.to_string())?;
+        let folder =
+            model::fetch(source, &self.hub, &*progress::for_stderr()).map_err(StartError::other)?;
+        let info = ModelInfo::read(&folder).map_err(StartError::other)?;
         for warning in &info.warnings {
             tracing::warn!(model = name, "{warning}");
         }
-        let row_tokens_max = self.row_tokens_max(name, &info)?;
+        let activation = self.activation(name, &info)?;
+        let row_tokens_max = self.row_tokens_max(name, &info);
         let tokenizer = Tokenizer::open(
             &info.tokenizer_path,
             row_tokens_max,
             info.type_vocab_size.unwrap_or(u32::MAX),
-        )?;
+        )
+        .map_err(StartError::Other)?;
         let request = self.open_request(&info, row_tokens_max);
-        let backend = settings.backend.as_deref().unwrap_or("auto");
         let opened = self
             .host
-            .open(backend, &info.architecture, &request)
-            .map_err(|error| error.to_string())?;
+            .open(settings.backend.as_deref(), &info.architecture, &request)
+            .map_err(|error| match error.is_by_options {
+                true => StartError::Config(self.config.refuse("model.options", error)),
+                false => StartError::other(error),
+            })?;
         let description = opened.backend.description().clone();
         if description.n_labels as usize != info.labels.len() {
-            return Err(format!(
+            return Err(StartError::other(format!(
                 "the plugin opened it with {} labels, but config.json names {}",
                 description.n_labels,
                 info.labels.len()
-            ));
+            )));
         }
+        // Rows are cut to what both sides agreed on, or the plugin would refuse each long one.
+        let row_tokens_agreed = opened.backend.limits().row_tokens_max;
+        if row_tokens_agreed < row_tokens_max {
+            tracing::warn!(
+                model = name,
+                most = row_tokens_agreed,
+                "the plugin takes shorter rows than the model"
+            );
+        }
+        let tokenizer = tokenizer
+            .within(row_tokens_agreed)
+            .map_err(StartError::Other)?;
         let card = opened.library.card();
         let facts = Facts {
             name: name.into(),
             source: written.to_owned(),
             number: 1,
-            activation: settings.activation.unwrap_or(info.activation),
+            activation,
             plugin: (card.name.clone(), card.version.clone()),
             description,
             info,
@@ -93,45 +118,46 @@ impl Loader {
             batch: self.batch_bounds(),
             metrics: self.metrics.for_model(name),
         };
-        Generation::start(start, &self.runtime).map_err(|fault| fault.to_string())
+        Generation::start(start, &self.runtime).map_err(StartError::other)
+    }
+
+    /// What makes scores of logits: the model's own unless configured.
+    fn activation(&self, name: &str, info: &ModelInfo) -> Result<Activation, StartError> {
+        let activation = self.config.models().activation.unwrap_or(info.activation);
+        if activation == Activation::Softmax && info.labels.len() == 1 {
+            let why = format!(
+                "the softmax of the one label of {name} is 1 for every document; \
+                 expected auto, identity or sigmoid"
+            );
+            return Err(StartError::Config(
+                self.config.refuse("model.activation", why),
+            ));
+        }
+        Ok(activation)
     }
 
     /// Tokens in a row: what the model can, cut to what is configured and to what a batch holds.
-    fn row_tokens_max(&self, name: &str, info: &ModelInfo) -> Result<usize, String> {
+    fn row_tokens_max(&self, name: &str, info: &ModelInfo) -> usize {
         let batch = self.config.batch().tokens_max;
-        match self.config.models().max_length {
-            Some(asked) if batch < asked => Err(self
-                .config
-                .refuse(
-                    "model.max_length",
-                    format!("a batch of batch.tokens_max = {batch} cannot hold one such row"),
-                )
-                .to_string()),
-            Some(asked) => {
-                if info.row_tokens_max < asked {
-                    let most = info.row_tokens_max;
-                    tracing::warn!(
-                        model = name,
-                        asked,
-                        most,
-                        "the model reads fewer tokens than model.max_length"
-                    );
-                }
-                Ok(asked.min(info.row_tokens_max))
+        let (asked, reads) = (self.config.models().max_length, info.row_tokens_max);
+        match asked {
+            Some(asked) if reads < asked => tracing::warn!(
+                model = name,
+                asked,
+                most = reads,
+                "the model reads fewer tokens than model.max_length"
+            ),
+            None if batch < reads => {
+                tracing::warn!(
+                    model = name,
+                    reads,
+                    batch,
+                    "rows are cut to batch.tokens_max"
+                );
             }
-            None => {
-                if batch < info.row_tokens_max {
-                    let reads = info.row_tokens_max;
-                    tracing::warn!(
-                        model = name,
-                        reads,
-                        batch,
-                        "rows are cut to batch.tokens_max"
-                    );
-                }
-                Ok(info.row_tokens_max.min(batch))
-            }
+            _ => {}
         }
+        asked.unwrap_or(batch).min(reads)
     }
 
     fn open_request(&self, info: &ModelInfo, row_tokens_max: usize) -> OpenRequest {

@@ -221,6 +221,13 @@ impl Reader<'_> {
             "queue.rows_max",
             "the largest request must fit into an empty queue",
         );
+        if self.has("model.max_length") {
+            self.at_most(
+                "model.max_length",
+                "batch.tokens_max",
+                "a row of full length must fit into a batch",
+            );
+        }
 
         let server = &config.server;
         let listeners = [

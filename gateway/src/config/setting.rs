@@ -54,8 +54,6 @@ pub enum Kind {
         min: Duration,
         max: Duration,
     },
-    /// `true` or `false`.
-    Switch,
     /// A JSON object.
     Json,
     /// Texts separated by commas; in the file also a list.
@@ -151,7 +149,6 @@ impl Kind {
             Self::Count { .. } => "N",
             Self::Bytes { .. } => "SIZE",
             Self::Time { .. } => "TIME",
-            Self::Switch => "BOOL",
             Self::Json => "JSON",
             Self::List { .. } => "LIST",
             Self::LogFilter => "LEVEL",
@@ -178,7 +175,6 @@ impl Kind {
                 unit: Unit::Microseconds,
                 ..
             } => "microseconds".into(),
-            Self::Switch => "true, false".into(),
             Self::Json => "JSON object".into(),
             Self::List { unit } => format!("{unit}, comma separated"),
             Self::LogFilter => "level or directives".into(),

@@ -133,7 +133,10 @@ Each setting can be given in four ways; the first that is there counts:
 4. the default
 
 `crossgate config`, with the same flags, environment and file, prints what holds and where it comes
-from. A value that cannot be right stops the program, with exit code 2, before a port is opened.
+from. A value that cannot be right stops the program, with exit code 2, before a port is opened: a form,
+a bound, a relation, the name of a plugin, a data type that no plugin has. What depends on the model's
+files or on the plugin's own options is found while the model is loaded, when the ports are open and
+`/readyz` says no; then the program ends as well, with 2 for a setting's value and 1 for anything else.
 
 ```yaml
 # crossgate.yaml: groups and keys of the tables below.
@@ -160,8 +163,11 @@ intake:
   `CROSSGATE_PORT` to that beside a service called `crossgate`.
 
 Relations that are checked: `document_bytes_max` and `query_bytes_max` ≤ `body_bytes_max` ≤
-`intake.bytes_max`; `documents_max` ≤ `queue.rows_max`; the three ports differ where they share an
-address.
+`intake.bytes_max`; `documents_max` ≤ `queue.rows_max`; `max_length` ≤ `batch.tokens_max`; the three
+ports differ where they share an address.
+
+Bounds that nobody should need to change are no settings but constants in the code, named with their
+unit and `_MAX`, such as the number of labels of a model.
 ";
 
 const REFERENCE_END: &str = "

@@ -145,7 +145,7 @@ pub static SETTINGS: &[Setting] = &[
         &["CROSSGATE_ADMIN_HOST"],
         Kind::Host,
         "127.0.0.1",
-        "The address on which admin listens; whoever reaches it can replace plugins.",
+        "The address on which admin listens; whoever reaches it sees models, load, and plugins with their paths.",
     ),
     setting(
         "server.admin_port",
@@ -297,7 +297,7 @@ pub static SETTINGS: &[Setting] = &[
             max: 1 << 24,
         },
         "8192",
-        "The most tokens in a batch; one row of full length must fit.",
+        "The most tokens in a batch; longer rows are cut to it.",
     ),
     setting(
         "threads.total",
@@ -309,7 +309,8 @@ pub static SETTINGS: &[Setting] = &[
             max: THREADS_MAX,
         },
         "0",
-        "Threads that compute; 0: one for each CPU that the process may use.",
+        "Threads that compute, for each model; 0: one for each CPU that the process may use. \
+         Several models share the CPUs: name fewer threads where they are busy at the same time.",
     ),
     setting(
         "threads.workers",
@@ -321,7 +322,7 @@ pub static SETTINGS: &[Setting] = &[
             max: THREADS_MAX,
         },
         "0",
-        "Backend workers for each model; 0: one for each thread.",
+        "Backend workers for each model, instead of one for each of threads.total; 0: as many.",
     ),
     setting(
         "threads.tokenizers",
@@ -333,7 +334,7 @@ pub static SETTINGS: &[Setting] = &[
             max: THREADS_MAX,
         },
         "0",
-        "Threads that tokenize; 0: as many as compute.",
+        "Threads that tokenize, for all models together; 0: as many as threads.total.",
     ),
     setting(
         "log.level",

@@ -4,6 +4,7 @@ use super::setting::{Kind, Unit};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
+use tracing_subscriber::EnvFilter;
 
 /// A text that has the form and keeps the bounds of its [`Kind`].
 #[derive(Clone, Debug, PartialEq)]
@@ -13,7 +14,6 @@ pub enum Value {
     Text(String),
     Number(u64),
     Time(Duration),
-    Switch(bool),
     List(Vec<String>),
 }
 
@@ -52,10 +52,6 @@ pub fn parse(kind: &Kind, text: &str) -> Result<Value, String> {
             Some(time) if (min..=max).contains(&time) => Ok(Value::Time(time)),
             _ => Err(expected_time(unit, min, max)),
         },
-        Kind::Switch => match parse_switch(text) {
-            Some(is_on) => Ok(Value::Switch(is_on)),
-            None => Err("expected true or false (or 1, 0, yes, no, on, off)".into()),
-        },
         Kind::Json => parse_json(text).map(Value::Text),
         Kind::List { .. } => parse_list(text).map(Value::List),
         Kind::LogFilter => parse_log_filter(text).map(Value::Text),
@@ -70,16 +66,6 @@ pub fn bounds(kind: &Kind) -> Option<(String, String)> {
         Kind::Count { min, max, .. } => Some((min.to_string(), max.to_string())),
         Kind::Bytes { min, max } => Some((show_bytes(min), show_bytes(max))),
         Kind::Time { min, max, .. } => Some((show_time(min), show_time(max))),
-        _ => None,
-    }
-}
-
-/// `true`, `1`, `yes`, `on` and their opposites, in either case.
-#[must_use]
-pub fn parse_switch(text: &str) -> Option<bool> {
-    match text.to_ascii_lowercase().as_str() {
-        "true" | "1" | "yes" | "on" => Some(true),
-        "false" | "0" | "no" | "off" => Some(false),
         _ => None,
     }
 }
@@ -207,17 +193,23 @@ fn parse_list(text: &str) -> Result<Vec<String>, String> {
     Ok(items)
 }
 
-/// Telemetry parses the directives; here a misspelled level must not pass as a target's name.
+/// By the parser that will read it; before, a misspelled level must not pass as a target's name.
 fn parse_log_filter(text: &str) -> Result<String, String> {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
     let is_level = LEVELS.iter().any(|level| level.eq_ignore_ascii_case(text));
-    if is_level || text.contains('=') {
-        return Ok(text.into());
+    let expected = || {
+        format!(
+            "expected one of {} or directives such as info,gateway=debug",
+            LEVELS.join(", ")
+        )
+    };
+    if !is_level && !text.contains('=') {
+        return Err(expected());
     }
-    Err(format!(
-        "expected one of {} or directives such as info,gateway=debug",
-        LEVELS.join(", ")
-    ))
+    match EnvFilter::try_new(text) {
+        Ok(_) => Ok(text.into()),
+        Err(why) => Err(format!("{}: {why}", expected())),
+    }
 }
 
 fn expected_time(unit: Unit, min: Duration, max: Duration) -> String {
@@ -308,17 +300,5 @@ mod tests {
         for (text, bytes) in cases {
             assert_eq!(parse_bytes(text), bytes, "{text:?}");
         }
-
-        for (text, is_on) in [("true", true), ("1", true), ("Yes", true), ("ON", true)] {
-            assert_eq!(parse(&Kind::Switch, text), Ok(Value::Switch(is_on)));
-        }
-        for text in ["false", "0", "no", "off"] {
-            assert_eq!(parse_switch(text), Some(false), "{text:?}");
-        }
-        assert!(
-            parse(&Kind::Switch, "2")
-                .unwrap_err()
-                .contains("true or false")
-        );
     }
 }

@@ -1,6 +1,5 @@
 //! A worker's batch: the memory that a call borrows, filled anew for each and never given back.
 
-use crate::generation::cost::Size;
 use crate::generation::queue::Taken;
 use backend_api::{Fault, Limits, RaggedBatch, RowControl};
 use std::time::{Duration, Instant};
@@ -33,13 +32,6 @@ impl Batch {
             offsets: Vec::with_capacity(limits.rows_max + 1),
             controls: Vec::with_capacity(limits.rows_max),
         }
-    }
-
-    /// What it costs.
-    pub fn size(&self) -> Size {
-        self.taken.iter().fold(Size::default(), |sum, (work, row)| {
-            sum + Size::row(work.rows().row_len(*row as usize))
-        })
     }
 
     /// Gathers the taken rows' tokens and hands them to `call` as a checked batch, with room for the

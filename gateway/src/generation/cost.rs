@@ -5,11 +5,14 @@
 
 /// Weight that an observation keeps with each later one: about the last 100 batches count.
 const FORGETTING: f64 = 0.99;
-/// Observations beyond this multiple of the prediction count as this multiple: a descheduled worker
-/// must not teach that the model is slow.
+/// Observations beyond this multiple of the prediction, or below its inverse, count as that: a descheduled
+/// worker must not teach that the model is slow, nor a batch that was hardly computed that it is fast.
 const OUTLIER_RATIO: f64 = 4.0;
 /// Observations before outliers are judged.
 const OUTLIER_AFTER: u64 = 8;
+/// A pivot below this share of its unknown's own sum of squares is what rounding left of nothing: the
+/// batches seen do not tell this unknown from the others.
+const SINGULAR_RATIO: f64 = 1e-10;
 
 /// What a batch (or a row) is made of, as far as its time goes.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -112,7 +115,8 @@ impl Cost {
         let seconds = if self.n_observed < OUTLIER_AFTER {
             seconds
         } else {
-            seconds.min(OUTLIER_RATIO * self.batch_s(size))
+            let predicted = self.batch_s(size);
+            seconds.clamp(predicted / OUTLIER_RATIO, predicted * OUTLIER_RATIO)
         };
         let x = size.features();
         // Relative error is what matters: a batch of 2 ms and one of 200 ms teach equally much.
@@ -146,7 +150,7 @@ impl Cost {
                 .sum();
             let error = quadratic - 2.0 * dot(&self.xy, &found);
             // Without a cost of tokens, rows would seem free: fairness and cutting need one.
-            if kept[1] && error < best.0 {
+            if 0.0 < found[1] && error < best.0 {
                 best = (error, found);
             }
         }
@@ -160,7 +164,7 @@ fn dot(a: &[f64; 3], b: &[f64; 3]) -> f64 {
 
 /// Solves `matrix · x = right` for the unknowns that are kept, the others being 0. `None` if singular.
 fn solve_3(matrix: &[[f64; 3]; 3], right: &[f64; 3], kept: [bool; 3]) -> Option<[f64; 3]> {
-    let (mut matrix, mut right) = (*matrix, *right);
+    let (squares, mut matrix, mut right) = (*matrix, *matrix, *right);
     for dropped in (0..3).filter(|&unknown| !kept[unknown]) {
         matrix[dropped] = [0.0; 3];
         matrix.iter_mut().for_each(|row| row[dropped] = 0.0);
@@ -169,7 +173,8 @@ fn solve_3(matrix: &[[f64; 3]; 3], right: &[f64; 3], kept: [bool; 3]) -> Option<
     }
     // Gauss without pivoting: the matrix is symmetric and positive definite.
     for pivot in 0..3 {
-        if matrix[pivot][pivot] <= 1e-12 {
+        // Weights are 1/seconds²: what is small depends on the model's speed and the row lengths.
+        if kept[pivot] && matrix[pivot][pivot] <= SINGULAR_RATIO * squares[pivot][pivot] {
             return None;
         }
         let upper = matrix[pivot];
@@ -240,6 +245,40 @@ mod tests {
     fn learns_without_a_constant() {
         check(0.0, 50e-6, 0.0, 0.0, 0.05);
     }
+    #[test]
+    fn learns_fast_and_slow_models_alike() {
+        check(2e-6, 50e-9, 20e-12, 0.0, 0.01);
+        check(2.0, 50e-3, 20e-6, 0.0, 0.01);
+    }
+
+    #[test]
+    fn batches_of_one_size_leave_the_constant_open_and_predict_themselves() {
+        for seconds in [1e-6, 1e-2, 10.0] {
+            let mut cost = Cost::default();
+            (0..1_000).for_each(|_| cost.learn(Size::row(100), seconds));
+            let found = cost.batch_s(Size::row(100));
+            assert!(
+                (found / seconds - 1.0).abs() < 0.01,
+                "{found} for {seconds}"
+            );
+            let [a, b, c] = cost.coefficients();
+            assert!(0.0 <= a && 0.0 < b && 0.0 <= c, "{a} {b} {c}");
+        }
+    }
+
+    #[test]
+    fn a_batch_that_came_back_at_once_does_not_ruin_it() {
+        let mut cost = Cost::default();
+        for round in 0..200 {
+            let size = Size::row(10 + round % 90);
+            cost.learn(size, 1e-3 + 1e-5 * size.tokens);
+        }
+        let before = cost.batch_s(Size::row(50));
+        cost.learn(Size::row(50), 1e-7);
+        let after = cost.batch_s(Size::row(50));
+        assert!((after / before - 1.0).abs() < 0.2, "{after} after {before}");
+    }
+
     #[test]
     fn noise_and_stalls_do_not_mislead_it() {
         check(2e-3, 50e-6, 20e-9, 0.3, 0.4);

@@ -2,6 +2,7 @@
 
 use crate::generation::cost::{Cost, Size};
 use crate::generation::queue::{BatchBounds, Queue, QueueBounds, Reservation, Taken};
+use crate::generation::text::TextRatio;
 use crate::generation::work::{Outcome, Work};
 use crate::load::{Load, Totals};
 use crate::model::TokenRows;
@@ -31,14 +32,27 @@ pub struct Line {
 struct State {
     queue: Queue,
     cost: Cost,
-    // Tokens that a byte of text makes, learned; 0.3 is what English makes with WordPiece.
-    tokens_per_byte: f64,
+    text: TextRatio,
     requests_in_flight: usize,
     workers: usize,
     workers_busy: usize,
     totals: Totals,
     closed: bool,
     batch: BatchBounds,
+}
+
+/// What the plugin made of a batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Computed {
+    /// Rows that have scores.
+    pub n_rows: usize,
+    /// Their size.
+    pub size: Size,
+    /// How long the call took.
+    pub took: Duration,
+    /// Whether every row of the batch was scored. If rows were skipped, the time says nothing about the
+    /// cost of those that were not.
+    pub is_whole: bool,
 }
 
 /// The right to push one request's rows. Gives its room back when dropped.
@@ -62,12 +76,12 @@ pub struct Ticket {
 // === impl Line ===
 
 impl Line {
-    /// An empty line before no workers.
-    pub fn new(queue: QueueBounds, batch: BatchBounds) -> Self {
+    /// An empty line before no workers, for a tokenizer that puts `n_special` tokens into each row.
+    pub fn new(queue: QueueBounds, batch: BatchBounds, n_special: usize) -> Self {
         let state = State {
             queue: Queue::new(queue),
             cost: Cost::default(),
-            tokens_per_byte: 0.3,
+            text: TextRatio::new(n_special),
             requests_in_flight: 0,
             workers: 0,
             workers_busy: 0,
@@ -108,7 +122,7 @@ impl Line {
                 retry_after: RETRY_AFTER_MIN,
             });
         }
-        let tokens = ((n_bytes as f64 * state.tokens_per_byte) as usize).min(tokens_max);
+        let tokens = state.text.tokens(n_rows, n_bytes).min(tokens_max);
         let wait = state.wait();
         let time = deadline
             .saturating_duration_since(now)
@@ -166,16 +180,20 @@ impl Line {
     }
 
     /// A worker has come back from a batch.
-    pub fn finished(&self, n_rows: usize, size: Size, took: Duration, computed: bool) {
+    pub fn returned(&self) {
+        self.lock().workers_busy -= 1;
+    }
+
+    /// A batch has come back from the plugin.
+    pub fn computed(&self, done: &Computed) {
         let mut state = self.lock();
-        state.workers_busy -= 1;
-        if computed {
-            state.cost.learn(size, took.as_secs_f64());
-            state.totals.batches += 1;
-            state.totals.rows += n_rows as u64;
-            state.totals.tokens += size.tokens as u64;
-            state.totals.inference += took;
+        if done.is_whole {
+            state.cost.learn(done.size, done.took.as_secs_f64());
         }
+        state.totals.batches += 1;
+        state.totals.rows += done.n_rows as u64;
+        state.totals.tokens += done.size.tokens as u64;
+        state.totals.inference += done.took;
     }
 
     /// Teaches the cost model without a queue: the warm-up.
@@ -183,14 +201,9 @@ impl Line {
         self.lock().cost.learn(size, took.as_secs_f64());
     }
 
-    /// Corrects the estimate of tokens from bytes.
-    pub fn learn_text(&self, n_bytes: usize, n_tokens: usize) {
-        if n_bytes > 0 {
-            let mut state = self.lock();
-            // About the last 50 requests count.
-            state.tokens_per_byte +=
-                0.02 * (n_tokens as f64 / n_bytes as f64 - state.tokens_per_byte);
-        }
+    /// Corrects the estimate of tokens from bytes, by a request that was tokenized and not cut.
+    pub fn learn_text(&self, n_rows: usize, n_bytes: usize, n_tokens: usize) {
+        self.lock().text.learn(n_rows, n_bytes, n_tokens);
     }
 
     /// A worker can be called from now on (`+1`) or not any more (`-1`).
@@ -353,5 +366,40 @@ impl Drop for Ticket {
             self.work.abandon();
             self.line.lock().queue.forget(&self.work);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_that_were_skipped_teach_nothing_and_the_others_count() {
+        let (queue, batch) = (
+            QueueBounds {
+                rows_max: 10,
+                tokens_max: 1_000,
+            },
+            BatchBounds {
+                rows_max: 10,
+                tokens_max: 1_000,
+                time_max: Duration::from_millis(10),
+            },
+        );
+        let line = Line::new(queue, batch, 3);
+        let mut done = Computed {
+            n_rows: 2,
+            size: Size::row(40),
+            took: Duration::from_millis(4),
+            is_whole: true,
+        };
+        line.computed(&done);
+        let learned = line.lock().cost.coefficients();
+        done.is_whole = false;
+        done.took = Duration::from_micros(1);
+        line.computed(&done);
+        assert_eq!(line.lock().cost.coefficients(), learned);
+        let totals = line.totals();
+        assert_eq!((totals.batches, totals.rows, totals.tokens), (2, 4, 80));
     }
 }

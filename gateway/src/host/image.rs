@@ -1,5 +1,6 @@
 //! Library files before they are plugins: found, looked into, mapped.
 
+use super::Listing;
 use backend_api::PluginLibrary;
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 use std::fs;
@@ -10,14 +11,15 @@ use std::path::{Path, PathBuf};
 const EXTENSIONS: [&str; 2] = ["dylib", "so"];
 #[cfg(not(target_os = "macos"))]
 const EXTENSIONS: [&str; 1] = ["so"];
+/// How libraries begin: ELF; Mach-O of 64 bits, for one processor and for several.
+const LIBRARY_MAGICS: [&[u8]; 3] = [b"\x7fELF", b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe"];
 /// Larger files are no plugins of ours; reading them would only take long.
 const IMAGE_BYTES_MAX: u64 = 4 << 30;
 /// A folder with more libraries than this is a system folder named by mistake.
 const FILES_MAX: usize = 256;
 
-/// The shared libraries in a folder that carry the name of our symbol, by name. Libraries are not
-/// opened for it: a folder beside the program may hold others, and opening runs their constructors.
-pub fn find_in(dir: &Path) -> Vec<PathBuf> {
+/// The shared libraries in a folder, by name. None is opened for it: opening runs constructors.
+pub(super) fn find_in(dir: &Path, listing: Listing) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(dir) else {
         return Vec::new();
     };
@@ -32,7 +34,10 @@ pub fn find_in(dir: &Path) -> Vec<PathBuf> {
         .collect();
     files.sort();
     files.truncate(FILES_MAX);
-    files.retain(|path| names_our_symbol(path).unwrap_or(true));
+    if listing == Listing::Named {
+        // One that cannot be read is listed, with the reason.
+        files.retain(|path| !matches!(look_into(path), Ok(Content::OtherLibrary | Content::Other)));
+    }
     files
 }
 
@@ -43,19 +48,21 @@ pub fn find_in(dir: &Path) -> Vec<PathBuf> {
 /// The file, and what the dynamic loader says.
 pub(super) fn check(path: &Path) -> Result<(), String> {
     let named = |what: String| format!("{}: {what}", path.display());
-    let size = fs::metadata(path)
-        .map_err(|error| named(error.to_string()))?
-        .len();
-    if IMAGE_BYTES_MAX < size {
-        return Err(named(format!(
-            "{size} bytes are more than a plugin may have ({IMAGE_BYTES_MAX})"
-        )));
-    }
-    if !names_our_symbol(path).map_err(|error| named(error.to_string()))? {
-        return Err(named(format!(
-            "not a Crossgate plugin: it holds no symbol {}",
-            backend_api::abi::STAMP_SYMBOL
-        )));
+    let symbol = backend_api::abi::STAMP_SYMBOL;
+    match look_into(path).map_err(named)? {
+        Content::NamesOurSymbol => {}
+        Content::OtherLibrary => {
+            return Err(named(format!(
+                "a library but not a Crossgate plugin: it holds no symbol {symbol}; \
+                 export_plugin! of backend-api makes it"
+            )));
+        }
+        Content::Other => {
+            return Err(named(format!(
+                "not a shared library; expected one with the symbol {symbol}, which \
+                 export_plugin! of backend-api makes"
+            )));
+        }
     }
     // The dynamic loader trusts a file's headers: a truncated one would end the process by SIGBUS.
     PluginLibrary::check_file(path).map_err(|error| error.to_string())?;
@@ -76,7 +83,29 @@ fn open_now(path: &Path) -> Result<(), libloading::Error> {
     Ok(())
 }
 
-fn names_our_symbol(path: &Path) -> std::io::Result<bool> {
+/// What can be told of a file from its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Content {
+    NamesOurSymbol,
+    OtherLibrary,
+    Other,
+}
+
+fn look_into(path: &Path) -> Result<Content, String> {
+    let cannot_read = |error: std::io::Error| format!("it cannot be read: {error}");
+    let n_bytes = fs::metadata(path).map_err(cannot_read)?.len();
+    if IMAGE_BYTES_MAX < n_bytes {
+        return Err(format!(
+            "{n_bytes} bytes are more than a plugin may have ({IMAGE_BYTES_MAX})"
+        ));
+    }
+    let bytes = fs::read(path).map_err(cannot_read)?;
     let symbol = backend_api::abi::STAMP_SYMBOL.as_bytes();
-    Ok(memchr::memmem::find(&fs::read(path)?, symbol).is_some())
+    Ok(if memchr::memmem::find(&bytes, symbol).is_some() {
+        Content::NamesOurSymbol
+    } else if LIBRARY_MAGICS.iter().any(|magic| bytes.starts_with(magic)) {
+        Content::OtherLibrary
+    } else {
+        Content::Other
+    })
 }

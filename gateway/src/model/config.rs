@@ -38,13 +38,12 @@ pub(super) struct Config {
     pub model_type: Option<String>,
     id2label: Option<BTreeMap<String, Value>>,
     num_labels: Option<usize>,
-    pub problem_type: Option<String>,
+    problem_type: Option<String>,
     max_position_embeddings: Option<i64>,
     /// T5's name for it.
     n_positions: Option<i64>,
     pad_token_id: Option<i64>,
     pub type_vocab_size: Option<u32>,
-    pub vocab_size: Option<u32>,
     sentence_transformers: Option<SentenceTransformers>,
     sbert_ce_default_activation_function: Option<String>,
 }
@@ -189,7 +188,7 @@ impl Config {
     }
 
     /// The id that fills rectangles; the family's own where the file is silent.
-    pub(super) fn pad_token_id(&self) -> u32 {
+    fn pad_token_id(&self) -> u32 {
         let default = u32::from(self.positions_after_pad());
         self.pad_token_id
             .and_then(|id| u32::try_from(id).ok())

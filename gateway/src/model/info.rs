@@ -34,21 +34,11 @@ pub struct ModelInfo {
     /// In the order of the logits; at least one.
     pub labels: Vec<String>,
     pub activation: Activation,
-    /// As `config.json` has it: `multi_label_classification`, `regression` and so on.
-    pub problem_type: Option<String>,
     /// Tokens of one row, special tokens included; at least 5.
     pub row_tokens_max: usize,
-    pub pad_token_id: u32,
     pub type_vocab_size: Option<u32>,
-    pub vocab_size: Option<u32>,
     pub num_parameters: u64,
-    /// The element type of most parameters, as safetensors writes it: `F32`, `F16`, `BF16`.
-    pub weights_dtype: String,
     pub tokenizer_path: PathBuf,
-    pub weight_paths: Vec<PathBuf>,
-    /// The same on every machine for the same configuration, tokenizer and weights, and for
-    /// nothing else: [`super::FINGERPRINT_CHARS`] hexadecimal digits.
-    pub fingerprint: String,
     /// What was guessed or could not be followed; shown at start and with the model.
     pub warnings: Vec<String>,
 }
@@ -56,7 +46,7 @@ pub struct ModelInfo {
 // === impl ModelInfo ===
 
 impl ModelInfo {
-    /// Reads small files, the weights' headers, and all bytes once for the fingerprint.
+    /// Reads small files and the weights' headers.
     pub fn read(folder: &Folder) -> Result<Self, ModelError> {
         let path = &folder.path;
         let config = read_config(path)?;
@@ -65,8 +55,8 @@ impl ModelInfo {
         if !tokenizer_path.is_file() {
             return Err(no_tokenizer(&path.display().to_string()));
         }
-        let weight_paths = weights::locate(path)?;
-        let summary = weights::summarize(&weight_paths)?;
+        weights::refuse_pointer(&tokenizer_path)?;
+        let summary = weights::summarize(&weights::locate(path)?)?;
 
         let in_config = |why: String| {
             ModelError::unfit(
@@ -89,18 +79,12 @@ impl ModelInfo {
             labels,
             activation,
             row_tokens_max,
-            pad_token_id: config.pad_token_id(),
             type_vocab_size: config.type_vocab_size,
-            vocab_size: config.vocab_size,
             num_parameters: summary.num_parameters,
-            weights_dtype: summary.dtype,
-            fingerprint: weights::fingerprint(&hashed_files(path, &weight_paths))?,
-            problem_type: config.problem_type,
             path: path.clone(),
             architecture,
             model_type,
             tokenizer_path,
-            weight_paths,
             warnings,
         })
     }
@@ -171,13 +155,6 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, ModelError> {
     })
 }
 
-/// `tokenizer_config.json` counts too: it bounds rows, and so decides what is cut off.
-fn hashed_files(folder: &Path, weight_paths: &[PathBuf]) -> Vec<PathBuf> {
-    let small = [CONFIG, TOKENIZER, TOKENIZER_CONFIG].map(|name| folder.join(name));
-    let small = small.into_iter().filter(|path| path.is_file());
-    small.chain(weight_paths.iter().cloned()).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -239,7 +216,6 @@ mod tests {
             (&["LABEL_0".into()][..], Activation::Sigmoid)
         );
         assert_eq!(info.warnings, ["from fetch"]);
-        assert_eq!(info.fingerprint.len(), super::super::FINGERPRINT_CHARS);
     }
 
     #[test]
@@ -267,6 +243,11 @@ mod tests {
             None,
             &["tokenizer.json", "fast tokenizers", "use_fast=True"],
         );
+        check_refused(
+            TOKENIZER,
+            Some(b"version https://git-lfs.github.com/spec/v1\n"),
+            &["tokenizer.json", "git lfs pull"],
+        );
         check_refused(TOKENIZER_CONFIG, Some(b"1"), &["tokenizer_config.json"]);
         check_refused(weights::SINGLE, None, &["holds no model.safetensors"]);
         check_refused(
@@ -274,19 +255,5 @@ mod tests {
             Some(&weights_of(3)),
             &["1 labels, the classifier 3"],
         );
-    }
-
-    #[test]
-    fn the_fingerprint_follows_content_and_nothing_else() {
-        let print =
-            |name: &str, content: &[u8]| read_with(name, Some(content)).unwrap().fingerprint;
-        let plain = print("README.md", b"");
-        assert_eq!(plain, print("README.md", b"x"));
-        assert_eq!(plain, print(TOKENIZER, b"{}"));
-        assert_ne!(plain, print(TOKENIZER, b"{ }"));
-        assert_ne!(plain, print(TOKENIZER_CONFIG, b"{}"));
-        let mut other = weights_of(1);
-        *other.last_mut().unwrap() = 1;
-        assert_ne!(plain, print(weights::SINGLE, &other));
     }
 }

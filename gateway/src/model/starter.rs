@@ -4,10 +4,13 @@
 
 use std::fs::{self, File};
 use std::io::Read;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use super::{Folder, ModelError};
+use super::{Cause, Folder, ModelError};
 
+/// Mode bits by which the group and everybody may write.
+const OTHERS_WRITE: u32 = 0o022;
 /// Bytes compared at a time against what is on disk.
 const COMPARE_BYTES: usize = 64 * 1024;
 
@@ -42,42 +45,73 @@ const FILES: [(&str, &[u8]); 4] = [
 /// The starter's folder under `own_dir`, written if it is not there or not what it should be.
 /// Where that cannot be written, it goes to the system's temporary folder with a warning.
 pub(super) fn install(own_dir: &Path) -> Result<Folder, ModelError> {
-    install_files(
-        &FILES,
-        &[own_dir.into(), std::env::temp_dir().join("crossgate")],
-    )
+    install_files(&FILES, own_dir, &std::env::temp_dir())
 }
 
-fn install_files(files: &[(&str, &[u8])], roots: &[PathBuf]) -> Result<Folder, ModelError> {
+fn install_files(
+    files: &[(&str, &[u8])],
+    own_dir: &Path,
+    shared_dir: &Path,
+) -> Result<Folder, ModelError> {
     let leaf = format!("starter-{}", content_hash(files));
-    let mut warnings = Vec::new();
-    let mut first_error = None;
-    for root in roots {
+    let folder = |path, warnings| Folder {
+        path,
+        name: "starter".into(),
+        revision: None,
+        warnings,
+    };
+    let own = own_dir.join(&leaf);
+    let Err(error) = unpack(files, &own) else {
+        return Ok(folder(own, Vec::new()));
+    };
+    let elsewhere = private_dir(shared_dir).and_then(|root| {
         let path = root.join(&leaf);
-        match unpack(files, &path) {
-            Ok(()) => {
-                return Ok(Folder {
-                    path,
-                    name: "starter".into(),
-                    revision: None,
-                    warnings,
-                });
-            }
-            Err(error) => {
-                warnings.push(format!(
-                    "the starter model is not kept in the cache: {error}"
-                ));
-                first_error.get_or_insert(error);
-            }
+        unpack(files, &path).map(|()| path)
+    });
+    match elsewhere {
+        Ok(path) => {
+            let warning = format!("the starter model is not kept in the cache: {error}");
+            Ok(folder(path, vec![warning]))
         }
+        Err(also) => Err(ModelError {
+            problem: format!("{}; nor elsewhere: {}", error.problem, also.problem),
+            ..error
+        }),
     }
-    Err(first_error.unwrap_or_else(|| {
-        ModelError::disk(
-            "find a place in",
-            Path::new(""),
-            &std::io::ErrorKind::NotFound.into(),
-        )
-    }))
+}
+
+/// A folder of this user's in one that others write as well. What lies in it is opened by plugins, so
+/// nobody else may have made it or be able to change it after it was compared.
+fn private_dir(shared: &Path) -> Result<PathBuf, ModelError> {
+    let disk = |doing, path: &Path, error: &std::io::Error| ModelError::disk(doing, path, error);
+    let fresh = shared.join(format!(".crossgate-{:016x}", super::hub::noise()));
+    fs::DirBuilder::new()
+        .mode(0o700)
+        .create(&fresh)
+        .map_err(|error| disk("create", &fresh, &error))?;
+    // The system says whose a new folder is; nothing in std says who we are.
+    let owner = fs::metadata(&fresh).map(|fresh| fresh.uid());
+    let named = owner.and_then(|uid| {
+        let path = shared.join(format!("crossgate-{uid}"));
+        // Fails where there is one with something in it, which is then looked at.
+        let _ = fs::rename(&fresh, &path);
+        let found = fs::symlink_metadata(&path)?;
+        let is_ours = found.is_dir() && found.uid() == uid && found.mode() & OTHERS_WRITE == 0;
+        Ok((path, is_ours))
+    });
+    let _ = fs::remove_dir(&fresh);
+    match named {
+        Ok((path, true)) => Ok(path),
+        Ok((path, false)) => Err(ModelError::new(
+            Cause::Disk,
+            format!(
+                "{} belongs to another user or others can write it",
+                path.display()
+            ),
+            "remove it, or name another place with --cache-dir",
+        )),
+        Err(error) => Err(disk("read", shared, &error)),
+    }
 }
 
 /// Leaves `path` holding exactly these files, or an error. Another process may do the same.
@@ -160,26 +194,26 @@ fn content_hash(files: &[(&str, &[u8])]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
 
     const TWO: [(&str, &[u8]); 2] = [("a", b"alpha"), ("b", b"")];
 
-    fn install_in(roots: &[&Path]) -> Result<Folder, ModelError> {
-        let roots: Vec<PathBuf> = roots.iter().map(|root| root.to_path_buf()).collect();
-        install_files(&TWO, &roots)
+    fn install_in(own_dir: &Path) -> Result<Folder, ModelError> {
+        install_files(&TWO, own_dir, Path::new("/no/such/folder"))
     }
 
     #[test]
     fn what_is_broken_is_written_again() {
         let cache = tempfile::tempdir().unwrap();
-        let folder = install_in(&[cache.path()]).unwrap();
+        let folder = install_in(cache.path()).unwrap();
         let a = folder.path.join("a");
         for damage in [&b"alpha"[..], b"alphb", b"alp", b"alphaa"] {
             fs::write(&a, damage).unwrap();
-            assert_eq!(install_in(&[cache.path()]).unwrap(), folder);
+            assert_eq!(install_in(cache.path()).unwrap(), folder);
             assert_eq!(fs::read(&a).unwrap(), b"alpha", "after {damage:?}");
         }
         fs::remove_file(&a).unwrap();
-        install_in(&[cache.path()]).unwrap();
+        install_in(cache.path()).unwrap();
         assert_eq!(fs::read(&a).unwrap(), b"alpha");
         // Nothing is left of the folders written aside.
         assert_eq!(
@@ -194,10 +228,42 @@ mod tests {
         // A file where a folder should be refuses even root, unlike a read-only folder.
         let blocked = cache.path().join("file");
         fs::write(&blocked, "").unwrap();
-        let folder = install_in(&[&blocked, cache.path()]).unwrap();
+        let folder = install_files(&TWO, &blocked, cache.path()).unwrap();
         assert!(folder.path.starts_with(cache.path()));
         assert_eq!(folder.warnings.len(), 1);
-        assert!(install_in(&[&blocked]).is_err());
+        let error = install_in(&blocked).unwrap_err().to_string();
+        for place in ["file", "/no/such/folder"] {
+            assert!(error.contains(place), "{error} does not name {place}");
+        }
+    }
+
+    #[test]
+    fn a_shared_place_holds_only_what_is_ours() {
+        let shared = tempfile::tempdir().unwrap();
+        let private = private_dir(shared.path()).unwrap();
+        assert_eq!(fs::metadata(&private).unwrap().mode() & 0o777, 0o700);
+        fs::write(private.join("file"), "").unwrap();
+        assert_eq!(private_dir(shared.path()).unwrap(), private);
+        assert!(private.join("file").is_file());
+
+        let check_refused = |what: &str| {
+            let error = private_dir(shared.path()).unwrap_err().to_string();
+            let place = private.display().to_string();
+            assert!(error.contains(&place), "{what}: {error}");
+            // Nothing is left of the attempt.
+            let n_left = fs::read_dir(shared.path()).unwrap().count();
+            assert!(n_left <= 2, "{what}: {n_left} left");
+        };
+        fs::set_permissions(&private, fs::Permissions::from_mode(0o777)).unwrap();
+        check_refused("writable by all");
+        fs::set_permissions(&private, fs::Permissions::from_mode(0o700)).unwrap();
+        // Only root may give a folder away.
+        if std::os::unix::fs::chown(&private, Some(12_345), None).is_ok() {
+            check_refused("another user's");
+        }
+        fs::rename(&private, shared.path().join("elsewhere")).unwrap();
+        std::os::unix::fs::symlink("elsewhere", &private).unwrap();
+        check_refused("a link");
     }
 
     #[test]

@@ -4,8 +4,9 @@ use super::template::Template;
 use std::path::Path;
 use tokenizers::Tokenizer as Encoder;
 
-/// Of a row, the share that a query may take before it is cut: a document needs room to be judged.
-const QUERY_SHARE_MAX: f64 = 0.5;
+/// Bytes of a text, for each token that a row may have, that are always encoded; the rest only if those
+/// make less than a row. Ten times what the longest common words take.
+const TOKEN_BYTES_MAX: usize = 64;
 
 /// A model's tokenizer: the encoder of its `tokenizer.json`, and how it joins a pair.
 pub struct Tokenizer {
@@ -29,8 +30,15 @@ pub struct TokenRows {
 #[derive(Clone, Debug)]
 pub struct Query {
     ids: Vec<u32>,
-    /// Whether it was cut.
-    pub truncated: bool,
+}
+
+/// What of a pair did not fit into a row.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cut {
+    /// The query lost tokens.
+    pub query: bool,
+    /// The document lost tokens.
+    pub document: bool,
 }
 
 // === impl TokenRows ===
@@ -62,7 +70,7 @@ impl TokenRows {
 
 impl Tokenizer {
     /// Reads `tokenizer.json`. Truncation and padding that were saved with it are switched off: rows are
-    /// ragged, and cut here, on the document's side, to `row_tokens_max`. `n_types` is the model's number
+    /// ragged, and cut here to `row_tokens_max`. `n_types` is the model's number
     /// of token types; types it does not have become 0.
     ///
     /// # Errors
@@ -76,16 +84,29 @@ impl Tokenizer {
             .with_truncation(None)
             .map_err(|error| named(error.to_string()))?;
         let template = Template::learn(&encoder, n_types).map_err(named)?;
-        if row_tokens_max < template.n_special() + 2 {
-            return Err(named(format!(
-                "a row of {row_tokens_max} tokens has no room for a query and a document beside {} special tokens",
-                template.n_special()
-            )));
-        }
-        Ok(Self {
+        let tokenizer = Self {
             encoder,
             template,
             row_tokens_max,
+        };
+        tokenizer.within(row_tokens_max).map_err(named)
+    }
+
+    /// The same with rows of at most `row_tokens_max` tokens.
+    ///
+    /// # Errors
+    /// When a row has no room for a pair then.
+    pub fn within(self, row_tokens_max: usize) -> Result<Self, String> {
+        let n_special = self.n_special();
+        let row_tokens_max = row_tokens_max.min(self.row_tokens_max);
+        if row_tokens_max < n_special + 2 {
+            return Err(format!(
+                "a row of {row_tokens_max} tokens has no room for a query and a document beside {n_special} special tokens"
+            ));
+        }
+        Ok(Self {
+            row_tokens_max,
+            ..self
         })
     }
 
@@ -94,20 +115,22 @@ impl Tokenizer {
         self.row_tokens_max
     }
 
-    /// Encodes a query, cut to half a row.
+    /// Special tokens in each row.
+    pub fn n_special(&self) -> usize {
+        self.template.n_special()
+    }
+
+    /// Encodes a query whole; how much of it a row takes depends on the document.
     ///
     /// # Errors
     /// The encoder's own.
     pub fn query(&self, text: &str) -> Result<Query, String> {
-        let mut ids = self.ids(text)?;
-        let room = self.row_tokens_max - self.template.n_special();
-        let most = ((room as f64 * QUERY_SHARE_MAX) as usize).max(1);
-        let truncated = most < ids.len();
-        ids.truncate(most);
-        Ok(Query { ids, truncated })
+        Ok(Query {
+            ids: self.ids(text)?,
+        })
     }
 
-    /// Appends the pair of `query` and `document` to `rows`; says whether the document was cut.
+    /// Appends the pair of `query` and `document` to `rows`; says what of it was cut.
     ///
     /// # Errors
     /// The encoder's own.
@@ -116,13 +139,19 @@ impl Tokenizer {
         query: &Query,
         document: &str,
         rows: &mut TokenRows,
-    ) -> Result<bool, String> {
-        let mut ids = self.ids(document)?;
-        let room = self.row_tokens_max - self.template.n_special() - query.ids.len();
-        let truncated = room < ids.len();
-        ids.truncate(room);
-        self.template.push(&query.ids, &ids, rows);
-        Ok(truncated)
+    ) -> Result<Cut, String> {
+        let (query, document) = (&query.ids, self.ids(document)?);
+        // Which of two texts that both exceed a row is the longer one does not matter, and is not known:
+        // long ones are not encoded to their ends. The encoder's own cutting takes them for equal, too.
+        let [query_len, document_len] =
+            [query, &document].map(|ids| ids.len().min(self.row_tokens_max));
+        let (n_query, n_document) = share(self.room(), query_len, document_len);
+        self.template
+            .push(&query[..n_query], &document[..n_document], rows);
+        Ok(Cut {
+            query: n_query < query.len(),
+            document: n_document < document.len(),
+        })
     }
 
     /// A row of exactly `n_tokens` tokens (bounded by the model's), for warming up.
@@ -147,12 +176,175 @@ impl Tokenizer {
         Ok(rows)
     }
 
+    /// Tokens that query and document may have together.
+    fn room(&self) -> usize {
+        self.row_tokens_max - self.n_special()
+    }
+
+    /// At least the tokens of `text` that a row can hold, and one more if there are more.
     fn ids(&self, text: &str) -> Result<Vec<u32>, String> {
+        let head = head(text, TOKEN_BYTES_MAX * self.row_tokens_max);
+        let ids = self.encode(head)?;
+        // Words without end make few tokens of many bytes: then the rest counts.
+        if head.len() < text.len() && ids.len() <= 2 * self.row_tokens_max {
+            return self.encode(text);
+        }
+        Ok(ids)
+    }
+
+    fn encode(&self, text: &str) -> Result<Vec<u32>, String> {
         // Without special tokens: the template puts them. Without offsets: nobody asks for them.
         let encoding = self
             .encoder
             .encode_fast(text, false)
             .map_err(|error| error.to_string())?;
         Ok(encoding.get_ids().to_vec())
+    }
+}
+
+/// Tokens of a query and of a document that share `room`, as `longest_first` of Python's tokenizers cuts
+/// them: the longer one gives first, an odd token stays with the longer, and of what fits nothing is cut.
+fn share(room: usize, n_query: usize, n_document: usize) -> (usize, usize) {
+    let half = room / 2;
+    if n_query + n_document <= room {
+        (n_query, n_document)
+    } else if n_query <= half {
+        (n_query, room - n_query)
+    } else if n_document <= half {
+        (room - n_document, n_document)
+    } else if n_document < n_query {
+        (room - half, half)
+    } else {
+        (half, room - half)
+    }
+}
+
+/// The beginning of a text, up to the first whitespace behind `bytes_min`. Tokens at such a cut may differ
+/// from the whole text's; they stand far behind what a row holds.
+fn head(text: &str, bytes_min: usize) -> &str {
+    let behind = text.char_indices().skip_while(|(at, _)| *at < bytes_min);
+    let mut spaces = behind.filter(|(_, char)| char.is_whitespace());
+    spaces.next().map_or(text, |(at, _)| &text[..at])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokenizers::{TruncationParams, TruncationStrategy};
+
+    fn path() -> std::path::PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("starter/tokenizer.json")
+    }
+
+    fn open(row_tokens_max: usize) -> Tokenizer {
+        Tokenizer::open(&path(), row_tokens_max, 2).unwrap()
+    }
+
+    fn pair(tokenizer: &Tokenizer, query: &str, document: &str) -> (TokenRows, Cut) {
+        let mut rows = TokenRows {
+            offsets: vec![0],
+            ..TokenRows::default()
+        };
+        let query = tokenizer.query(query).unwrap();
+        let cut = tokenizer.push_pair(&query, document, &mut rows).unwrap();
+        (rows, cut)
+    }
+
+    #[test]
+    fn what_shares_a_row() {
+        // room, query, document: what is left of both.
+        let cases = [
+            ((10, 3, 7), (3, 7)),
+            ((10, 9, 1), (9, 1)),
+            ((10, 10, 0), (10, 0)),
+            ((10, 9, 2), (8, 2)),
+            ((10, 3, 9), (3, 7)),
+            ((10, 20, 20), (5, 5)),
+            ((10, 20, 0), (10, 0)),
+            ((11, 20, 30), (5, 6)),
+            ((11, 30, 20), (6, 5)),
+            ((11, 6, 6), (5, 6)),
+            ((2, 9, 9), (1, 1)),
+        ];
+        for ((room, query, document), want) in cases {
+            let got = share(room, query, document);
+            assert_eq!(got, want, "{room} {query} {document}");
+        }
+    }
+
+    #[test]
+    fn rows_are_what_the_library_itself_cuts() {
+        for row_tokens_max in [5, 16, 17, 64] {
+            let ours = open(row_tokens_max);
+            let mut theirs = Encoder::from_file(path()).unwrap();
+            theirs.with_padding(None);
+            let params = TruncationParams {
+                max_length: row_tokens_max,
+                strategy: TruncationStrategy::LongestFirst,
+                ..TruncationParams::default()
+            };
+            theirs.with_truncation(Some(params)).unwrap();
+            for n_query in [0, 1, 2, 5, 6, 7, 8, 13, 14, 40, 61, 90] {
+                for n_document in [0, 1, 2, 5, 6, 7, 8, 13, 14, 40, 61, 90] {
+                    let (query, document) =
+                        ("plants ".repeat(n_query), "light ".repeat(n_document));
+                    let (rows, cut) = pair(&ours, &query, &document);
+                    let want = theirs.encode((query, document), true).unwrap();
+                    let place = format!("{row_tokens_max}: {n_query} and {n_document}");
+                    assert_eq!(rows.input_ids, want.get_ids(), "{place}");
+                    assert_eq!(rows.type_ids, want.get_type_ids(), "{place}");
+                    let n_lost = n_query + n_document + ours.n_special() - rows.input_ids.len();
+                    assert_eq!(cut.query || cut.document, 0 < n_lost, "{place}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_cut_is_said() {
+        let tokenizer = open(16);
+        let (long, short) = ("light ".repeat(40), "light");
+        let cut = |query: &str, document: &str| pair(&tokenizer, query, document).1;
+        let say = |query, document| Cut { query, document };
+        assert_eq!(cut(short, short), say(false, false));
+        assert_eq!(cut(short, &long), say(false, true));
+        assert_eq!(cut(&long, short), say(true, false));
+        assert_eq!(cut(&long, &long), say(true, true));
+        // Nine of thirteen tokens are more than half a row, and fit.
+        assert_eq!(cut(&"light ".repeat(9), "a b"), say(false, false));
+    }
+
+    #[test]
+    fn long_texts_come_out_as_if_encoded_whole() {
+        let tokenizer = open(16);
+        let texts = [
+            "plants need light ".repeat(2_000),
+            // A word of more than 100 letters is one unknown token: few tokens, many bytes.
+            format!("{} ", "x".repeat(500)).repeat(100),
+            "x".repeat(50_000),
+            format!("{} light", "é".repeat(40_000)),
+        ];
+        for text in texts {
+            let whole = tokenizer.encode(&text).unwrap();
+            let cut = tokenizer.ids(&text).unwrap();
+            let n = cut.len().min(16);
+            assert_eq!(cut[..n], whole[..whole.len().min(16)]);
+            assert_eq!(cut.len() <= 16, whole.len() <= 16);
+        }
+        assert_eq!(head("one two three", 3), "one");
+        assert_eq!(head("one two three", 4), "one two");
+        assert_eq!(head("é é", 1), "é");
+        assert_eq!(head("one", 1), "one");
+        // Only a beginning was encoded where that is enough.
+        let n_ids = tokenizer.ids(&"light ".repeat(10_000)).unwrap().len();
+        assert!((32..1_000).contains(&n_ids), "{n_ids}");
+    }
+
+    #[test]
+    fn a_smaller_bound_is_kept_and_an_impossible_one_refused() {
+        let tokenizer = open(64).within(16).unwrap();
+        assert_eq!(tokenizer.row_tokens_max(), 16);
+        assert_eq!(tokenizer.within(64).unwrap().row_tokens_max(), 16);
+        assert!(open(64).within(4).is_err());
     }
 }

@@ -4,17 +4,21 @@ use crate::model::{Query, TokenRows, Tokenizer};
 use crate::runtime::Runtime;
 use crate::score::ScoreError;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 use tokio::sync::oneshot;
 
 /// Documents in a piece: about a millisecond of passages, so that threads share a large request.
-const PIECE_DOCUMENTS: usize = 32;
+const PIECE_DOCUMENTS_MAX: usize = 32;
+/// Bytes of documents after which a piece ends: some ten milliseconds of text.
+const PIECE_BYTES_MAX: usize = 64 << 10;
 
 /// Threads that tokenize for all models.
 pub struct Pool {
-    jobs: Sender<Arc<Job>>,
+    // Whoever asked owns the job, and with it the documents: when that goes away, what waits here is empty.
+    jobs: Sender<Weak<Job>>,
     n_threads: usize,
 }
 
@@ -39,15 +43,15 @@ struct Job {
     encoded: OnceLock<Result<Query, String>>,
     next_piece: AtomicUsize,
     n_pieces_missing: AtomicUsize,
-    pieces: Vec<OnceLock<Result<Piece, ScoreError>>>,
+    pieces: Vec<Piece>,
     wanted: AtomicBool,
     reply: Mutex<Option<oneshot::Sender<Reply>>>,
 }
 
-#[derive(Debug)]
+/// Some of a job's documents, and what came of them.
 struct Piece {
-    rows: TokenRows,
-    truncated: Vec<u32>,
+    documents: Range<usize>,
+    done: OnceLock<Result<Tokenized, ScoreError>>,
 }
 
 /// Tells the threads that nobody waits any more.
@@ -61,13 +65,15 @@ impl Pool {
     /// # Errors
     /// When the system has no more threads.
     pub fn start(runtime: &Runtime, n_threads: usize, jobs_max: usize) -> Result<Self, String> {
-        let (jobs, receiver) = bounded::<Arc<Job>>(jobs_max);
+        let (jobs, receiver) = bounded::<Weak<Job>>(jobs_max);
         for thread in 0..n_threads {
-            let receiver: Receiver<Arc<Job>> = receiver.clone();
+            let receiver: Receiver<Weak<Job>> = receiver.clone();
+            let work = move || {
+                let jobs = receiver.iter().filter_map(|job| job.upgrade());
+                jobs.for_each(|job| job.run());
+            };
             runtime
-                .thread(format!("tokenize-{thread}"), move || {
-                    receiver.iter().for_each(|job| job.run())
-                })
+                .thread(format!("tokenize-{thread}"), work)
                 .map_err(|error| format!("no thread for the tokenizer: {error}"))?;
         }
         Ok(Self { jobs, n_threads })
@@ -76,14 +82,16 @@ impl Pool {
     /// Tokenizes the pairs of a query with its documents. Dropping the future stops the work.
     ///
     /// # Errors
-    /// `Overloaded` when the queue is full, `Internal` when the encoder fails.
+    /// `Overloaded` when the queue is full, `Invalid` for a pair without any token, `Internal` when the
+    /// encoder fails.
     pub async fn tokenize(
         &self,
         tokenizer: Arc<Tokenizer>,
         query: String,
         documents: Vec<String>,
     ) -> Reply {
-        let n_pieces = documents.len().div_ceil(PIECE_DOCUMENTS);
+        let pieces: Vec<_> = pieces(&documents).map(Piece::new).collect();
+        let n_pieces = pieces.len();
         let (reply, answer) = oneshot::channel();
         let job = Arc::new(Job {
             tokenizer,
@@ -92,12 +100,12 @@ impl Pool {
             encoded: OnceLock::new(),
             next_piece: AtomicUsize::new(0),
             n_pieces_missing: AtomicUsize::new(n_pieces),
-            pieces: (0..n_pieces).map(|_| OnceLock::new()).collect(),
+            pieces,
             wanted: AtomicBool::new(true),
             reply: Mutex::new(Some(reply)),
         });
         for helper in 0..n_pieces.min(self.n_threads) {
-            match self.jobs.try_send(Arc::clone(&job)) {
+            match self.jobs.try_send(Arc::downgrade(&job)) {
                 // One thread is enough; the others would only have made it faster.
                 Err(TrySendError::Full(_)) if helper > 0 => break,
                 Err(TrySendError::Full(_)) => {
@@ -130,21 +138,19 @@ impl Job {
     /// Works on pieces until none is left. The thread that finishes the last one answers.
     fn run(&self) {
         loop {
-            let piece = self.next_piece.fetch_add(1, Ordering::Relaxed);
-            let Some(place) = self.pieces.get(piece) else {
+            let next = self.next_piece.fetch_add(1, Ordering::Relaxed);
+            let Some(piece) = self.pieces.get(next) else {
                 return;
             };
-            if !self.wanted.load(Ordering::Relaxed) {
-                return;
-            }
             // The encoder is foreign code on foreign text: its panic is one request's failure.
-            let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.piece(piece)))
-                .unwrap_or_else(|_| {
-                    Err(ScoreError::Internal {
-                        why: "the tokenizer panicked".to_owned(),
-                    })
-                });
-            if place.set(done).is_err() {
+            let documents = piece.documents.clone();
+            let encode = std::panic::AssertUnwindSafe(|| self.encode(documents));
+            let done = std::panic::catch_unwind(encode).unwrap_or_else(|_| {
+                Err(ScoreError::Internal {
+                    why: "the tokenizer panicked".to_owned(),
+                })
+            });
+            if piece.done.set(done).is_err() {
                 unreachable!("each piece is taken once");
             }
             // AcqRel: the thread that sees the last one done sees all pieces.
@@ -154,32 +160,44 @@ impl Job {
         }
     }
 
-    fn piece(&self, piece: usize) -> Result<Piece, ScoreError> {
+    fn encode(&self, documents: Range<usize>) -> Result<Tokenized, ScoreError> {
         let failed = |why: String| ScoreError::Internal {
             why: format!("the tokenizer failed: {why}"),
         };
+        self.check_wanted()?;
         let query = self
             .encoded
             .get_or_init(|| self.tokenizer.query(&self.query))
             .as_ref();
         let query = query.map_err(|why| failed(why.clone()))?;
-        let first = piece * PIECE_DOCUMENTS;
-        let documents = &self.documents[first..(first + PIECE_DOCUMENTS).min(self.documents.len())];
-        let mut rows = TokenRows {
-            offsets: vec![0],
-            ..TokenRows::default()
-        };
-        let mut truncated = Vec::new();
-        for (place, document) in documents.iter().enumerate() {
-            if self
+        let mut done = Tokenized::none();
+        for index in documents {
+            self.check_wanted()?;
+            let document = &self.documents[index];
+            let cut = self
                 .tokenizer
-                .push_pair(query, document, &mut rows)
-                .map_err(failed)?
-            {
-                truncated.push((first + place) as u32);
+                .push_pair(query, document, &mut done.rows)
+                .map_err(failed)?;
+            if done.rows.row_len(done.rows.len() - 1) == 0 {
+                return Err(ScoreError::invalid(
+                    format!("documents[{index}]"),
+                    "neither it nor the query holds anything that the model reads; send text",
+                ));
             }
+            if cut.document {
+                done.truncated.push(index as u32);
+            }
+            done.query_truncated |= cut.query;
         }
-        Ok(Piece { rows, truncated })
+        Ok(done)
+    }
+
+    fn check_wanted(&self) -> Result<(), ScoreError> {
+        if self.wanted.load(Ordering::Relaxed) {
+            Ok(())
+        } else {
+            Err(ScoreError::Cancelled)
+        }
     }
 
     fn answer(&self) {
@@ -195,30 +213,167 @@ impl Job {
     }
 
     fn joined(&self) -> Reply {
-        let mut all = Tokenized {
+        let mut all = Tokenized::none();
+        for piece in self.pieces.iter().filter_map(|piece| piece.done.get()) {
+            all.append(piece.as_ref().map_err(ScoreError::clone)?);
+        }
+        Ok(all)
+    }
+}
+
+impl Piece {
+    fn new(documents: Range<usize>) -> Self {
+        Self {
+            documents,
+            done: OnceLock::new(),
+        }
+    }
+}
+
+/// Cuts documents into pieces, in their order: bounded in number and, from the second one on, in bytes.
+fn pieces(documents: &[String]) -> impl Iterator<Item = Range<usize>> + '_ {
+    let mut first = 0;
+    std::iter::from_fn(move || {
+        let rest = documents.get(first..).filter(|rest| !rest.is_empty())?;
+        let mut n_bytes = 0;
+        let n_more = rest[1..]
+            .iter()
+            .zip(rest)
+            .take(PIECE_DOCUMENTS_MAX - 1)
+            .take_while(|(next, last)| {
+                n_bytes += last.len();
+                n_bytes + next.len() <= PIECE_BYTES_MAX
+            })
+            .count();
+        let piece = first..first + 1 + n_more;
+        first = piece.end;
+        Some(piece)
+    })
+}
+
+// === impl Tokenized ===
+
+impl Tokenized {
+    fn none() -> Self {
+        Self {
             rows: TokenRows {
                 offsets: vec![0],
                 ..TokenRows::default()
             },
-            ..Tokenized::default()
-        };
-        for piece in self.pieces.iter().filter_map(OnceLock::get) {
-            let Piece { rows, truncated } = piece.as_ref().map_err(ScoreError::clone)?;
-            let base = all.rows.input_ids.len() as u32;
-            all.rows.input_ids.extend_from_slice(&rows.input_ids);
-            all.rows.type_ids.extend_from_slice(&rows.type_ids);
-            all.rows
-                .offsets
-                .extend(rows.offsets[1..].iter().map(|end| base + end));
-            all.truncated.extend_from_slice(truncated);
+            ..Self::default()
         }
-        all.query_truncated = matches!(self.encoded.get(), Some(Ok(query)) if query.truncated);
-        Ok(all)
+    }
+
+    fn append(&mut self, other: &Self) {
+        let Tokenized {
+            rows,
+            truncated,
+            query_truncated,
+        } = other;
+        let base = self.rows.input_ids.len() as u32;
+        self.rows.input_ids.extend_from_slice(&rows.input_ids);
+        self.rows.type_ids.extend_from_slice(&rows.type_ids);
+        let ends = rows.offsets[1..].iter().map(|end| base + end);
+        self.rows.offsets.extend(ends);
+        self.truncated.extend_from_slice(truncated);
+        self.query_truncated |= query_truncated;
     }
 }
 
 impl Drop for Wanted {
     fn drop(&mut self) {
         self.0.wanted.store(false, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(lengths: &[usize], want: &[Range<usize>]) {
+        let documents: Vec<_> = lengths.iter().map(|&length| "x".repeat(length)).collect();
+        assert_eq!(pieces(&documents).collect::<Vec<_>>(), want);
+    }
+
+    #[test]
+    fn pieces_are_bounded_in_documents_and_bytes() {
+        const KIB: usize = 1 << 10;
+        check(&[], &[]);
+        check(&[0; 33], &[0..32, 32..33]);
+        check(&[1; 70], &[0..32, 32..64, 64..70]);
+        check(&[32 * KIB, 32 * KIB, 1], &[0..2, 2..3]);
+        check(&[256 * KIB, 256 * KIB], &[0..1, 1..2]);
+        check(&[1, 256 * KIB, 1, 1], &[0..1, 1..2, 2..4]);
+    }
+
+    fn pool(n_threads: usize) -> (tokio::runtime::Runtime, Pool, Arc<Tokenizer>) {
+        let tasks = tokio::runtime::Runtime::new().unwrap();
+        let runtime = Runtime::new(tasks.handle().clone(), n_threads);
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/starter/tokenizer.json");
+        let tokenizer = Tokenizer::open(path.as_ref(), 32, 2).unwrap();
+        let pool = Pool::start(&runtime, n_threads, 8).unwrap();
+        (tasks, pool, Arc::new(tokenizer))
+    }
+
+    #[test]
+    fn pieces_come_together_in_order() {
+        let (tasks, pool, tokenizer) = pool(3);
+        let documents: Vec<_> = (0..100).map(|n| "light ".repeat(n % 60)).collect();
+        let query = tokenizer.query("plants").unwrap();
+        let mut want = Tokenized::none();
+        for (index, document) in documents.iter().enumerate() {
+            let cut = tokenizer
+                .push_pair(&query, document, &mut want.rows)
+                .unwrap();
+            want.truncated.extend(cut.document.then_some(index as u32));
+        }
+        let asked = pool.tokenize(tokenizer, "plants".to_owned(), documents);
+        let got = tasks.block_on(asked).unwrap();
+        assert_eq!(got.rows, want.rows);
+        assert_eq!(
+            (got.truncated, got.query_truncated),
+            (want.truncated, false)
+        );
+    }
+
+    #[test]
+    fn a_job_that_nobody_waits_for_keeps_no_documents() {
+        // No thread takes it out of the channel.
+        let (tasks, pool, tokenizer) = pool(0);
+        let pool = Pool {
+            n_threads: 1,
+            ..pool
+        };
+        let (jobs, waiting) = bounded(8);
+        let pool = Pool { jobs, ..pool };
+        let asked = pool.tokenize(tokenizer, "q".to_owned(), vec!["x".to_owned()]);
+        let soon = Duration::from_millis(1);
+        let outcome = tasks.block_on(async { tokio::time::timeout(soon, asked).await });
+        assert!(outcome.is_err());
+        assert!(waiting.recv().unwrap().upgrade().is_none());
+    }
+    #[test]
+    fn a_pair_without_any_token_is_refused_by_its_index() {
+        let (tasks, pool, _) = pool(1);
+        let starter = concat!(env!("CARGO_MANIFEST_DIR"), "/starter/tokenizer.json");
+        let mut json: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(starter).unwrap()).unwrap();
+        json["post_processor"] = serde_json::Value::Null;
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), json.to_string()).unwrap();
+        let tokenizer = Arc::new(Tokenizer::open(file.path(), 32, 2).unwrap());
+        assert_eq!(tokenizer.n_special(), 0);
+        // Normalizing takes control characters away.
+        let ask = |query: &str| {
+            let documents = vec!["light".to_owned(), "\u{7}".to_owned()];
+            tasks.block_on(pool.tokenize(Arc::clone(&tokenizer), query.to_owned(), documents))
+        };
+        let error = ask("\u{7}").unwrap_err();
+        let ScoreError::Invalid { param, .. } = error else {
+            panic!("{error}")
+        };
+        assert_eq!(param, "documents[1]");
+        assert_eq!(ask("plants").unwrap().rows.len(), 2);
     }
 }

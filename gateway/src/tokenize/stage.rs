@@ -69,8 +69,8 @@ async fn score(
     let tokenize = started.elapsed();
     let n_tokens = tokenized.rows.input_ids.len();
     // What was cut says nothing about the ratio.
-    if tokenized.truncated.is_empty() {
-        generation.line().learn_text(n_bytes, n_tokens);
+    if tokenized.truncated.is_empty() && !tokenized.query_truncated {
+        generation.line().learn_text(n_documents, n_bytes, n_tokens);
     }
 
     let ticket = permit.push(

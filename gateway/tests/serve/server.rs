@@ -213,7 +213,7 @@ impl Answer {
     }
 }
 
-fn ask(
+pub(crate) fn ask(
     address: SocketAddr,
     method: &str,
     path: &str,

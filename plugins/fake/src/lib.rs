@@ -75,7 +75,10 @@ impl Backend for FakeBackend {
             n_labels: self.options.labels,
             rows_max: self.request.rows_max,
             tokens_max: self.request.tokens_max,
-            row_tokens_max: self.request.row_tokens_max,
+            row_tokens_max: self
+                .options
+                .row_tokens_max
+                .unwrap_or(self.request.row_tokens_max),
             layout: Layout::Ragged,
             preferred_multiple: 1,
             n_workers_max: self.request.n_workers.max(4),

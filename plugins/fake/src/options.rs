@@ -14,6 +14,8 @@ pub(crate) struct Options {
     pub(crate) labels: u32,
     /// Ids from here on fail their row.
     pub(crate) vocab_size: u32,
+    /// The most tokens that it takes in a row; without it, what the host asks for.
+    pub(crate) row_tokens_max: Option<u32>,
     /// Added to every logit: another value is another numerics id.
     pub(crate) bias: f32,
     /// Microseconds that each row takes.
@@ -51,6 +53,7 @@ impl Default for Options {
         Self {
             labels: 1,
             vocab_size: 1 << 20,
+            row_tokens_max: None,
             bias: 0.0,
             row_us: 0,
             hold: None,

@@ -1,0 +1,215 @@
+//! The program itself: signals, exit codes, and what it says when it ends.
+
+use crate::server::{ask, plugin_dir};
+use serde_json::json;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+/// No step of a test takes this long unless something is broken.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// A process that was told to stop is gone after much less than any download takes.
+const SOON: Duration = Duration::from_secs(10);
+
+/// A running `crossgate`; killed when dropped.
+struct Process {
+    child: Child,
+    stderr: BufReader<ChildStderr>,
+    dir: tempfile::TempDir,
+}
+
+impl Process {
+    /// Starts on free ports with the fake plugin, and asks `hub` for models.
+    fn start(args: &[&str], hub: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let options = json!({"hold": hold(dir.path())}).to_string();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_crossgate"));
+        command
+            .args(["--host", "127.0.0.1", "--port", "0", "--grpc-port", "0"])
+            .args(["--admin-port", "0", "--backend", "fake"])
+            .args(["--backend-options", &options, "--plugin-dir"])
+            .arg(plugin_dir())
+            .arg("--cache-dir")
+            .arg(dir.path().join("cache"))
+            .args(args)
+            .env("HF_ENDPOINT", hub)
+            .env("NO_PROXY", "*")
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        Self { child, stderr, dir }
+    }
+
+    /// Reads on until a line that says `word`.
+    fn line_with(&mut self, word: &str) -> String {
+        let mut said = String::new();
+        loop {
+            let mut line = String::new();
+            let n_read = self.stderr.read_line(&mut line).unwrap();
+            assert!(n_read > 0, "it ended without {word:?}:\n{said}");
+            if line.contains(word) {
+                return line;
+            }
+            said.push_str(&line);
+        }
+    }
+
+    /// Where HTTP listens.
+    fn address(&mut self) -> SocketAddr {
+        let line = self.line_with("listening");
+        let (_, rest) = line.split_once("http=").unwrap();
+        rest.split_whitespace().next().unwrap().parse().unwrap()
+    }
+
+    fn signal(&self, name: &str) {
+        let kill = Command::new("kill")
+            .args([name, &self.child.id().to_string()])
+            .status();
+        assert!(kill.unwrap().success());
+    }
+
+    /// Waits for the end; what was said on the way.
+    fn end_within(&mut self, patience: Duration) -> (ExitStatus, String) {
+        let deadline = Instant::now() + patience;
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            assert!(Instant::now() < deadline, "it does not end");
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        let mut said = String::new();
+        self.stderr.read_to_string(&mut said).unwrap();
+        (status, said)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// While this file exists, the fake computes nothing.
+fn hold(dir: &Path) -> std::path::PathBuf {
+    dir.join("hold")
+}
+
+/// A hub that takes connections and says nothing until the test does.
+fn silent_hub() -> (TcpListener, String) {
+    let hub = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", hub.local_addr().unwrap());
+    (hub, url)
+}
+
+fn answer_404(mut stream: &TcpStream) {
+    let head = "HTTP/1.1 404 X\r\nx-error-code: RepoNotFound\r\n";
+    write!(
+        stream,
+        "{head}content-length: 0\r\nconnection: close\r\n\r\n"
+    )
+    .unwrap();
+}
+
+#[test]
+fn a_signal_ends_the_process_also_while_a_download_stalls() {
+    for signal in ["-TERM", "-INT"] {
+        let (hub, url) = silent_hub();
+        let mut process = Process::start(&["--models", "org/name"], &url);
+        let _stalled = hub.accept().unwrap();
+        process.signal(signal);
+        let (status, said) = process.end_within(SOON);
+        assert!(status.success(), "{signal}: {status}: {said}");
+    }
+}
+
+#[test]
+fn a_second_signal_ends_the_process_at_once() {
+    let mut process = Process::start(&["--drain-timeout", "1h"], "http://127.0.0.1:1");
+    let address = process.address();
+    process.line_with("ready");
+    std::fs::write(hold(process.dir.path()), "").unwrap();
+    let body = json!({"query": "q", "documents": ["x"]}).to_string();
+    let mut client = TcpStream::connect(address).unwrap();
+    let head = "POST /rerank HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n";
+    write!(client, "{head}content-length: {}\r\n\r\n{body}", body.len()).unwrap();
+    let in_flight = || ask(address, "GET", "/metrics", None, PATIENCE).text;
+    while !in_flight().contains("crossgate_requests_in_flight{model=\"starter\"} 1") {
+        std::thread::yield_now();
+    }
+    process.signal("-TERM");
+    process.line_with("draining");
+    process.signal("-TERM");
+    let (status, said) = process.end_within(SOON);
+    assert_eq!(status.code(), Some(1), "{said}");
+    assert!(said.contains("asked twice"), "{said}");
+}
+
+#[test]
+fn a_model_that_does_not_load_leaves_the_others_time_to_answer() {
+    let (hub, url) = silent_hub();
+    let models = ["--models", "starter,org/name"];
+    let mut process = Process::start(&models, &url);
+    let address = process.address();
+    process.line_with("model is live");
+    let (asked, _) = hub.accept().unwrap();
+    std::fs::write(hold(process.dir.path()), "").unwrap();
+    let body = json!({"query": "q", "documents": ["x"]});
+    let admitted =
+        std::thread::spawn(move || ask(address, "POST", "/rerank", Some(&body), PATIENCE));
+    let in_flight = || ask(address, "GET", "/metrics", None, PATIENCE).text;
+    while !in_flight().contains("crossgate_requests_in_flight{model=\"starter\"} 1") {
+        std::thread::yield_now();
+    }
+    answer_404(&asked);
+    process.line_with("draining");
+    std::fs::remove_file(hold(process.dir.path())).unwrap();
+    assert_eq!(admitted.join().unwrap().status, 200);
+    let (status, said) = process.end_within(SOON);
+    assert_eq!(status.code(), Some(1), "{said}");
+    assert!(said.contains("org/name does not load"), "{said}");
+}
+
+#[test]
+fn wrong_values_end_with_2_before_a_port_opens() {
+    let cases = [
+        (["--backend", "nobody"], "there is no plugin \"nobody\""),
+        (["--dtype", "f16"], "expected auto or one of f32"),
+        (["--max-length", "9000"], "batch.tokens_max"),
+        (["--log-level", "gateway=loud"], "log.level"),
+        (["--models", "no spaces"], "model.sources"),
+    ];
+    for (args, word) in cases {
+        let mut process = Process::start(&args, "http://127.0.0.1:1");
+        let (status, said) = process.end_within(PATIENCE);
+        assert_eq!(status.code(), Some(2), "{args:?}: {said}");
+        assert!(said.contains(word), "{args:?}: {said} does not say {word}");
+        assert!(!said.contains("listening"), "{args:?}: {said}");
+    }
+}
+
+#[test]
+fn wrong_values_that_only_the_model_or_the_plugin_knows_end_with_2() {
+    let cases = [
+        (
+            ["--activation", "softmax"],
+            ["model.activation", "1 for every document"],
+        ),
+        (
+            ["--backend-options", r#"{"colour": "red"}"#],
+            ["model.options", "colour"],
+        ),
+    ];
+    for (args, words) in cases {
+        let mut process = Process::start(&args, "http://127.0.0.1:1");
+        let (status, said) = process.end_within(PATIENCE);
+        assert_eq!(status.code(), Some(2), "{args:?}: {said}");
+        for word in words {
+            assert!(said.contains(word), "{args:?}: {said} does not say {word}");
+        }
+    }
+}
