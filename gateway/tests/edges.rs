@@ -24,7 +24,6 @@ use gateway::score::{ScoreError, ScoreRequest, ScoreResponse};
 use serde_json::Value;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::Poll;
 use tokio_stream::StreamExt as _;
 use tower::ServiceExt as _;
@@ -89,43 +88,6 @@ fn what_serves_and_how_it_does() {
         "text/plain; version=0.0.4; charset=utf-8"
     );
     assert!(reply.text.starts_with("# TYPE"));
-}
-
-#[test]
-fn readiness_says_what_is_missing() {
-    let fixture = Fixture::new();
-    for path in ["/livez", "/ping", "/readyz", "/v1/health/ready"] {
-        check_in(
-            &fixture,
-            &format!("GET {path}"),
-            &[],
-            "",
-            200,
-            r#"{"status":"ok","reasons":[]}"#,
-        );
-    }
-    fixture.catalog.is_ready.store(false, Ordering::Relaxed);
-    check_in(&fixture, "GET /livez", &[], "", 200, r#"{"status":"ok"}"#);
-    check_in(
-        &fixture,
-        "GET /readyz",
-        &[],
-        "",
-        503,
-        r#"{"status":"not ready","reasons":["model default is loading"]}"#,
-    );
-    check_in(
-        &fixture,
-        "GET /health",
-        &[],
-        "",
-        503,
-        r#"{"status":"not ready: model default is loading"}"#,
-    );
-    for line in ["GET /readyz", "GET /v1/health/ready", "GET /health"] {
-        let reply = block_on(send(fixture.http(), line, &[], ""));
-        assert_eq!(reply.header("retry-after"), "1", "{line}");
-    }
 }
 
 #[test]

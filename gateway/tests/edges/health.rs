@@ -1,6 +1,6 @@
-//! gRPC's health service, checked and watched.
+//! Readiness, as probes over HTTP and gRPC see it.
 
-use crate::fixture::Fixture;
+use crate::fixture::{Fixture, block_on, check_in, send};
 use crate::grpc::connect;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -15,6 +15,43 @@ const MOMENT: Duration = Duration::from_millis(200);
 fn request(service: &str) -> HealthCheckRequest {
     let service = service.to_owned();
     HealthCheckRequest { service }
+}
+
+#[test]
+fn readiness_says_what_is_missing() {
+    let fixture = Fixture::new();
+    for path in ["/livez", "/ping", "/readyz", "/v1/health/ready"] {
+        check_in(
+            &fixture,
+            &format!("GET {path}"),
+            &[],
+            "",
+            200,
+            r#"{"status":"ok","reasons":[]}"#,
+        );
+    }
+    fixture.catalog.is_ready.store(false, Ordering::Relaxed);
+    check_in(&fixture, "GET /livez", &[], "", 200, r#"{"status":"ok"}"#);
+    check_in(
+        &fixture,
+        "GET /readyz",
+        &[],
+        "",
+        503,
+        r#"{"status":"not ready","reasons":["model default is loading"]}"#,
+    );
+    check_in(
+        &fixture,
+        "GET /health",
+        &[],
+        "",
+        503,
+        r#"{"status":"not ready: model default is loading"}"#,
+    );
+    for line in ["GET /readyz", "GET /v1/health/ready", "GET /health"] {
+        let reply = block_on(send(fixture.http(), line, &[], ""));
+        assert_eq!(reply.header("retry-after"), "1", "{line}");
+    }
 }
 
 #[tokio::test]
