@@ -16,24 +16,28 @@ mod codec;
 mod docs;
 mod document;
 mod grpc;
+mod grpc_health;
 mod health;
 mod http;
 mod json;
 mod layers;
 mod listen;
 mod models;
+mod overflow;
 mod post;
 mod problem;
 mod rerank;
 mod stream;
+mod tally;
 mod tei;
 mod wire;
 
 pub use admin::{PluginRow, admin};
 pub use docs::openapi;
-pub use grpc::{HealthReport, grpc};
+pub use grpc::grpc;
+pub use grpc_health::HealthReport;
 pub use http::http;
-pub use listen::{Connections, Listener, Patience};
+pub use listen::{BindError, Connections, Listener, Patience};
 
 use crate::intake::Door;
 use crate::load::Catalog;
@@ -98,14 +102,9 @@ impl Edge {
     /// Asks the core. An answer has one row for each document, and its numbers are finite: JSON has
     /// no others.
     async fn score(&self, request: ScoreRequest) -> Result<ScoreResponse, ScoreError> {
-        let (id, n_documents) = (request.id.clone(), request.documents.len());
+        let n_documents = request.documents.len();
         let outcome = self.core.clone().oneshot(request).await;
-        let outcome = outcome.and_then(|response| check(response, n_documents));
-        if let Err(ScoreError::Internal { why }) = &outcome {
-            // Clients are not told.
-            tracing::error!(%id, why, "a mistake of ours");
-        }
-        outcome
+        outcome.and_then(|response| check(response, n_documents))
     }
 }
 

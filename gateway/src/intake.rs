@@ -224,7 +224,8 @@ where
             Ok(routed) => routed,
             Err(error) => return Box::pin(std::future::ready(Err(error))),
         };
-        let metrics = Arc::clone(routed.generation.metrics());
+        // Dropped with the future when the client goes away, which counts too.
+        let open = routed.generation.metrics().open();
         let answer = self.next.call(routed);
         Box::pin(async move {
             // When the time is up the answer's future is dropped, and with it all that it asked for.
@@ -237,7 +238,7 @@ where
                 }
                 Ok(outcome) => outcome,
             };
-            metrics.outcome(outcome.as_ref().map_or_else(ScoreError::outcome, |_| "ok"));
+            open.end(outcome.as_ref().map_or_else(ScoreError::outcome, |_| "ok"));
             outcome
         })
     }

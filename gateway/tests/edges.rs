@@ -5,10 +5,16 @@
 mod fixture;
 #[path = "edges/grpc.rs"]
 mod grpc;
+#[path = "edges/health.rs"]
+mod health;
 #[path = "edges/limits.rs"]
 mod limits;
 #[path = "edges/listen.rs"]
 mod listen;
+#[path = "edges/log.rs"]
+mod log;
+#[path = "edges/options.rs"]
+mod options;
 #[path = "edges/rerank.rs"]
 mod rerank;
 
@@ -18,7 +24,6 @@ use gateway::score::{ScoreError, ScoreRequest, ScoreResponse};
 use serde_json::Value;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::Poll;
 use tokio_stream::StreamExt as _;
 use tower::ServiceExt as _;
@@ -83,39 +88,6 @@ fn what_serves_and_how_it_does() {
         "text/plain; version=0.0.4; charset=utf-8"
     );
     assert!(reply.text.starts_with("# TYPE"));
-}
-
-#[test]
-fn readiness_says_what_is_missing() {
-    let fixture = Fixture::new();
-    for path in ["/livez", "/ping", "/readyz", "/v1/health/ready"] {
-        check_in(
-            &fixture,
-            &format!("GET {path}"),
-            &[],
-            "",
-            200,
-            r#"{"status":"ok","reasons":[]}"#,
-        );
-    }
-    fixture.catalog.is_ready.store(false, Ordering::Relaxed);
-    check_in(&fixture, "GET /livez", &[], "", 200, r#"{"status":"ok"}"#);
-    check_in(
-        &fixture,
-        "GET /readyz",
-        &[],
-        "",
-        503,
-        r#"{"status":"not ready","reasons":["model default is loading"]}"#,
-    );
-    check_in(
-        &fixture,
-        "GET /health",
-        &[],
-        "",
-        503,
-        r#"{"status":"not ready: model default is loading"}"#,
-    );
 }
 
 #[test]

@@ -127,6 +127,14 @@ fn a_client_that_goes_away_is_not_computed_for() {
     server.until(|| (server.metric("crossgate_queue_rows") > 100.0).then_some(()));
     drop(gone);
     server.until(|| (server.metric("crossgate_queue_rows") == 0.0).then_some(()));
+    let cancelled = r#"outcome="cancelled"} 1"#;
+    server.until(|| {
+        server
+            .get("/metrics")
+            .text
+            .contains(cancelled)
+            .then_some(())
+    });
     drop(hold);
     assert_eq!(
         server

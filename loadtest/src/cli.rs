@@ -132,7 +132,6 @@ struct TargetArgs {
         long,
         value_name = "URL",
         conflicts_with = "grpc",
-        required_unless_present = "grpc",
         help_heading = "Target"
     )]
     url: Option<String>,
@@ -202,9 +201,14 @@ impl RunArgs {
         }
     }
 
-    /// `raw_scores`: the workload has expected scores, which are logits.
-    pub(crate) fn plan(&self, raw_scores: bool) -> Result<Plan, Error> {
+    /// The plan of a run without expected scores: those are logits, and have to be asked for.
+    pub(crate) fn plan(&self) -> Result<Plan, Error> {
         let load = match self.mode {
+            Mode::Closed if self.rate.is_some() => {
+                return Err(Error::Usage(
+                    "--rate: a closed loop has none; use --mode open, or leave it out".into(),
+                ));
+            }
             Mode::Closed => Load::Closed {
                 clients: self.clients,
             },
@@ -228,7 +232,7 @@ impl RunArgs {
             (None, None) => None,
         };
         let plan = Plan {
-            target: self.target.target(raw_scores)?,
+            target: self.target.target(false)?,
             load,
             until,
             warmup: self.warmup,
@@ -286,7 +290,10 @@ impl TargetArgs {
                     Shape::Score => Dialect::Score,
                 },
             },
-            (None, None, _) => return Err(Error::Usage("--url or --grpc is needed".into())),
+            (None, None, _) => {
+                let why = "--url or --grpc is needed: where the server listens";
+                return Err(Error::Usage(why.into()));
+            }
         };
         let (model, api_key) = (self.model.clone(), self.api_key.clone());
         Ok(Target {
@@ -346,7 +353,7 @@ mod tests {
         let plan = Cli::try_parse_from(words)
             .map_err(|error| error.to_string())
             .and_then(|cli| match cli.command {
-                Command::Run(run) => run.plan(false).map(drop).map_err(|error| error.to_string()),
+                Command::Run(run) => run.plan().map(drop).map_err(|error| error.to_string()),
                 Command::Record(_) => Err("record".into()),
             });
         match (plan, wanted) {
@@ -363,7 +370,8 @@ mod tests {
             "--grpc http://h:1 --dialect score --mode open --rate 5 --requests 3",
             Ok(()),
         );
-        check("", Err("--url"));
+        check("", Err("--url or --grpc"));
+        check("--url http://h:1 --rate 5", Err("use --mode open"));
         check("--url http://h:1 --grpc http://h:1", Err("--grpc"));
         check("--url https://h:1", Err("no TLS"));
         check("--url http://h:1 --mode open", Err("--rate"));

@@ -62,11 +62,14 @@ pub enum Status {
 }
 
 impl Client {
-    /// Renders every request of the workload. gRPC connects here; HTTP with the first requests.
+    /// Renders every request of the workload. gRPC's connections are opened here; HTTP's with the first
+    /// requests, after one that only shows that somebody is there.
     pub async fn connect(target: &Target, workload: &Workload) -> Result<Self, Error> {
         Ok(match &target.endpoint {
             Endpoint::Http { url, dialect } => {
-                Self::Http(HttpClient::new(url, *dialect, target, workload)?)
+                let client = HttpClient::new(url, *dialect, target, workload)?;
+                client.reach(target.timeout).await?;
+                Self::Http(client)
             }
             Endpoint::Grpc {
                 url,

@@ -42,8 +42,10 @@ async fn main() -> ExitCode {
 }
 
 async fn start_run(arguments: &RunArgs, stop: Stop) -> Result<ExitCode, Error> {
+    // What is wrong with the command line comes before what is wrong with a file.
+    let mut plan = arguments.plan()?;
     let workload = Workload::load(&arguments.source())?;
-    let plan = arguments.plan(workload.has_expectations())?;
+    plan.target.raw_scores = workload.has_expectations();
     // Opened first: a result must not be lost to a mistyped path after minutes of load.
     let json = arguments
         .json
@@ -64,8 +66,8 @@ async fn start_run(arguments: &RunArgs, stop: Stop) -> Result<ExitCode, Error> {
 }
 
 async fn start_record(arguments: &RecordArgs, stop: &Stop) -> Result<(), Error> {
-    let workload = Workload::load(&arguments.source())?;
     let target = arguments.target()?;
+    let workload = Workload::load(&arguments.source())?;
     let mut out = create(&arguments.output)?;
     record(&target, &workload, &mut out, stop).await
 }

@@ -33,6 +33,8 @@ pub struct Report {
     pub pairs_per_s: f64,
     /// 429 and 503, of what was sent.
     pub refused_share: f64,
+    /// 504, of what was sent: taken in, worked on, and too late.
+    pub deadline_exceeded_share: f64,
     pub latency_us: Latency,
     pub refused_latency_us: Latency,
     pub start_delay_us: Latency,
@@ -123,6 +125,7 @@ impl Report {
             requests_per_s: per(outcomes.ok, wall_s),
             pairs_per_s: per(tally.pairs, wall_s),
             refused_share: per(outcomes.refused(), tally.sent as f64),
+            deadline_exceeded_share: per(outcomes.deadline_exceeded, tally.sent as f64),
             outcomes,
             latency_us: Latency::of(&tally.latency_us),
             refused_latency_us: Latency::of(&tally.refused_latency_us),

@@ -56,7 +56,7 @@ pub fn admin(edge: Edge, plugins: impl Fn() -> Vec<PluginRow> + Send + Sync + 's
         .route("/plugins", get(list_plugins))
         .route("/models", get(list_models))
         .route("/health", get(show_health))
-        .fallback(no_route)
+        .fallback(async |request: Request| no_route(&request, &ROUTES))
         .method_not_allowed_fallback(async |request: Request| wrong_method(&request, "GET"))
         .layer(from_fn(check_host))
         .layer(CatchPanicLayer::custom(panicked))
@@ -76,8 +76,7 @@ async fn list_models(State(admin): State<Arc<Admin>>) -> Response {
 }
 
 async fn show_health(State(admin): State<Arc<Admin>>) -> Response {
-    let (status, health) = health::view(&admin.edge);
-    json(status, &health)
+    health::view(&admin.edge)
 }
 
 /// A web page can make a browser call this listener by a name of its own that resolves to this

@@ -11,6 +11,8 @@ use std::time::Duration;
 
 /// Which activation made the scores.
 pub(super) const ACTIVATION: &str = "x-crossgate-activation";
+/// What was cut, where the answer itself has no place for it.
+pub(super) const WARNINGS: &str = "x-crossgate-warnings";
 /// Where the time went, as browsers and load balancers read it.
 pub(super) const SERVER_TIMING: &str = "server-timing";
 

@@ -2,8 +2,8 @@
 
 use crate::score::{RequestId, ScoreRequest};
 use axum::http::{Extensions, HeaderMap};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 /// The header that carries a request's id, both ways; in gRPC the metadata.
@@ -20,6 +20,8 @@ struct Facts {
     started: Instant,
     /// Documents asked about, once they are known.
     n_rows: AtomicUsize,
+    /// Why it is refused, with what the client is not told.
+    reason: OnceLock<String>,
 }
 
 // === impl Call ===
@@ -37,6 +39,7 @@ impl Call {
             id,
             started: Instant::now(),
             n_rows: AtomicUsize::new(0),
+            reason: OnceLock::new(),
         }))
     }
 
@@ -87,5 +90,15 @@ impl Call {
     /// Documents asked about, 0 until they are known.
     pub(super) fn n_rows(&self) -> usize {
         self.0.n_rows.load(Ordering::Relaxed)
+    }
+
+    /// Keeps for the log why the call is refused; the first reason is the one.
+    pub(super) fn refuse(&self, reason: String) {
+        self.0.reason.get_or_init(|| reason);
+    }
+
+    /// Why it is refused, where that has been said.
+    pub(super) fn reason(&self) -> Option<&str> {
+        self.0.reason.get().map(String::as_str)
     }
 }

@@ -6,6 +6,7 @@ use super::answer::scored;
 use super::aside::aside;
 use super::document::{Document, RankFields};
 use super::json;
+use super::overflow::{Bound, Overflow, cuts, row_tokens_max};
 use super::post::Post;
 use super::wire::Refusal;
 use crate::intake::Bounds;
@@ -16,8 +17,6 @@ use utoipa::ToSchema;
 
 /// Documents that one search unit pays for, as Cohere bills them.
 const SEARCH_UNIT_DOCUMENTS: usize = 100;
-/// Indices that a warning lists before it only counts.
-const WARNED_INDICES_MAX: usize = 20;
 
 /// A query and the documents to rank by it. Every optional field may be null; others are ignored.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -50,6 +49,23 @@ pub(super) struct Body {
     /// The model's logit instead of its activation's value.
     #[serde(default, deserialize_with = "json::flag")]
     raw_scores: Option<bool>,
+    /// What becomes of a request with a text that is too long: `truncate` (or absent) cuts it and warns,
+    /// `error` refuses the request and names the text.
+    overflow: Option<String>,
+    /// Not applied yet; if it is less than the model's length, `meta.warnings` says so.
+    #[serde(default, deserialize_with = "json::count")]
+    max_tokens_per_doc: Option<u64>,
+    /// Not applied yet; if it is less than the model's length, `meta.warnings` says so.
+    #[serde(default, deserialize_with = "json::count")]
+    max_tokens_per_query: Option<u64>,
+    /// Not applied yet; if it is less than the model's length, `meta.warnings` says so. -1 is that length.
+    #[serde(default, deserialize_with = "json::count_or_all")]
+    #[schema(value_type = Option<i64>, minimum = -1)]
+    truncate_prompt_tokens: Option<u64>,
+    /// A number or a word. Not applied yet; other than 0, `meta.warnings` says so.
+    #[serde(default, deserialize_with = "json::scalar")]
+    #[schema(value_type = Option<serde_json::Value>)]
+    priority: Option<String>,
 }
 
 /// The documents by falling score; equal scores keep the documents' order.
@@ -110,7 +126,7 @@ pub(super) struct Meta {
     api_version: ApiVersion,
     billed_units: BilledUnits,
     tokens: Tokens,
-    /// What was cut to the model's length.
+    /// What was cut to the model's length, and what was asked for and not done.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     warnings: Vec<String>,
 }
@@ -150,6 +166,9 @@ struct Shown {
     raw: bool,
     /// The documents' texts, where they are to be repeated.
     texts: Option<Vec<String>>,
+    overflow: Overflow,
+    bounds: [Bound; 3],
+    has_priority: bool,
 }
 
 /// Answers a body with `documents`.
@@ -166,8 +185,11 @@ pub(super) async fn rerank(edge: &Edge, post: &Post) -> Result<Response, Refusal
     } else {
         response.activation
     };
+    let row_tokens_max = row_tokens_max(edge, &response);
+    shown.overflow.check(&response, row_tokens_max)?;
     Ok(aside(shown.bytes(), || {
-        let answer = answer(post.call.id().to_string(), &response, shown);
+        let warnings = shown.warnings(&response, row_tokens_max);
+        let answer = answer(post.call.id().to_string(), &response, shown, warnings);
         scored(&post.call, &response, activation, &answer)
     }))
 }
@@ -193,6 +215,7 @@ fn read(body: &[u8], bounds: &Bounds) -> Result<Asked, Refusal> {
         )
         .into());
     }
+    let overflow = Overflow::parse(body.overflow.as_deref())?;
     let rank_fields = body.rank_fields.unwrap_or_default();
     let texts = documents
         .into_iter()
@@ -208,6 +231,15 @@ fn read(body: &[u8], bounds: &Bounds) -> Result<Asked, Refusal> {
             .return_documents
             .unwrap_or(false)
             .then(|| texts.clone()),
+        overflow,
+        bounds: [
+            Bound::new("max_tokens_per_doc", body.max_tokens_per_doc),
+            Bound::new("max_tokens_per_query", body.max_tokens_per_query),
+            Bound::new("truncate_prompt_tokens", body.truncate_prompt_tokens),
+        ],
+        has_priority: body
+            .priority
+            .is_some_and(|priority| !matches!(priority.as_str(), "" | "0")),
     };
     Ok(Asked {
         model: body.model,
@@ -217,7 +249,7 @@ fn read(body: &[u8], bounds: &Bounds) -> Result<Asked, Refusal> {
     })
 }
 
-fn answer(id: String, response: &ScoreResponse, mut shown: Shown) -> Answer {
+fn answer(id: String, response: &ScoreResponse, mut shown: Shown, warnings: Vec<String>) -> Answer {
     let scores = response.scores(shown.raw);
     let order = ranking(&scores).into_iter().take(shown.n_results);
     let results = order.map(|index| Ranked {
@@ -245,7 +277,7 @@ fn answer(id: String, response: &ScoreResponse, mut shown: Shown) -> Answer {
                 input_tokens: response.n_tokens,
                 output_tokens: 0,
             },
-            warnings: warnings(response),
+            warnings,
         },
     }
 }
@@ -256,25 +288,15 @@ impl Shown {
         let texts = self.texts.iter().flatten().map(String::len);
         self.n_results * RESULT_BYTES + texts.sum::<usize>()
     }
-}
 
-fn warnings(response: &ScoreResponse) -> Vec<String> {
-    let mut warnings = Vec::new();
-    if response.query_truncated {
-        warnings.push("query was cut to leave room for the documents".to_owned());
+    /// What was cut, and what was asked for and not done.
+    fn warnings(&self, response: &ScoreResponse, row_tokens_max: usize) -> Vec<String> {
+        let mut warnings = cuts(response, "documents");
+        let bounds = self.bounds.iter();
+        warnings.extend(bounds.filter_map(|bound| bound.warning(row_tokens_max)));
+        if self.has_priority {
+            warnings.push("priority was not applied: all requests have the same".to_owned());
+        }
+        warnings
     }
-    if !response.truncated.is_empty() {
-        let listed = response
-            .truncated
-            .iter()
-            .take(WARNED_INDICES_MAX)
-            .map(|idx| format!("documents[{idx}]"));
-        let listed = listed.collect::<Vec<_>>().join(", ");
-        let more = match response.truncated.len().saturating_sub(WARNED_INDICES_MAX) {
-            0 => String::new(),
-            n_more => format!(" and {n_more} more"),
-        };
-        warnings.push(format!("cut to the model's length: {listed}{more}"));
-    }
-    warnings
 }

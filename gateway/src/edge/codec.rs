@@ -80,16 +80,20 @@ impl<D: Message + Default> Decoder for In<D> {
         aside(input.remaining(), || {
             // A string of nothing is two bytes here and twenty-four in memory.
             let n_documents = count(DOCUMENTS, input.chunk());
-            if let Err(error) = self.bounds.check_count(n_documents) {
-                let refusal = Refusal::from(error);
-                return Err(Status::new(wire(&refusal).grpc, refusal.reason()));
-            }
+            self.bounds
+                .check_count(n_documents)
+                .map_err(|error| refused(&error.into()))?;
             let message = D::decode(input);
-            message
-                .map(Some)
-                .map_err(|error| Status::internal(error.to_string()))
+            message.map(Some).map_err(|error| {
+                let why = error.to_string();
+                refused(&Refusal::BadMessage { why })
+            })
         })
     }
+}
+
+fn refused(refusal: &Refusal) -> Status {
+    Status::new(wire(refusal).grpc, refusal.reason())
 }
 
 /// How often a field stands in a message. Stops where the message makes no sense: to say so is for

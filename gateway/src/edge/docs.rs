@@ -93,6 +93,7 @@ fn file(path: &str) -> Result<Response, Problem> {
         Ok(None) => Err(Refusal::NoRoute {
             method: "GET".to_owned(),
             path: format!("/docs/{path}"),
+            near: None,
         }
         .into()),
         Err(error) => Err(ScoreError::Internal {

@@ -5,10 +5,10 @@ use super::answer::ACTIVATION;
 use super::body::{Metered, held};
 use super::call::Call;
 use super::codec::Codec;
+use super::grpc_health::HealthReport;
 use super::layers::{Protocol, Watch, panic_error, watch};
 use super::post::content_length;
 use super::wire::{OURS, Refusal, status, wire};
-use crate::load::Catalog;
 use crate::score::{Activation, ScoreError, ScoreResponse, ranking};
 use axum::Router;
 use axum::body::Body;
@@ -26,8 +26,7 @@ use tonic::Code;
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::server::Grpc;
 use tonic::service::Routes;
-use tonic_health::ServingStatus;
-use tonic_health::server::HealthReporter;
+use tonic_health::pb::health_server::HealthServer;
 use tower::service_fn;
 use tower_http::catch_panic::CatchPanicLayer;
 
@@ -49,7 +48,6 @@ const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/crossgate_d
 /// The service that scores, and its paths' beginning.
 const SERVICE: &str = "crossgate.v1.Scoring";
 const SCORING: &str = "/crossgate.v1.Scoring/";
-const HEALTH: &str = "/grpc.health.v1.Health/";
 const SCORE: &str = "/crossgate.v1.Scoring/Score";
 const RERANK: &str = "/crossgate.v1.Scoring/Rerank";
 /// What metrics tell apart.
@@ -66,13 +64,6 @@ const READ_GRACE: Duration = Duration::from_secs(1);
 /// gRPC's own header for a call's time.
 const TIMEOUT: &str = "grpc-timeout";
 
-/// Keeps the health service in step with the catalog.
-#[derive(Clone)]
-pub struct HealthReport {
-    reporter: HealthReporter,
-    catalog: Arc<dyn Catalog>,
-}
-
 /// What is served to gRPC's clients, over HTTP/2, and its health report.
 ///
 /// Serve the router as it is: tonic's own server would end a call at its `grpc-timeout` as
@@ -81,12 +72,7 @@ pub struct HealthReport {
 /// # Errors
 /// The descriptors do not describe the service: a mistake of the build.
 pub async fn grpc(edge: Edge) -> Result<(Router, HealthReport), tonic_reflection::server::Error> {
-    let (reporter, health) = tonic_health::server::health_reporter();
-    let report = HealthReport {
-        reporter,
-        catalog: Arc::clone(&edge.catalog),
-    };
-    report.refresh().await;
+    let report = HealthReport::new(Arc::clone(&edge.catalog), SERVICE);
     let observer = Watch::new(Protocol::Grpc, ROUTES.to_vec(), Arc::clone(&edge.metrics));
     let reflected = || {
         tonic_reflection::server::Builder::configure()
@@ -94,12 +80,12 @@ pub async fn grpc(edge: Edge) -> Result<(Router, HealthReport), tonic_reflection
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     let edge = Arc::new(edge);
-    let router = Routes::new(health)
+    let router = Routes::new(HealthServer::new(report.clone()))
         .add_service(reflected().build_v1()?)
         .add_service(reflected().build_v1alpha()?)
         .into_axum_router()
         .merge(scoring(Arc::clone(&edge)))
-        .layer(from_fn_with_state((edge, report.clone()), enter))
+        .layer(from_fn_with_state(edge, enter))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn_with_state(observer, watch));
     Ok((router, report))
@@ -142,16 +128,8 @@ where
 
 struct Service(Arc<Edge>);
 
-/// Before the message is read: a pass for those who ask for scores, and a fresh look for those who
-/// ask about health.
-async fn enter(
-    State((edge, report)): State<(Arc<Edge>, HealthReport)>,
-    request: Request,
-    next: Next,
-) -> Response {
-    if request.uri().path().starts_with(HEALTH) {
-        report.refresh().await;
-    }
+/// Before the message is read: a pass for those who ask for scores.
+async fn enter(State(edge): State<Arc<Edge>>, request: Request, next: Next) -> Response {
     if !request.uri().path().starts_with(SCORING) {
         return next.run(request).await;
     }
@@ -187,25 +165,6 @@ async fn enter(
 fn panicked(panic: Box<dyn Any + Send>) -> Response {
     let code = wire(&panic_error(&*panic).into()).grpc;
     tonic::Status::new(code, OURS).into_http()
-}
-
-// === impl HealthReport ===
-
-impl HealthReport {
-    /// Tells watchers what the catalog says now. To be called when readiness may have changed;
-    /// checks look for themselves.
-    pub async fn refresh(&self) {
-        let is_ready = self.catalog.not_ready().is_empty();
-        let status = if is_ready {
-            ServingStatus::Serving
-        } else {
-            ServingStatus::NotServing
-        };
-        // The empty name is the server as a whole.
-        for service in ["", SERVICE] {
-            self.reporter.set_service_status(service, status).await;
-        }
-    }
 }
 
 // === impl Service ===
@@ -257,6 +216,7 @@ impl Scoring for Service {
                 scores: response.scores(asked.raw_scores),
                 usage: Some(usage(&response)),
                 truncated: response.truncated.clone(),
+                query_truncated: response.query_truncated,
             },
         ))
     }
@@ -294,6 +254,7 @@ impl Scoring for Service {
                 results: results.collect(),
                 usage: Some(usage(&response)),
                 truncated: response.truncated.clone(),
+                query_truncated: response.query_truncated,
             },
         ))
     }

@@ -2,10 +2,12 @@
 
 use super::Edge;
 use super::answer::{json, with_type};
+use super::layers::Unready;
 use crate::load::ModelState;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::http::header::RETRY_AFTER;
 use axum::response::Response;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -124,11 +126,11 @@ pub(super) async fn root(State(edge): State<Arc<Edge>>) -> Response {
 /// State of the server and of each model
 #[utoipa::path(get, path = "/health", tag = "health", responses(
     (status = 200, description = "Ready", body = Health),
-    (status = 503, description = "Not ready; `status` says why", body = Health),
+    (status = 503, description = "Not ready; `status` says why", body = Health,
+        headers(("Retry-After" = u64, description = "Seconds"))),
 ))]
 pub(super) async fn health(State(edge): State<Arc<Edge>>) -> Response {
-    let (status, health) = view(&edge);
-    json(status, &health)
+    view(&edge)
 }
 
 /// Whether the process answers at all
@@ -148,16 +150,18 @@ pub(super) async fn livez() -> Response {
 /// Whether requests for scores are taken
 #[utoipa::path(get, path = "/readyz", tag = "health", responses(
     (status = 200, description = "Ready", body = Ready),
-    (status = 503, description = "Not ready, and why", body = Ready),
+    (status = 503, description = "Not ready, and why", body = Ready,
+        headers(("Retry-After" = u64, description = "Seconds"))),
 ))]
 pub(super) async fn readyz(State(edge): State<Arc<Edge>>) -> Response {
     let reasons = edge.catalog.not_ready();
-    let (code, status) = if reasons.is_empty() {
-        (StatusCode::OK, "ok")
+    let status = if reasons.is_empty() {
+        "ok"
     } else {
-        (UNREADY, "not ready")
+        "not ready"
     };
-    json(code, &Ready { status, reasons })
+    let why = reasons.join("; ");
+    answer(&why, &Ready { status, reasons })
 }
 
 /// Every metric, for Prometheus
@@ -172,20 +176,37 @@ pub(super) async fn metrics(State(edge): State<Arc<Edge>>) -> Response {
     )
 }
 
-const UNREADY: StatusCode = StatusCode::SERVICE_UNAVAILABLE;
+/// Nobody knows how long loading takes; who asks every second sees the end soon enough.
+const RETRY_AFTER_SECONDS: u64 = 1;
 
-/// The server's state and the status to answer it with.
-pub(super) fn view(edge: &Edge) -> (StatusCode, Health) {
-    let reasons = edge.catalog.not_ready();
+/// The server's state, as public and admin listener show it.
+pub(super) fn view(edge: &Edge) -> Response {
+    let why = edge.catalog.not_ready().join("; ");
+    answer(&why, &describe(edge, &why))
+}
+
+/// `why` it is not ready; empty when it is.
+fn answer(why: &str, body: &impl Serialize) -> Response {
+    if why.is_empty() {
+        return json(StatusCode::OK, body);
+    }
+    let mut response = json(StatusCode::SERVICE_UNAVAILABLE, body);
+    let headers = response.headers_mut();
+    headers.insert(RETRY_AFTER, RETRY_AFTER_SECONDS.into());
+    response.extensions_mut().insert(Unready(why.to_owned()));
+    response
+}
+
+fn describe(edge: &Edge, why: &str) -> Health {
     let models = edge.catalog.models();
     // Those that the door counts: a client that sees a free slot here is let in.
     let active = edge.door.inside();
     let max_parallel = edge.settings.requests_max;
-    let health = Health {
-        status: if reasons.is_empty() {
+    Health {
+        status: if why.is_empty() {
             "ok".to_owned()
         } else {
-            format!("not ready: {}", reasons.join("; "))
+            format!("not ready: {why}")
         },
         version: edge.settings.version,
         models_loaded: models.iter().map(|model| model.name.to_string()).collect(),
@@ -208,15 +229,7 @@ pub(super) fn view(edge: &Edge) -> (StatusCode, Health) {
             .iter()
             .map(|model| (model.name.to_string(), stats(model)))
             .collect(),
-    };
-    (
-        if reasons.is_empty() {
-            StatusCode::OK
-        } else {
-            UNREADY
-        },
-        health,
-    )
+    }
 }
 
 fn stats(model: &ModelState) -> Stats {

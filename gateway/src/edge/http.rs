@@ -35,6 +35,7 @@ pub fn http(edge: Edge) -> Router {
         book.routes.clone(),
         Arc::clone(&edge.metrics),
     );
+    let known = book.routes.clone();
     let (router, api) = book.split();
     let posts: Vec<String> = api
         .paths
@@ -44,7 +45,7 @@ pub fn http(edge: Edge) -> Router {
         .map(|(path, _)| path)
         .collect();
     router
-        .fallback(no_route)
+        .fallback(async move |request: Request| no_route(&request, &known))
         .method_not_allowed_fallback(async move |matched: MatchedPath, request: Request| {
             // No route takes both.
             let allowed = if posts.iter().any(|path| path == matched.as_str()) {
@@ -80,13 +81,24 @@ pub(super) fn book() -> Book {
         .part("/docs/{*path}", get(docs::asset))
 }
 
-/// No route: says which there are.
-pub(super) async fn no_route(request: Request) -> Problem {
-    let (method, path) = (
-        request.method().to_string(),
-        request.uri().path().to_owned(),
-    );
-    Refusal::NoRoute { method, path }.into()
+/// No route: says which is meant, or which there are.
+pub(super) fn no_route(request: &Request, known: &[&'static str]) -> Problem {
+    let path = request.uri().path();
+    // `/rerank/`, `//rerank` and `/Rerank` have the words of `/rerank`.
+    let words = |path: &str| -> Vec<String> {
+        path.split('/')
+            .filter(|word| !word.is_empty())
+            .map(str::to_ascii_lowercase)
+            .collect()
+    };
+    let found = words(path);
+    let near = known.iter().find(|route| words(route) == found);
+    Refusal::NoRoute {
+        method: request.method().to_string(),
+        path: path.to_owned(),
+        near: near.copied(),
+    }
+    .into()
 }
 
 /// Another method than the route's.
@@ -110,8 +122,13 @@ pub(super) fn panicked(panic: Box<dyn Any + Send>) -> Response {
 
 /// Pages of any origin may ask, with a key, and read our headers.
 fn cors() -> CorsLayer {
-    let shown =
-        [call::REQUEST_ID, answer::ACTIVATION, answer::SERVER_TIMING].map(HeaderName::from_static);
+    let shown = [
+        call::REQUEST_ID,
+        answer::ACTIVATION,
+        answer::WARNINGS,
+        answer::SERVER_TIMING,
+    ];
+    let shown = shown.map(HeaderName::from_static);
     CorsLayer::new()
         .allow_origin(AnyOrigin)
         .allow_methods([Method::GET, Method::POST, Method::HEAD])

@@ -5,11 +5,17 @@ use crate::score::ScoreError;
 use serde::de::{DeserializeOwned, Error, IgnoredAny, MapAccess, SeqAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::error::Category;
+use serde_json::value::RawValue;
 use std::fmt;
+
+/// What some programs write before UTF-8, and JSON's readers may ignore (RFC 8259, 8.1).
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
 /// Reads one JSON object. What is not JSON is refused with line and column, what does not fit with
 /// the field and the index.
 pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
+    // Files that were saved on Windows begin with it.
+    let bytes = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
     let Some(first) = bytes.iter().find(|byte| !byte.is_ascii_whitespace()) else {
         return Err(Refusal::Empty {
             param: "body",
@@ -54,7 +60,24 @@ pub(super) fn flag<'de, D: Deserializer<'de>>(input: D) -> Result<Option<bool>, 
 
 /// For fields: a whole number not below 0, as a number, as `5.0` or as a string; or null.
 pub(super) fn count<'de, D: Deserializer<'de>>(input: D) -> Result<Option<u64>, D::Error> {
-    input.deserialize_any(Count)
+    input.deserialize_any(Count { all: false })
+}
+
+/// For fields: the same, where -1 stands for all and is like null.
+pub(super) fn count_or_all<'de, D: Deserializer<'de>>(input: D) -> Result<Option<u64>, D::Error> {
+    input.deserialize_any(Count { all: true })
+}
+
+/// For fields: a number or a word, as it was written; or null.
+pub(super) fn scalar<'de, D: Deserializer<'de>>(input: D) -> Result<Option<String>, D::Error> {
+    let Some(value) = Option::<Box<RawValue>>::deserialize(input)? else {
+        return Ok(None);
+    };
+    let text = value.get();
+    if text.starts_with(['{', '[', 't', 'f']) {
+        return Err(D::Error::custom("is not a number or a word; send one"));
+    }
+    Ok(Some(text.trim_matches('"').to_owned()))
 }
 
 fn bad_json(error: &serde_json::Error) -> Refusal {
@@ -158,13 +181,20 @@ impl Visitor<'_> for Flag {
     }
 }
 
-struct Count;
+struct Count {
+    /// Whether -1 is taken, too.
+    all: bool,
+}
 
 impl Visitor<'_> for Count {
     type Value = Option<u64>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a whole number, 0 or more")
+        f.write_str(if self.all {
+            "a whole number, 0 or more, or -1"
+        } else {
+            "a whole number, 0 or more"
+        })
     }
 
     fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
@@ -176,12 +206,18 @@ impl Visitor<'_> for Count {
     }
 
     fn visit_i64<E: Error>(self, value: i64) -> Result<Self::Value, E> {
+        if self.all && value == -1 {
+            return Ok(None);
+        }
         u64::try_from(value)
             .map(Some)
             .map_err(|_| E::invalid_value(Unexpected::Signed(value), &self))
     }
 
     fn visit_f64<E: Error>(self, value: f64) -> Result<Self::Value, E> {
+        if self.all && value == -1.0 {
+            return Ok(None);
+        }
         // 2^53: above it a float does not say which integer it means.
         if value.fract() == 0.0 && (0.0..9_007_199_254_740_992.0).contains(&value) {
             Ok(Some(value as u64))

@@ -4,6 +4,7 @@
 use super::Exposition;
 use super::call::{Call, REQUEST_ID};
 use super::problem::Problem;
+use super::tally::{Blame, Summary, Tally};
 use crate::score::ScoreError;
 use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
@@ -12,6 +13,8 @@ use axum::middleware::Next;
 use axum::response::Response;
 use std::any::Any;
 use std::sync::Arc;
+use std::time::Instant;
+use tonic::Code;
 
 /// The label of calls to no known route.
 const UNMATCHED: &str = "unmatched";
@@ -22,7 +25,12 @@ pub(super) struct Watch {
     /// The labels that routes may have: metrics stay few, whatever is called.
     routes: Vec<&'static str>,
     metrics: Arc<dyn Exposition>,
+    tally: Tally,
 }
+
+/// An answer that says that the server is not ready, and why: what was asked for, and no refusal.
+#[derive(Clone, Debug)]
+pub(super) struct Unready(pub(super) String);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Protocol {
@@ -96,6 +104,7 @@ impl Watch {
             protocol,
             routes,
             metrics,
+            tally: Tally::default(),
         })
     }
 
@@ -111,6 +120,34 @@ impl Watch {
             .iter()
             .find(|&&route| route == matched || route == path);
         known.copied().unwrap_or(UNMATCHED)
+    }
+
+    fn write(&self, summary: &Summary) {
+        let protocol = self.protocol.name();
+        let Summary {
+            refused,
+            ours,
+            by_status,
+        } = summary;
+        if *ours == 0 {
+            tracing::info!(protocol, refused, by_status, "more refusals");
+        } else {
+            tracing::warn!(
+                protocol,
+                refused,
+                failed = ours,
+                by_status,
+                "more failures and refusals"
+            );
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if let Some(summary) = self.tally.rest() {
+            self.write(&summary);
+        }
     }
 }
 
@@ -129,30 +166,35 @@ impl Protocol {
     fn cancelled(self) -> u16 {
         match self {
             Self::Http | Self::Admin => 499,
-            Self::Grpc => tonic::Code::Cancelled as u16,
+            Self::Grpc => Code::Cancelled as u16,
         }
     }
 
-    /// The status, whether it is a success, and its text where that is in the head.
-    fn read(self, response: &Response) -> (u16, bool, String) {
+    /// The status, who is to blame if it is no success, and its text where that is in the head.
+    fn read(self, response: &Response) -> (u16, Option<Blame>, String) {
         match self {
             Self::Http | Self::Admin => {
                 let status = response.status();
-                // Redirects are no failures.
-                (
-                    status.as_u16(),
-                    status.is_success() || status.is_redirection(),
-                    String::new(),
-                )
+                let blame = match status.as_u16() {
+                    // Redirects are no failures.
+                    200..400 => None,
+                    // 424 is a failed backend in TEI's words.
+                    424 | 500..503 => Some(Blame::Ours),
+                    _ => Some(Blame::Refused),
+                };
+                (status.as_u16(), blame, String::new())
             }
             Self::Grpc => match tonic::Status::from_header_map(response.headers()) {
-                Some(status) => (
-                    status.code() as u16,
-                    status.code() == tonic::Code::Ok,
-                    status.message().to_owned(),
-                ),
+                Some(status) => {
+                    let blame = match status.code() {
+                        Code::Ok => None,
+                        Code::Unknown | Code::Internal | Code::DataLoss => Some(Blame::Ours),
+                        _ => Some(Blame::Refused),
+                    };
+                    (status.code() as u16, blame, status.message().to_owned())
+                }
                 // Its trailer is yet to come; for a single answer it says OK.
-                None => (tonic::Code::Ok as u16, true, String::new()),
+                None => (Code::Ok as u16, None, String::new()),
             },
         }
     }
@@ -163,18 +205,36 @@ impl Protocol {
 impl Entry {
     fn close(mut self, response: &Response, problem: Option<&Problem>) {
         self.open = false;
-        let (status, is_success, text) = self.watch.protocol.read(response);
-        self.write(status, is_success, &problem.map_or(text, Problem::reason));
+        let (status, blame, text) = self.watch.protocol.read(response);
+        if let Some(Unready(why)) = response.extensions().get() {
+            // Probes ask every second or so until it is ready.
+            return self.write(status, None, why);
+        }
+        let told = self.call.reason().map(str::to_owned);
+        let why = problem.map(Problem::reason).or(told).unwrap_or(text);
+        self.write(status, blame, &why);
     }
 
-    fn write(&self, status: u16, is_success: bool, why: &str) {
+    fn write(&self, status: u16, blame: Option<Blame>, why: &str) {
         let (id, route, protocol) = (self.call.id(), self.route, self.watch.protocol.name());
         let (rows, elapsed) = (self.call.n_rows(), self.call.elapsed());
         let ms = elapsed.as_secs_f64() * 1e3;
-        if is_success {
-            tracing::debug!(%id, protocol, route, status, rows, ms, "answered");
-        } else {
-            tracing::info!(%id, protocol, route, status, rows, ms, why, "refused");
+        let now = Instant::now();
+        if let Some(summary) = self.watch.tally.due(now) {
+            self.watch.write(&summary);
+        }
+        let described = blame.filter(|&blame| self.watch.tally.describes(now, status, blame));
+        match (blame, described) {
+            (None, _) => tracing::debug!(%id, protocol, route, status, rows, ms, why, "answered"),
+            (Some(_), None) => {
+                tracing::debug!(%id, protocol, route, status, rows, ms, why, "refused");
+            }
+            (_, Some(Blame::Refused)) => {
+                tracing::info!(%id, protocol, route, status, rows, ms, why, "refused");
+            }
+            (_, Some(Blame::Ours)) => {
+                tracing::warn!(%id, protocol, route, status, rows, ms, why, "failed");
+            }
         }
         self.watch
             .metrics
@@ -187,7 +247,7 @@ impl Drop for Entry {
         if self.open {
             self.write(
                 self.watch.protocol.cancelled(),
-                false,
+                Some(Blame::Refused),
                 "the client went away",
             );
         }

@@ -10,11 +10,12 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::net::{TcpListener, TcpStream, lookup_host};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, lookup_host};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -38,6 +39,29 @@ const LINGER: Duration = Duration::from_secs(1);
 const STREAMS_MAX: u32 = 1_024;
 /// A pause when the process has no more file descriptors, so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Clients that the kernel takes in before we accept them; one more is told nothing and tries again a
+/// second later. The kernel's own bound (`net.core.somaxconn`) is 4096 on today's Linux.
+const BACKLOG: u32 = 1_024;
+
+/// Why a port could not be opened.
+#[derive(Debug)]
+pub enum BindError {
+    /// The host has no address, or none of this machine's.
+    Host {
+        /// As it was given.
+        host: String,
+        /// The system's words or ours.
+        why: String,
+    },
+    /// The port is taken or not allowed.
+    Port {
+        /// Where it was tried.
+        address: SocketAddr,
+        /// The system's words.
+        error: io::Error,
+    },
+}
 
 /// A port that is ours.
 pub struct Listener {
@@ -84,15 +108,27 @@ impl Default for Patience {
 
 impl Listener {
     /// Opens a port; port 0 is any that is free.
-    pub async fn bind(host: &str, port: u16) -> io::Result<Self> {
-        let mut last = io::Error::new(io::ErrorKind::NotFound, format!("{host} has no address"));
-        for address in lookup_host((host, port)).await? {
-            match TcpListener::bind(address).await {
+    ///
+    /// # Errors
+    /// Says whether the host or the port is at fault.
+    pub async fn bind(host: &str, port: u16) -> Result<Self, BindError> {
+        let of_host = |why: String| BindError::Host {
+            host: host.to_owned(),
+            why,
+        };
+        let addresses = lookup_host((host, port)).await;
+        let addresses = addresses.map_err(|error| of_host(error.to_string()))?;
+        let mut last = of_host("it has no address".to_owned());
+        for address in addresses {
+            match listen(address) {
                 Ok(listener) => {
-                    let address = listener.local_addr()?;
+                    let address = listener.local_addr().unwrap_or(address);
                     return Ok(Self { listener, address });
                 }
-                Err(error) => last = error,
+                Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {
+                    last = of_host("it is not an address of this machine".to_owned());
+                }
+                Err(error) => last = BindError::Port { address, error },
             }
         }
         Err(last)
@@ -103,6 +139,43 @@ impl Listener {
         self.address
     }
 }
+
+/// As the standard library does, with a longer backlog.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4(),
+        SocketAddr::V6(_) => TcpSocket::new_v6(),
+    }?;
+    // On Unix: a restart does not wait for the last connections' TIME_WAIT. On Windows the option
+    // means that others may take the port, too.
+    #[cfg(unix)]
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+// === impl BindError ===
+
+impl BindError {
+    /// The host is at fault, not the port.
+    pub fn is_host(&self) -> bool {
+        matches!(self, Self::Host { .. })
+    }
+}
+
+impl fmt::Display for BindError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Host { host, why } => write!(
+                f,
+                "{host:?} cannot be listened on: {why}; name an address of this machine, or 0.0.0.0 for all"
+            ),
+            Self::Port { address, error } => write!(f, "{address}: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for BindError {}
 
 impl Connections {
     /// No connections yet; `stop` ends the accepting.
@@ -198,6 +271,9 @@ fn connection(
     // Small answers should not wait for more to send.
     let _ = stream.set_nodelay(true);
     let mut builder = auto::Builder::new(TokioExecutor::new());
+    // No `half_close`: a client that closes its connection and one that will still read send the same
+    // FIN, and only a write would tell them apart. Those who go away are many, and their documents
+    // should not be computed; those who close the half that they have written are few.
     builder
         .http1()
         .timer(TokioTimer::new())

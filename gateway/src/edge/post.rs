@@ -11,7 +11,7 @@ use crate::score::{ScoreError, ScoreRequest};
 use axum::body::Body;
 use axum::extract::{FromRequest, Request};
 use axum::http::HeaderMap;
-use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use std::sync::Arc;
@@ -54,6 +54,7 @@ impl Post {
         let (parts, body) = request.into_parts();
         let call = Call::of(&parts.extensions);
         check_media_type(&parts.headers)?;
+        check_encoding(&parts.headers)?;
         let bytes_max = edge.settings.body_bytes_max;
         let announced = content_length(&parts.headers);
         if announced.is_some_and(|bytes| bytes > bytes_max as u64) {
@@ -123,6 +124,21 @@ fn check_media_type(headers: &HeaderMap) -> Result<(), Refusal> {
         Err(Refusal::MediaType {
             found: essence.to_owned(),
         })
+    }
+}
+
+/// Bodies come as they are: what is packed small may be large, and no bound here looks inside.
+fn check_encoding(headers: &HeaderMap) -> Result<(), Refusal> {
+    let values = headers.get_all(CONTENT_ENCODING).iter();
+    let found: Vec<_> = values
+        .map(|value| String::from_utf8_lossy(value.as_bytes()))
+        .collect();
+    let found = found.join(", ");
+    let is_plain = |name: &str| name.is_empty() || name.eq_ignore_ascii_case("identity");
+    if found.split(',').map(str::trim).all(is_plain) {
+        Ok(())
+    } else {
+        Err(Refusal::Encoding { found })
     }
 }
 

@@ -4,7 +4,7 @@
 use super::call::Call;
 use super::wire::{Refusal, retry_after_seconds, wire};
 use axum::body::Body;
-use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
+use axum::http::header::{ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -109,6 +109,10 @@ impl Problem {
         if let Some(seconds) = retry_after_seconds(&self.refusal, call) {
             headers.insert(RETRY_AFTER, seconds.into());
         }
+        if let Refusal::Encoding { .. } = self.refusal {
+            // RFC 7694: which encodings would be taken.
+            headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        }
     }
 
     /// For the log, with what clients are not told.
@@ -149,7 +153,7 @@ impl IntoResponses for ScoringErrors {
                 413,
                 "The body or a field is larger than a bound, which is named",
             ),
-            (415, "The body is not `application/json`"),
+            (415, "The body is not `application/json`, or it is packed"),
             (
                 422,
                 "A field makes no sense; `param` names it and the index",

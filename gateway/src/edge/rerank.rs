@@ -66,6 +66,8 @@ pub(super) enum AnyAnswer {
         (status = 200, description = "The documents by falling score", body = AnyAnswer, headers(
             ("x-request-id" = String, description = "The request's name, as on every answer"),
             ("x-crossgate-activation" = String, description = "`identity`, `sigmoid` or `softmax`"),
+            ("x-crossgate-warnings" = Option<String>, description = "What was cut; for `texts` only, since \
+                other answers have `meta.warnings`"),
             ("server-timing" = String, description = "Where the milliseconds went"),
         )),
         ScoringErrors,

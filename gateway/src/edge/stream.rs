@@ -6,14 +6,23 @@
 
 use super::listen::Patience;
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
+
+/// After the last answer, the longest that a client is listened to that is still sending.
+const LINGER_TIME_MAX: Duration = Duration::from_secs(1);
+/// And the most of it that is read: twice the largest body by default, so that a client that reads
+/// only after it has sent everything learns that its body was too long.
+const LINGER_BYTES_MAX: usize = 64 << 20;
+/// Read at once from a client to whom nobody listens.
+const LINGER_PIECE_BYTES: usize = 16 << 10;
 
 /// What every HTTP/2 client says first.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -40,6 +49,15 @@ pub(super) struct Watched {
     begun: usize,
     /// Runs while the client takes nothing of what is sent.
     write: Option<Pin<Box<Sleep>>>,
+    /// Runs from our end of the connection to the client's.
+    linger: Option<Linger>,
+}
+
+/// Closing a connection on which bytes are still arriving resets it, and the client loses the answer
+/// that it has not read yet.
+struct Linger {
+    until: Pin<Box<Sleep>>,
+    bytes: usize,
 }
 
 /// Which HTTP a client speaks.
@@ -108,6 +126,7 @@ impl Watched {
             head: Some(timer(patience.head)),
             begun: 0,
             write: None,
+            linger: None,
         }
     }
 
@@ -203,12 +222,45 @@ impl AsyncWrite for Watched {
         self.stream.is_write_vectored()
     }
 
-    // A socket has nothing to flush, and closes at once: only writes wait for the client.
+    // A socket has nothing to flush: only writes wait for the client.
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+        let Self { stream, linger, .. } = &mut *self;
+        if linger.is_none() {
+            ready!(Pin::new(&mut *stream).poll_shutdown(context))?;
+        }
+        let linger = linger.get_or_insert_with(Linger::new);
+        linger.poll(stream, context).map(Ok)
+    }
+}
+
+// === impl Linger ===
+
+impl Linger {
+    fn new() -> Self {
+        Self {
+            until: timer(LINGER_TIME_MAX),
+            bytes: 0,
+        }
+    }
+
+    /// Reads until the client has closed its end, or for long enough.
+    fn poll(&mut self, stream: &mut TcpStream, context: &mut Context<'_>) -> Poll<()> {
+        let mut piece = [MaybeUninit::uninit(); LINGER_PIECE_BYTES];
+        // The stream itself says `Pending` from time to time, so that other tasks have their turn.
+        while self.bytes < LINGER_BYTES_MAX {
+            let mut piece = ReadBuf::uninit(&mut piece);
+            match Pin::new(&mut *stream).poll_read(context, &mut piece) {
+                Poll::Pending => return self.until.as_mut().poll(context),
+                Poll::Ready(Ok(())) if !piece.filled().is_empty() => {
+                    self.bytes += piece.filled().len();
+                }
+                Poll::Ready(_) => break,
+            }
+        }
+        Poll::Ready(())
     }
 }

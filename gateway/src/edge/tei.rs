@@ -1,9 +1,10 @@
 //! Text Embeddings Inference's dialect: `texts` in, a bare array out, and `/info`.
 
 use super::Edge;
-use super::answer::{scored, set};
+use super::answer::{WARNINGS, scored, set};
 use super::aside::aside;
 use super::json;
+use super::overflow::cuts;
 use super::post::Post;
 use super::problem::Problem;
 use super::wire::Refusal;
@@ -18,7 +19,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use utoipa::ToSchema;
 
-/// A query and the texts to rank by it. Long texts are cut, whatever `truncate` says.
+/// A query and the texts to rank by it. Long texts are cut at their right end, whatever `truncate` and
+/// `truncation_direction` say, and `x-crossgate-warnings` tells which.
 #[derive(Debug, Deserialize, ToSchema)]
 #[schema(as = TeiRerankRequest, example = json!({
     "query": "What is the capital of France?",
@@ -44,6 +46,11 @@ pub(super) struct Body {
     /// Repeat each text in its result.
     #[serde(default, deserialize_with = "json::flag")]
     return_text: Option<bool>,
+    /// Taken, and not applied.
+    #[serde(default, deserialize_with = "json::flag")]
+    truncate: Option<bool>,
+    /// `right` or `left`; taken, and not applied.
+    truncation_direction: Option<String>,
 }
 
 /// Bytes of a result without its text, about.
@@ -59,6 +66,8 @@ struct Asked {
     /// The texts, where they are to be repeated.
     repeated: Option<Vec<String>>,
     n_characters: usize,
+    /// What was asked for about texts that are too long, and is not done.
+    refused_cuts: Vec<&'static str>,
 }
 
 /// One text's result. The array of them stands by falling score.
@@ -136,6 +145,7 @@ pub(super) async fn rerank(edge: &Edge, post: &Post) -> Result<Response, Refusal
         raw,
         mut repeated,
         n_characters,
+        refused_cuts,
     } = aside(post.body.len(), || read(&post.body))?;
     let response = edge
         .score(post.question(model, query, texts))
@@ -158,6 +168,12 @@ pub(super) async fn rerank(edge: &Edge, post: &Post) -> Result<Response, Refusal
     let bytes = ranks.len() * RANK_BYTES + texts.map(String::len).sum::<usize>();
     let mut answer = aside(bytes, || scored(&post.call, &response, activation, &ranks));
     describe_compute(&mut answer, edge, post, &response, n_characters);
+    let mut warnings = cuts(&response, "texts");
+    if !warnings.is_empty() {
+        // Where nothing was cut, how it should have been makes no difference.
+        warnings.extend(refused_cuts.iter().map(|&cut| cut.to_owned()));
+        set(&mut answer, WARNINGS, &warnings.join("; "));
+    }
     Ok(answer)
 }
 
@@ -178,6 +194,7 @@ fn read(body: &[u8]) -> Result<Asked, Refusal> {
         )
         .into());
     }
+    let refused_cuts = refused_cuts(body.truncate, body.truncation_direction.as_deref())?;
     let n_characters =
         characters(&query) * texts.len() + texts.iter().map(|text| characters(text)).sum::<usize>();
     Ok(Asked {
@@ -190,7 +207,28 @@ fn read(body: &[u8]) -> Result<Asked, Refusal> {
         repeated: body.return_text.unwrap_or(false).then(|| texts.clone()),
         texts,
         n_characters,
+        refused_cuts,
     })
+}
+
+fn refused_cuts(
+    truncate: Option<bool>,
+    direction: Option<&str>,
+) -> Result<Vec<&'static str>, ScoreError> {
+    let direction = direction.unwrap_or_default();
+    let is_left = direction.eq_ignore_ascii_case("left");
+    if !(is_left || direction.is_empty() || direction.eq_ignore_ascii_case("right")) {
+        let why = format!(r#"there is no {direction:?}; use "right" or "left""#);
+        return Err(ScoreError::invalid("truncation_direction", why));
+    }
+    let mut refused = Vec::new();
+    if truncate == Some(false) {
+        refused.push("truncate = false was not applied");
+    }
+    if is_left {
+        refused.push("truncation_direction = left was not applied: it was cut at the right");
+    }
+    Ok(refused)
 }
 
 /// TEI's own rule, whatever the model declares.

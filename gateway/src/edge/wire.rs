@@ -14,13 +14,20 @@ pub(super) enum Refusal {
     Score(ScoreError),
     /// The body is not JSON; serde's words, with line and column.
     BadJson { why: String },
+    /// The message is not the method's; prost's words.
+    BadMessage { why: String },
     /// A list without elements, or no body at all.
     Empty {
         param: &'static str,
         why: &'static str,
     },
     /// No such route.
-    NoRoute { method: String, path: String },
+    NoRoute {
+        method: String,
+        path: String,
+        /// A route that is meant, where one is like it.
+        near: Option<&'static str>,
+    },
     /// The route exists, the method does not.
     WrongMethod {
         method: String,
@@ -29,6 +36,8 @@ pub(super) enum Refusal {
     },
     /// A body that does not say that it is JSON.
     MediaType { found: String },
+    /// A body that is packed.
+    Encoding { found: String },
     /// The body is too long.
     BodyTooLarge { bytes_max: usize },
     /// The body did not arrive in time.
@@ -91,10 +100,12 @@ pub(super) fn wire(refusal: &Refusal) -> Wire {
             E::Internal { .. }       => line(500, 500, Code::Internal,           SERVER,    "internal",           "Backend"),
         },
         Refusal::BadJson { .. }      => line(400, 400, Code::InvalidArgument,    REQUEST,   "bad_json",           "Validation"),
+        Refusal::BadMessage { .. }   => line(400, 400, Code::InvalidArgument,    REQUEST,   "bad_message",        "Validation"),
         Refusal::Empty { .. }        => line(400, 400, Code::InvalidArgument,    REQUEST,   "empty",              "Empty"),
         Refusal::NoRoute { .. }      => line(404, 404, Code::Unimplemented,      NOT_FOUND, "route_not_found",    "Validation"),
         Refusal::WrongMethod { .. }  => line(405, 405, Code::Unimplemented,      REQUEST,   "method_not_allowed", "Validation"),
         Refusal::MediaType { .. }    => line(415, 415, Code::InvalidArgument,    REQUEST,   "unsupported_media",  "Validation"),
+        Refusal::Encoding { .. }     => line(415, 415, Code::Unimplemented,      REQUEST,   "unsupported_encoding", "Validation"),
         Refusal::BodyTooLarge { .. } => line(413, 413, Code::InvalidArgument,    REQUEST,   "body_too_large",     "Validation"),
         Refusal::BodyLate { .. }     => line(408, 408, Code::DeadlineExceeded,   TIMEOUT,   "body_late",          "Validation"),
         Refusal::BodyBroken { .. }   => line(400, 400, Code::InvalidArgument,    REQUEST,   "body_broken",        "Validation"),
@@ -124,8 +135,10 @@ pub(super) fn retry_after_seconds(refusal: &Refusal, call: &Call) -> Option<u64>
     Some(estimate + spread % (estimate / 4 + 2))
 }
 
-/// The same failure as gRPC says it. The request's id is added with every other answer's.
+/// The same failure as gRPC says it. The request's id is added with every other answer's; what the
+/// client is not told goes to the call's line in the log.
 pub(super) fn status(refusal: &Refusal, call: &Call) -> tonic::Status {
+    call.refuse(refusal.reason());
     let mut status = tonic::Status::new(wire(refusal).grpc, refusal.message(call));
     if let Some(seconds) = retry_after_seconds(refusal, call) {
         status.metadata_mut().insert("retry-after", seconds.into());
@@ -212,11 +225,24 @@ impl fmt::Display for Refusal {
         match self {
             Self::Score(error) => error.fmt(f),
             Self::BadJson { why } => write!(f, "the body is not valid JSON: {why}"),
-            Self::Empty { param, why } => write!(f, "{param}: {why}"),
-            Self::NoRoute { method, path } => write!(
+            Self::BadMessage { why } => write!(
                 f,
-                "there is no {method} {path} here; there is POST /rerank, GET /health, /models, /metrics, \
-                 and GET /docs shows all"
+                "the message is not the method's: {why}; send what proto/crossgate/v1 describes"
+            ),
+            Self::Empty { param, why } => write!(f, "{param}: {why}"),
+            Self::NoRoute {
+                method,
+                path,
+                near: Some(near),
+            } => write!(f, "there is no {method} {path} here; call {near}"),
+            Self::NoRoute {
+                method,
+                path,
+                near: None,
+            } => write!(
+                f,
+                "there is no {method} {path} here; there is POST /rerank, /v1/rerank and /v2/rerank, \
+                 GET /health, /models and /metrics, and GET /docs shows all"
             ),
             Self::WrongMethod {
                 method,
@@ -231,6 +257,10 @@ impl fmt::Display for Refusal {
                     "the body is {found}; send JSON with Content-Type: application/json"
                 )
             }
+            Self::Encoding { found } => write!(
+                f,
+                "Content-Encoding: {found} is not taken; send the body as it is, without Content-Encoding"
+            ),
             Self::BodyTooLarge { bytes_max } => write!(
                 f,
                 "the body is longer than body_bytes_max = {bytes_max} bytes; send fewer documents in a request"

@@ -50,6 +50,15 @@ pub struct ModelMetrics {
     model: KeyValue,
 }
 
+/// A request in the core; it is counted once, however it ends.
+pub struct OpenRequest {
+    metrics: Arc<ModelMetrics>,
+    outcome: &'static str,
+}
+
+/// The outcome of a request whose answer nobody waited for.
+const CANCELLED: &str = "cancelled";
+
 /// A gauge that is read from a model's state: name, unit, description, value.
 type Gauge = (
     &'static str,
@@ -249,11 +258,12 @@ impl Metrics {
 // === impl ModelMetrics ===
 
 impl ModelMetrics {
-    /// A request came to an end in the core.
-    pub fn outcome(&self, outcome: &'static str) {
-        self.metrics
-            .scored
-            .add(1, &[self.model.clone(), KeyValue::new("outcome", outcome)]);
+    /// A request came to the core. Dropped before [`OpenRequest::end`] it counts as cancelled.
+    pub fn open(self: &Arc<Self>) -> OpenRequest {
+        OpenRequest {
+            metrics: Arc::clone(self),
+            outcome: CANCELLED,
+        }
     }
 
     /// A scored request spent this long in a stage.
@@ -291,5 +301,41 @@ impl ModelMetrics {
         self.metrics
             .faults
             .add(1, &[self.model.clone(), KeyValue::new("fault", code)]);
+    }
+}
+
+// === impl OpenRequest ===
+
+impl OpenRequest {
+    /// It has been answered.
+    pub fn end(mut self, outcome: &'static str) {
+        self.outcome = outcome;
+    }
+}
+
+impl Drop for OpenRequest {
+    fn drop(&mut self) {
+        let ModelMetrics { metrics, model } = &*self.metrics;
+        let outcome = KeyValue::new("outcome", self.outcome);
+        metrics.scored.add(1, &[model.clone(), outcome]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_that_nobody_waits_for_are_counted() {
+        let metrics = Metrics::new().expect("instruments");
+        let model = Arc::new(metrics.for_model("m"));
+        model.open().end("ok");
+        drop(model.open());
+        let text = metrics.text();
+        for outcome in ["cancelled", "ok"] {
+            let line =
+                format!("crossgate_score_requests_total{{model=\"m\",outcome=\"{outcome}\"}} 1\n");
+            assert!(text.contains(&line), "{line} in {text}");
+        }
     }
 }

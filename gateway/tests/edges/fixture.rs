@@ -180,10 +180,9 @@ fn answer(request: &ScoreRequest) -> Result<ScoreResponse, ScoreError> {
         n_labels,
         activation,
         n_tokens,
-        truncated: if request.query == "long" {
-            vec![1]
-        } else {
-            Vec::new()
+        truncated: match request.query.as_str() {
+            "long" | "long document" => vec![1],
+            _ => Vec::new(),
         },
         query_truncated: request.query == "long",
         times: Times {

@@ -1,15 +1,12 @@
 //! What clients see over gRPC, on a real connection.
 
-use crate::fixture::{BODY_BYTES_MAX, Fixture, USUAL, core_for, send};
+use crate::fixture::{BODY_BYTES_MAX, Fixture, USUAL, block_on, core_for, send};
 use gateway::intake::Bounds;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Code, Request, Status};
-use tonic_health::pb::HealthCheckRequest;
-use tonic_health::pb::health_client::HealthClient;
 
 mod proto {
     #![allow(
@@ -25,7 +22,7 @@ use proto::scoring_client::ScoringClient;
 use proto::{RerankRequest, RerankResponse, ScoreRequest};
 
 /// Serves the fixture for as long as the runtime lives.
-async fn connect(fixture: &Fixture) -> (Channel, gateway::edge::HealthReport) {
+pub(crate) async fn connect(fixture: &Fixture) -> (Channel, gateway::edge::HealthReport) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
     let (router, report) = gateway::edge::grpc(fixture.edge.clone())
@@ -81,6 +78,7 @@ async fn scores() {
         Some((2, 2))
     );
     assert_eq!(answer.truncated, [1]);
+    assert!(answer.query_truncated);
 }
 
 #[tokio::test]
@@ -108,6 +106,7 @@ async fn ranks() {
         .await
         .expect("results")
         .into_inner();
+    assert!(!ranked.query_truncated);
     check(ranked, &[(1, 0.5, Some("0")), (2, 0.5, Some("0"))]);
 
     let all = RerankRequest {
@@ -297,74 +296,23 @@ async fn other_methods_are_not_implemented() {
     assert_eq!((reply.status, reply.header("grpc-status")), (200, &*code));
 }
 
-#[tokio::test]
-async fn health_follows_the_catalog() {
-    let fixture = Fixture::new();
-    let (channel, report) = connect(&fixture).await;
-    let mut client = HealthClient::new(channel);
-    let (serving, not_serving) = (1, 2);
-    let request = |service: &str| HealthCheckRequest {
-        service: service.to_owned(),
-    };
-    let mut watched = client
-        .watch(request(""))
-        .await
-        .expect("a stream")
-        .into_inner();
-    assert_eq!(
-        watched
-            .message()
-            .await
-            .expect("a state")
-            .map(|state| state.status),
-        Some(serving)
-    );
-    for service in ["", "crossgate.v1.Scoring"] {
-        fixture.catalog.is_ready.store(true, Ordering::Relaxed);
-        assert_eq!(
-            client
-                .check(request(service))
-                .await
-                .expect("a state")
-                .into_inner()
-                .status,
-            serving
-        );
-        // Checks look for themselves.
-        fixture.catalog.is_ready.store(false, Ordering::Relaxed);
-        assert_eq!(
-            client
-                .check(request(service))
-                .await
-                .expect("a state")
-                .into_inner()
-                .status,
-            not_serving
-        );
+#[test]
+fn a_message_that_cannot_be_read_is_the_clients_fault() {
+    let headers = ["content-type: application/grpc"];
+    // A length that is longer than the message, a query that is no text, and no key at all.
+    for message in [&b"\x12\x7fq"[..], b"\x12\x02\xff\xfe", b"\xff\xff"] {
+        let reply = block_on(async {
+            let fixture = Fixture::new();
+            let (router, _) = gateway::edge::grpc(fixture.edge).await.expect("a service");
+            let head = [0, 0, 0, 0, message.len() as u8];
+            let body = [&head, message].concat();
+            send(router, "POST /crossgate.v1.Scoring/Score", &headers, body).await
+        });
+        let code = (Code::InvalidArgument as i32).to_string();
+        let text = reply.header("grpc-message");
+        assert_eq!(reply.header("grpc-status"), code, "{text}");
+        assert!(text.starts_with("the%20message%20is%20not"), "{text}");
     }
-    assert_eq!(
-        client
-            .check(request("none"))
-            .await
-            .expect_err("no such service")
-            .code(),
-        Code::NotFound
-    );
-    report.refresh().await;
-    // Watchers are told; what was in between may have been skipped.
-    let mut state = watched
-        .message()
-        .await
-        .expect("a state")
-        .map(|state| state.status);
-    while state == Some(serving) {
-        state = watched
-            .message()
-            .await
-            .expect("a state")
-            .map(|state| state.status);
-    }
-    assert_eq!(state, Some(not_serving));
 }
 
 #[tokio::test]

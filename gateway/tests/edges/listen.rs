@@ -141,6 +141,71 @@ async fn ports_do_not_share_connections() {
     assert!(ask(&mut connect(own).await).await.contains("200 OK"));
 }
 
+#[tokio::test]
+async fn a_client_that_sends_too_much_reads_why() {
+    let served = Served::new(Patience::default());
+    let address = served.port(Fixture::new().http()).await;
+    // More than the system's buffers take: who does not read until everything has been sent would
+    // hear of a broken pipe.
+    let body = vec![b' '; 24 << 20];
+    let mut stream = connect(address).await;
+    let head = format!(
+        "POST /rerank HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).await.expect("sent");
+    stream.write_all(&body).await.expect("sent to its end");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
+    assert!(answer.contains("body_bytes_max"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_client_that_never_ends_is_not_listened_to_for_ever() {
+    let served = Served::new(Patience::default());
+    let address = served.port(Fixture::new().http()).await;
+    let mut stream = connect(address).await;
+    let head = format!(
+        "POST /rerank HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n",
+        1_u64 << 40
+    );
+    stream.write_all(head.as_bytes()).await.expect("sent");
+    let piece = vec![b' '; 1 << 20];
+    let sending = async { while stream.write_all(&piece).await.is_ok() {} };
+    assert!(tokio::time::timeout(LONG, sending).await.is_ok());
+}
+
+#[tokio::test]
+async fn many_clients_may_come_at_once() {
+    // More than the 128 that are usual, of whom none has been accepted yet.
+    const CLIENTS: usize = 512;
+    let _files = Served::new(HURRY);
+    let listener = Listener::bind("127.0.0.1", 0).await.expect("a port");
+    let mut waiting = Vec::new();
+    for _ in 0..CLIENTS {
+        let coming = TcpStream::connect(listener.address());
+        // The kernel answers at once, or not before the client asks again a second later.
+        let coming = tokio::time::timeout(LONG, coming).await;
+        waiting.push(coming.expect("in time").expect("a connection"));
+    }
+}
+
+#[tokio::test]
+async fn a_host_that_is_not_ours_is_told_from_a_port_that_is_taken() {
+    for host in ["not a host", "203.0.113.1"] {
+        let error = Listener::bind(host, 0).await.err().expect("no such host");
+        assert!(
+            error.is_host() && error.to_string().contains(host),
+            "{error}"
+        );
+    }
+    let taken = Listener::bind("127.0.0.1", 0).await.expect("a port");
+    let error = Listener::bind("127.0.0.1", taken.address().port()).await;
+    let error = error.err().expect("a port can be ours once");
+    assert!(!error.is_host(), "{error}");
+}
+
 /// Many bytes that tell when nobody holds them any more.
 struct Large(Vec<u8>, SyncSender<()>);
 

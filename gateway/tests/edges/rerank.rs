@@ -60,6 +60,19 @@ fn every_name_of_the_route() {
 }
 
 #[test]
+fn a_path_that_is_almost_right_is_put_right() {
+    for (line, wanted) in [
+        ("POST /rerank/", "~call /rerank"),
+        ("POST //v1/rerank", "~call /v1/rerank"),
+        ("POST /V2/Rerank", "~call /v2/rerank"),
+        ("GET /readyz/", "~call /readyz"),
+        ("POST /v1/rank", "~POST /rerank, /v1/rerank and /v2/rerank"),
+    ] {
+        check(line, "", 404, &format!(r#"{{"message":"{wanted}"}}"#));
+    }
+}
+
+#[test]
 fn fields_are_taken_as_they_are_meant() {
     // Equal scores keep the documents' order.
     let all = r#"200 {"results":[{"index":1},{"index":3},{"index":2},{"index":0}]}"#;
@@ -76,7 +89,7 @@ fn fields_are_taken_as_they_are_meant() {
         ),
         (r#","return_documents":null,"rank_fields":null"#, all),
         (
-            r#","model":"","max_chunks_per_doc":10,"priority":{"a":[1]}"#,
+            r#","model":"","max_chunks_per_doc":10,"other":{"a":[1]}"#,
             all,
         ),
         (r#","return_documents":"false","raw_scores":"True""#, all),

@@ -1,11 +1,13 @@
 //! HTTP: bodies in three dialects, rendered once, and the three answers read back.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::{Method, StatusCode, Url};
 use serde::{Deserialize, Serialize};
+use tokio::net::TcpStream;
+use tokio::time;
 
 use super::{ANSWER_BYTES_MAX, Exchange, Reply, Status, chain};
 use crate::Error;
@@ -44,6 +46,21 @@ impl HttpClient {
             dialect,
             bodies,
         })
+    }
+
+    /// Whether anybody listens: said now, and not by every request of a warm-up.
+    pub(super) async fn reach(&self, timeout: Duration) -> Result<(), Error> {
+        let host = self.url.host_str().unwrap_or_default();
+        let port = self.url.port_or_known_default().unwrap_or_default();
+        let address = format!("{host}:{port}");
+        let why = match time::timeout(timeout, TcpStream::connect(&address)).await {
+            Ok(Ok(_)) => return Ok(()),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "no connection in --timeout".to_owned(),
+        };
+        Err(Error::Run(format!(
+            "{address}: {why}; does the server run there?"
+        )))
     }
 
     pub(super) fn prepare(&self, line: usize) -> reqwest::Request {

@@ -40,6 +40,14 @@ pub fn write_text(report: &Report, out: &mut impl Write) -> Result<()> {
         )?;
     }
     row(out, "time", &time(report))?;
+    let late = report.outcomes.deadline_exceeded;
+    if late > 0 {
+        let share = report.deadline_exceeded_share * 100.0;
+        writeln!(
+            out,
+            "\nLATE: {late} requests, {share:.2} % of those sent, were admitted and got 504 instead of scores"
+        )?;
+    }
     write_verdict(report, out)
 }
 

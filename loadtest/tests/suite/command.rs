@@ -1,8 +1,10 @@
 //! The program itself: exit codes, files, what it prints.
 
 use std::fs;
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use tokio::task::spawn_blocking;
@@ -131,7 +133,19 @@ async fn a_failed_check_is_exit_code_1() {
 
 #[tokio::test]
 async fn wrong_usage_is_exit_code_2() {
-    check(&loadtest("run --workload w").await, 2, "--url");
+    for command in ["run", "record --output x"] {
+        check(
+            &loadtest(&format!("{command} --workload w")).await,
+            2,
+            "--url or --grpc",
+        );
+    }
+    let run = format!("run --url http://127.0.0.1:9 --workload {SAMPLE}");
+    check(
+        &loadtest(&format!("{run} --rate 5")).await,
+        2,
+        "use --mode open",
+    );
     check(
         &loadtest("run --url http://127.0.0.1:9 --workload nowhere.jsonl").await,
         2,
@@ -153,4 +167,41 @@ async fn wrong_usage_is_exit_code_2() {
     ))
     .await;
     check(&output, 2, "x.json: ");
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_there_is_said_before_the_warm_up() {
+    // Ours for a moment, so that nobody listens there afterwards.
+    let free = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = free.local_addr().expect("an address");
+    drop(free);
+    for flag in ["--url", "--grpc"] {
+        let began = Instant::now();
+        let run = format!("run {flag} http://{address} --workload {SAMPLE} --warmup 60s");
+        let output = loadtest(&run).await;
+        check(&output, 1, "refused");
+        check(&output, 1, &address.to_string());
+        assert!(output.stdout.is_empty(), "no report");
+        assert!(began.elapsed() < Duration::from_secs(30));
+    }
+}
+
+#[tokio::test]
+async fn admitted_requests_that_are_late_are_shown() {
+    let act = |number| match number {
+        0..2 => Act::Refuse {
+            status: 504,
+            retry_after: false,
+        },
+        _ => Act::Score,
+    };
+    let server = LookAlike::start(Script {
+        act,
+        ..Script::default()
+    })
+    .await;
+    let url = &server.http_url;
+    let run = format!("run --url {url} --workload {SAMPLE} --requests 8 --warmup 0s");
+    let late = "LATE: 2 requests, 25.00 % of those sent, were admitted and got 504";
+    check(&loadtest(&run).await, 0, late);
 }

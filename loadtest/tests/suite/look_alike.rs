@@ -291,6 +291,7 @@ impl Scoring for Seen {
             scores,
             usage: None,
             truncated: Vec::new(),
+            query_truncated: false,
         }))
     }
 
@@ -326,6 +327,7 @@ impl Scoring for Seen {
             results,
             usage: None,
             truncated: Vec::new(),
+            query_truncated: false,
         }))
     }
 }

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tokio::net::TcpListener;
+
 use loadtest::arrivals::Spacing;
 use loadtest::plan::{Dialect, Endpoint, GrpcCall, Load, Plan, Target, Until};
 use loadtest::report::{Report, write_text};
@@ -400,27 +402,36 @@ async fn requests_without_room_are_counted_as_not_sent() {
 async fn a_server_that_is_gone_loses_requests() {
     let server = LookAlike::start(Script::default()).await;
     let mut plan = plan(&server, http(&server, Dialect::Rerank));
-    // Nothing listens on port 9 (discard) of this address.
+    // It takes the connection that looks whether it is there, and is gone.
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    tokio::spawn(async move { listener.accept().await });
     plan.target.endpoint = Endpoint::Http {
-        url: "http://127.0.0.1:9".into(),
+        url: format!("http://{address}"),
         dialect: Dialect::Rerank,
     };
     let report = go(&plan).await;
     assert_eq!((report.lost, report.outcomes.transport_error), (30, 30));
     assert!(!report.is_good());
 
-    plan.target.endpoint = Endpoint::Grpc {
-        url: "http://127.0.0.1:9".into(),
-        call: GrpcCall::Score,
-        connections: 1,
-    };
-    let error = run(&plan, workload(), Arc::default())
-        .await
-        .expect_err("no connection");
-    assert!(
-        error.to_string().starts_with("http://127.0.0.1:9: "),
-        "{error}"
-    );
+    // Nothing listens on port 9 (discard) of this address.
+    let url = "http://127.0.0.1:9";
+    for endpoint in [
+        Endpoint::Http {
+            url: url.into(),
+            dialect: Dialect::Rerank,
+        },
+        Endpoint::Grpc {
+            url: url.into(),
+            call: GrpcCall::Score,
+            connections: 1,
+        },
+    ] {
+        plan.target.endpoint = endpoint;
+        let gone = run(&plan, workload(), Arc::default()).await;
+        let error = gone.expect_err("no connection").to_string();
+        assert!(error.contains("127.0.0.1:9: "), "{error}");
+    }
 }
 
 #[tokio::test]
