@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 /// Counts changes of this crate that change scores; part of the numerics id.
-const NUMERICS_VERSION: u32 = 1;
+const NUMERICS_VERSION: u32 = 2;
 
 /// Workers share nothing that is written, so any number may run; this only bounds a request.
 const WORKERS_MAX: u32 = 1_024;
@@ -129,7 +129,7 @@ impl Visitor for Open<'_> {
 
 impl<K: Kernel> CpuBackend<K> {
     fn open(kernel: K, dtype: Dtype, request: &OpenRequest) -> Result<Self, Fault> {
-        let model = Model::<K>::load(&request.model_dir).map_err(|error| load_fault(&error))?;
+        let model = Model::load(kernel, &request.model_dir).map_err(|error| load_fault(&error))?;
         let row_tokens_max = (request.row_tokens_max as usize).min(model.shape.row_tokens_max);
         let n_labels = u32::try_from(model.shape.n_labels)
             .map_err(|error| Fault::bad_model(error.to_string()))?;
@@ -256,7 +256,7 @@ impl<K: Kernel> CpuWorker<K> {
                 {
                     embed::push_row(
                         self.kernel,
-                        &self.model,
+                        &self.model.embeddings,
                         scratch,
                         next,
                         row.input_ids,
@@ -270,7 +270,18 @@ impl<K: Kernel> CpuWorker<K> {
             next += 1;
         }
         if !scratch.rows.is_empty() {
-            embed::finish_rows(self.kernel, &self.model, scratch);
+            let model = &self.model;
+            let smoothing = model
+                .layers
+                .first()
+                .map_or(&[][..], |first| &first.smooth_input);
+            embed::finish_rows(
+                self.kernel,
+                &model.embeddings,
+                &model.shape,
+                smoothing,
+                scratch,
+            );
         }
         next
     }

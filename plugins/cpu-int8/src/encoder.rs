@@ -30,7 +30,6 @@ pub fn forward<K: Kernel>(kernel: K, model: &Model<K>, scratch: &mut Scratch<K>)
     let n_tokens = scratch.offsets.last().copied().unwrap_or(0);
     let last = model.layers.len() - 1;
     for (layer_idx, layer) in model.layers.iter().enumerate() {
-        keys_and_values(kernel, layer, scratch, n_tokens);
         let queries = if layer_idx == last {
             Queries::First
         } else {
@@ -38,27 +37,28 @@ pub fn forward<K: Kernel>(kernel: K, model: &Model<K>, scratch: &mut Scratch<K>)
         };
         let n_queries = match queries {
             Queries::All => n_tokens,
-            Queries::First => {
-                keep_first_tokens(&model.shape, scratch);
-                n_rows
-            }
+            Queries::First => n_rows,
         };
-        attend(kernel, &model.shape, layer, scratch, n_queries, queries);
-        feed_forward(kernel, model, layer, scratch, n_queries);
+        let shape = &model.shape;
+        attend(kernel, shape, layer, scratch, n_queries, queries);
+        let next = model.layers.get(layer_idx + 1);
+        let smoothing = next.map_or(&[][..], |next| &next.smooth_input);
+        feed_forward(kernel, shape, layer, smoothing, scratch, n_queries);
     }
     score(kernel, model, scratch, n_rows);
 }
 
 /// Which tokens a layer computes.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Queries {
+pub enum Queries {
     /// All.
     All,
     /// Each row's first: the last layer.
     First,
 }
 
-fn keys_and_values<K: Kernel>(kernel: K, layer: &Layer<K>, s: &mut Scratch<K>, n_tokens: usize) {
+fn keys_and_values<K: Kernel>(kernel: K, layer: &Layer<K>, s: &mut Scratch<K>) {
+    let n_tokens = s.offsets.last().copied().unwrap_or(0);
     Linear {
         left: &s.hidden_codes,
         rows: 0..n_tokens,
@@ -89,7 +89,7 @@ fn keep_first_tokens<K: Kernel>(shape: &Shape, s: &mut Scratch<K>) {
 }
 
 /// Attention and its add & norm: `hidden` and `hidden_codes` become those after the sublayer.
-fn attend<K: Kernel>(
+pub fn attend<K: Kernel>(
     kernel: K,
     shape: &Shape,
     layer: &Layer<K>,
@@ -103,6 +103,10 @@ fn attend<K: Kernel>(
         head_dim,
         ..
     } = shape;
+    keys_and_values(kernel, layer, s);
+    if queries == Queries::First {
+        keep_first_tokens(shape, s);
+    }
     Linear {
         left: &s.hidden_codes,
         rows: 0..n_queries,
@@ -129,6 +133,8 @@ fn attend<K: Kernel>(
     let codes = &mut s.hidden_codes;
     kernel.vectorize(NormAndEncode {
         norm: None,
+        smoothing: &[],
+        smoothed: &mut [],
         x: &mut s.context,
         width: hidden,
         n_rows: n_queries,
@@ -146,6 +152,8 @@ fn attend<K: Kernel>(
     let norm = Some(&layer.attention_norm);
     kernel.vectorize(NormAndEncode {
         norm,
+        smoothing: &layer.smooth_inner,
+        smoothed: &mut s.smoothed,
         x: &mut s.hidden,
         width: hidden,
         n_rows: n_queries,
@@ -153,16 +161,17 @@ fn attend<K: Kernel>(
     });
 }
 
-/// The feed-forward layer and its add & norm.
-fn feed_forward<K: Kernel>(
+/// The feed-forward layer and its add & norm. `smoothing` is the next layer's.
+pub fn feed_forward<K: Kernel>(
     kernel: K,
-    model: &Model<K>,
+    shape: &Shape,
     layer: &Layer<K>,
+    smoothing: &[f32],
     s: &mut Scratch<K>,
     n_tokens: usize,
 ) {
-    let &Shape { hidden, inner, .. } = &model.shape;
-    let activate = Finish::Activate(model.activation);
+    let &Shape { hidden, inner, .. } = shape;
+    let activate = Finish::Activate(shape.activation);
     Linear {
         left: &s.hidden_codes,
         rows: 0..n_tokens,
@@ -175,6 +184,8 @@ fn feed_forward<K: Kernel>(
     let codes = &mut s.inner_codes;
     kernel.vectorize(NormAndEncode {
         norm: None,
+        smoothing: &[],
+        smoothed: &mut [],
         x: &mut s.inner,
         width: inner,
         n_rows: n_tokens,
@@ -192,6 +203,8 @@ fn feed_forward<K: Kernel>(
     let (norm, codes) = (Some(&layer.output_norm), &mut s.hidden_codes);
     kernel.vectorize(NormAndEncode {
         norm,
+        smoothing,
+        smoothed: &mut s.smoothed,
         x: &mut s.hidden,
         width: hidden,
         n_rows: n_tokens,
@@ -206,6 +219,8 @@ fn score<K: Kernel>(kernel: K, model: &Model<K>, s: &mut Scratch<K>, n_rows: usi
     codes.stride = width;
     float.vectorize(NormAndEncode {
         norm: None,
+        smoothing: &[],
+        smoothed: &mut [],
         x: &mut s.hidden,
         width,
         n_rows,
@@ -223,6 +238,8 @@ fn score<K: Kernel>(kernel: K, model: &Model<K>, s: &mut Scratch<K>, n_rows: usi
     .run(float);
     float.vectorize(NormAndEncode {
         norm: None,
+        smoothing: &[],
+        smoothed: &mut [],
         x: &mut s.pooled,
         width,
         n_rows,

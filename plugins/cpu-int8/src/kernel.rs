@@ -104,7 +104,8 @@ pub trait Kernel: Copy + Send + Sync + 'static {
     /// Element of the finished sums.
     type Acc: Sum;
     /// The f32 kernel of the same instruction set: the head, and all arithmetic between products.
-    type Float: Kernel<Left = f32, Right = f32, Acc = f32> + Lanes;
+    type Float: Kernel<Left = f32, Right = f32, Acc = f32, Element = f32, Float = Self::Float>
+        + Lanes;
     /// Element of queries, keys, values and attention weights.
     type Element: Plain;
     /// The kernel that multiplies them.

@@ -2,13 +2,16 @@
 
 pub mod config;
 pub mod names;
+pub mod smooth;
 pub mod weights;
 
 use crate::encoder::pointwise::{Activation, Norm};
 use crate::gemm::pack::Packed;
 use crate::kernel::Kernel;
+use crate::quant::Code;
 use config::{Config, Family};
 use names::Names;
+use smooth::{Calibration, Factors, scale_inputs};
 use std::fmt;
 use std::path::Path;
 use weights::Weights;
@@ -32,7 +35,7 @@ impl fmt::Display for LoadError {
 
 impl std::error::Error for LoadError {}
 
-/// The numbers that size a worker's scratch.
+/// The numbers that say how a model computes and how large a worker's scratch is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
     /// Values of a token between layers: `n_heads` × `head_dim`.
@@ -49,14 +52,14 @@ pub struct Shape {
     pub n_labels: usize,
     /// Tokens of the longest row: the positions the model has.
     pub row_tokens_max: usize,
+    /// The feed-forward layers' nonlinearity.
+    pub activation: Activation,
 }
 
 /// A model, packed for a kernel. Shared by all workers.
 pub struct Model<K: Kernel> {
     /// Sizes.
     pub shape: Shape,
-    /// The feed-forward layers' nonlinearity.
-    pub activation: Activation,
     /// From token ids to the first residual stream.
     pub embeddings: Embeddings<K::Float>,
     /// The encoder, in order.
@@ -105,6 +108,11 @@ pub struct Layer<K: Kernel> {
     pub output: Packed<K>,
     /// After attention.
     pub attention_norm: Norm,
+    /// What divides each channel before it is encoded for `query` and `key_value`, as reciprocals;
+    /// empty if nothing does. See [`smooth`].
+    pub smooth_input: Vec<f32>,
+    /// The same for `inner`.
+    pub smooth_inner: Vec<f32>,
     /// hidden → inner.
     pub inner: Packed<K>,
     /// inner → hidden, added to the residual.
@@ -130,7 +138,7 @@ impl<K: Kernel> Model<K> {
     ///
     /// # Errors
     /// Names the file, and the key or tensor that is wrong.
-    pub fn load(dir: &Path) -> Result<Self, LoadError> {
+    pub fn load(kernel: K, dir: &Path) -> Result<Self, LoadError> {
         let path = dir.join("config.json");
         let text = std::fs::read_to_string(&path)
             .map_err(|error| LoadError::Bad(format!("{}: {error}", path.display())))?;
@@ -149,16 +157,26 @@ impl<K: Kernel> Model<K> {
             inner: config.inner,
             n_labels: head.classifier.n_out,
             row_tokens_max: config.row_tokens_max(),
+            activation: config.activation,
         };
         let embeddings = loader.embeddings()?;
-        let layers = (0..config.n_layers)
-            .map(|layer| loader.layer(layer))
-            .collect::<Result<_, _>>()?;
+        let mut calibration =
+            (K::Left::QUANTISED).then(|| Calibration::new(kernel.float(), &shape, &embeddings));
+        let mut layers = Vec::new();
+        for layer in 0..config.n_layers {
+            let mut raw = loader.layer(layer)?;
+            let factors = calibration
+                .as_mut()
+                .map(|calibration| calibration.pass(&raw.pack(None)));
+            if let Some(factors) = &factors {
+                raw.scale(factors);
+            }
+            layers.push(raw.pack(factors));
+        }
         let mut fingerprint = loader.weights.fingerprint();
         fingerprint.add(text.as_bytes());
         Ok(Self {
             shape,
-            activation: config.activation,
             embeddings,
             layers,
             head,
@@ -184,6 +202,57 @@ impl<K: Kernel> Model<K> {
             packed.iter().map(|packed| packed.n_bytes()).sum::<usize>()
         });
         tables * size_of::<f32>() + project + head + layers.sum::<usize>()
+    }
+}
+
+/// A linear layer as the files have it: `[n_out][n_in]` and `n_out`.
+struct Tensors {
+    n_in: usize,
+    weights: Vec<f32>,
+    bias: Vec<f32>,
+}
+
+impl Tensors {
+    fn pack<K: Kernel>(&self) -> Packed<K> {
+        Packed::new(&self.weights, &self.bias, self.n_in)
+    }
+}
+
+/// An encoder layer as the files have it.
+struct RawLayer {
+    query: Tensors,
+    key_value: Tensors,
+    output: Tensors,
+    attention_norm: Norm,
+    inner: Tensors,
+    outer: Tensors,
+    output_norm: Norm,
+}
+
+impl RawLayer {
+    /// Multiplies the weights that meet what [`smooth`] divides.
+    fn scale(&mut self, factors: &Factors) {
+        scale_inputs(&mut self.query.weights, &factors.input);
+        scale_inputs(&mut self.key_value.weights, &factors.input);
+        scale_inputs(&mut self.inner.weights, &factors.inner);
+    }
+
+    fn pack<K: Kernel>(&self, factors: Option<Factors>) -> Layer<K> {
+        let reciprocals = |factors: Vec<f32>| factors.into_iter().map(f32::recip).collect();
+        let (smooth_input, smooth_inner) = factors.map_or_else(Default::default, |factors| {
+            (reciprocals(factors.input), reciprocals(factors.inner))
+        });
+        Layer {
+            query: self.query.pack(),
+            key_value: self.key_value.pack(),
+            output: self.output.pack(),
+            attention_norm: self.attention_norm.clone(),
+            smooth_input,
+            smooth_inner,
+            inner: self.inner.pack(),
+            outer: self.outer.pack(),
+            output_norm: self.output_norm.clone(),
+        }
     }
 }
 
@@ -242,21 +311,21 @@ impl Loader<'_> {
         })
     }
 
-    fn layer<K: Kernel>(&mut self, layer: usize) -> Result<Layer<K>, LoadError> {
+    fn layer(&mut self, layer: usize) -> Result<RawLayer, LoadError> {
         let &Config { hidden, inner, .. } = self.config;
         let names = self.names;
         let name = |part: &str| format!("{}{}{layer}.{part}", names.prefix, names.layers);
-        let (mut key_value, mut key_value_bias) = self.tensors(&name(names.key), hidden, hidden)?;
-        let (values, value_bias) = self.tensors(&name(names.value), hidden, hidden)?;
-        key_value.extend(values);
-        key_value_bias.extend(value_bias);
-        Ok(Layer {
-            query: self.linear(&name(names.query), hidden, hidden)?,
-            key_value: Packed::new(&key_value, &key_value_bias, hidden),
-            output: self.linear(&name(names.attention_output), hidden, hidden)?,
+        let mut key_value = self.tensors(&name(names.key), hidden, hidden)?;
+        let value = self.tensors(&name(names.value), hidden, hidden)?;
+        key_value.weights.extend(value.weights);
+        key_value.bias.extend(value.bias);
+        Ok(RawLayer {
+            query: self.tensors(&name(names.query), hidden, hidden)?,
+            key_value,
+            output: self.tensors(&name(names.attention_output), hidden, hidden)?,
             attention_norm: self.norm(&name(names.attention_norm), hidden)?,
-            inner: self.linear(&name(names.inner), inner, hidden)?,
-            outer: self.linear(&name(names.outer), hidden, inner)?,
+            inner: self.tensors(&name(names.inner), inner, hidden)?,
+            outer: self.tensors(&name(names.outer), hidden, inner)?,
             output_norm: self.norm(&name(names.output_norm), hidden)?,
         })
     }
@@ -287,23 +356,16 @@ impl Loader<'_> {
         n_out: usize,
         n_in: usize,
     ) -> Result<Packed<K>, LoadError> {
-        let (weights, bias) = self.tensors(name, n_out, n_in)?;
-        Ok(Packed::new(&weights, &bias, n_in))
+        Ok(self.tensors(name, n_out, n_in)?.pack())
     }
 
-    fn tensors(
-        &mut self,
-        name: &str,
-        n_out: usize,
-        n_in: usize,
-    ) -> Result<(Vec<f32>, Vec<f32>), LoadError> {
-        let weights = self
-            .weights
-            .read(&format!("{name}.weight"), &[n_out, n_in])?;
-        Ok((
-            weights,
-            self.weights.read(&format!("{name}.bias"), &[n_out])?,
-        ))
+    fn tensors(&mut self, name: &str, n_out: usize, n_in: usize) -> Result<Tensors, LoadError> {
+        let weight = format!("{name}.weight");
+        Ok(Tensors {
+            n_in,
+            weights: self.weights.read(&weight, &[n_out, n_in])?,
+            bias: self.weights.read(&format!("{name}.bias"), &[n_out])?,
+        })
     }
 
     /// A layer norm, whose parameters checkpoints from TensorFlow call gamma and beta.

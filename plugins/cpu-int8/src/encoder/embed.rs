@@ -7,7 +7,7 @@ use crate::gemm::Linear;
 use crate::gemm::finish::Finish;
 use crate::kernel::lanes::Lanes;
 use crate::kernel::{Inside, Kernel, Op};
-use crate::model::{Embeddings, Model, PositionRule};
+use crate::model::{Embeddings, PositionRule, Shape};
 
 /// Whether every id and type of a row is in its table. One that is not fails its row alone.
 pub fn is_known<F: Kernel>(
@@ -31,13 +31,13 @@ pub fn is_known<F: Kernel>(
 /// The caller has checked that the ids are known, the positions suffice and the tokens fit.
 pub fn push_row<K: Kernel>(
     kernel: K,
-    model: &Model<K>,
+    embeddings: &Embeddings<K::Float>,
     scratch: &mut Scratch<K>,
     row: usize,
     input_ids: &[u32],
     type_ids: &[u32],
 ) {
-    let (embeddings, width) = (&model.embeddings, model.embeddings.width);
+    let width = embeddings.width;
     let start = scratch.offsets.last().copied().unwrap_or(0);
     let end = start + input_ids.len();
     if scratch.offsets.is_empty() {
@@ -60,13 +60,22 @@ pub fn push_row<K: Kernel>(
 }
 
 /// Makes the micro-batch that [`push_row`] gathered ready for the first layer.
-pub fn finish_rows<K: Kernel>(kernel: K, model: &Model<K>, s: &mut Scratch<K>) {
+/// `smoothing` is the first layer's.
+pub fn finish_rows<K: Kernel>(
+    kernel: K,
+    embeddings: &Embeddings<K::Float>,
+    shape: &Shape,
+    smoothing: &[f32],
+    s: &mut Scratch<K>,
+) {
     let n_rows = s.offsets.last().copied().unwrap_or(0);
-    if let Some(project) = &model.embeddings.project {
-        let (float, width, codes) = (kernel.float(), model.embeddings.width, &mut s.float_codes);
+    if let Some(project) = &embeddings.project {
+        let (float, width, codes) = (kernel.float(), embeddings.width, &mut s.float_codes);
         codes.stride = width;
         float.vectorize(NormAndEncode {
             norm: None,
+            smoothing: &[],
+            smoothed: &mut [],
             x: &mut s.embedded,
             width,
             n_rows,
@@ -82,9 +91,11 @@ pub fn finish_rows<K: Kernel>(kernel: K, model: &Model<K>, s: &mut Scratch<K>) {
         }
         .run(float);
     }
-    let (width, codes) = (model.shape.hidden, &mut s.hidden_codes);
+    let (width, codes) = (shape.hidden, &mut s.hidden_codes);
     kernel.vectorize(NormAndEncode {
         norm: None,
+        smoothing,
+        smoothed: &mut s.smoothed,
         x: &mut s.hidden,
         width,
         n_rows,

@@ -149,6 +149,7 @@ pub fn softmax_unscaled<L: Lanes, O: Plain>(
 }
 
 /// A layer norm's parameters.
+#[derive(Clone)]
 pub struct Norm {
     /// Multiplied with the normalised row.
     pub weight: Vec<f32>,
@@ -196,6 +197,10 @@ pub fn layer_norm<L: Lanes>(lanes: L, norm: &Norm, x: &mut [f32]) {
 pub struct NormAndEncode<'a, K: Kernel> {
     /// The parameters; `None` encodes only.
     pub norm: Option<&'a Norm>,
+    /// What each value is multiplied with before it is encoded; empty: nothing.
+    pub smoothing: &'a [f32],
+    /// Room for a smoothed row.
+    pub smoothed: &'a mut [f32],
     /// Rows of `width`.
     pub x: &'a mut [f32],
     /// Values of a row.
@@ -223,9 +228,32 @@ impl<K: Kernel> Op<K> for NormAndEncode<'_, K> {
                 layer_norm(lanes, norm, row);
             }
             let codes = &mut self.codes.codes[row_idx * stride..][..stride];
-            self.codes.scales[row_idx] = K::Left::encode(lanes, row, codes);
+            let values = if self.smoothing.is_empty() {
+                row
+            } else {
+                smooth(lanes, row, self.smoothing, self.smoothed)
+            };
+            self.codes.scales[row_idx] = K::Left::encode(lanes, values, codes);
         }
     }
+}
+
+/// `x · factors`, into `out`.
+#[inline(always)]
+fn smooth<'a, L: Lanes>(lanes: L, x: &[f32], factors: &[f32], out: &'a mut [f32]) -> &'a mut [f32] {
+    let out = &mut out[..x.len()];
+    let whole = x.len() / L::N * L::N;
+    for ((x, factor), out) in x
+        .chunks_exact(L::N)
+        .zip(factors.chunks_exact(L::N))
+        .zip(out.chunks_exact_mut(L::N))
+    {
+        lanes.store(lanes.mul(lanes.load(x), lanes.load(factor)), out);
+    }
+    for ((x, factor), out) in x.iter().zip(factors).zip(out.iter_mut()).skip(whole) {
+        *out = x * factor;
+    }
+    out
 }
 
 #[cfg(test)]
