@@ -63,8 +63,9 @@ fn main() {
             );
         }
         _ => {
-            visit_all(Dtype::Int8, &mut Kernels);
-            visit_all(Dtype::F32, &mut Kernels);
+            for dtype in Dtype::ALL {
+                visit_all(dtype, &mut Kernels);
+            }
         }
     }
 }
@@ -237,7 +238,7 @@ fn engine(model: &Path, rows: &[Row], n_threads: usize, chosen: Option<&[&str]>)
         n_tokens as f64 / rows.len() as f64
     );
     let library = PluginLibrary::in_process::<CpuInt8>().unwrap();
-    for dtype in [Dtype::F32, Dtype::Int8] {
+    for dtype in Dtype::ALL {
         let names = available(dtype);
         let default = [names[0]];
         let names: Vec<_> = names

@@ -60,9 +60,7 @@ impl Plugin for CpuInt8 {
             name: env!("CARGO_PKG_NAME").to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             devices: vec!["cpu".to_owned()],
-            dtypes: [Dtype::Int8, Dtype::F32]
-                .map(|dtype| dtype.name().to_owned())
-                .to_vec(),
+            dtypes: Dtype::ALL.map(|dtype| dtype.name().to_owned()).to_vec(),
             architectures: ARCHITECTURES.map(|(name, _)| name.to_owned()).to_vec(),
         }
     }
@@ -75,14 +73,16 @@ impl Plugin for CpuInt8 {
             )));
         }
         let dtype = match request.dtype.as_str() {
-            "auto" | "int8" => Dtype::Int8,
-            "f32" => Dtype::F32,
-            other => {
-                return Err(Fault::unsupported(format!(
-                    "dtype {other:?}: this plugin computes in int8 or f32"
-                )));
-            }
+            "auto" => Some(Dtype::Int8),
+            name => Dtype::ALL.into_iter().find(|dtype| dtype.name() == name),
         };
+        let dtype = dtype.ok_or_else(|| {
+            let names = Dtype::ALL.map(Dtype::name).join(", ");
+            Fault::unsupported(format!(
+                "dtype {:?}: this plugin computes in {names}",
+                request.dtype
+            ))
+        })?;
         let options: Options = serde_json::from_str(&request.options).map_err(|error| {
             Fault::bad_request(format!("options {:?}: {error}", request.options))
         })?;

@@ -152,8 +152,15 @@ pub trait Visitor {
 pub enum Dtype {
     /// i8 weights and activations, i32 sums.
     Int8,
+    /// bf16 weights and activations, f32 sums.
+    Bf16,
     /// f32 throughout.
     F32,
+}
+
+impl Dtype {
+    /// All of them, the fastest first.
+    pub const ALL: [Self; 3] = [Self::Int8, Self::Bf16, Self::F32];
 }
 
 impl Dtype {
@@ -161,6 +168,7 @@ impl Dtype {
     pub fn name(self) -> &'static str {
         match self {
             Self::Int8 => "int8",
+            Self::Bf16 => "bf16",
             Self::F32 => "f32",
         }
     }
@@ -194,6 +202,14 @@ fn visit_while<V: Visitor>(
             offer!(neon::NeonDot::detect());
             offer!(Some(scalar::ScalarInt8));
             offer!(Some(scalar::EmulatedDpbusd));
+        }
+        Dtype::Bf16 => {
+            #[cfg(target_arch = "x86_64")]
+            {
+                offer!(amx::AmxBf16::detect());
+                offer!(avx512::Avx512Bf16::detect());
+            }
+            offer!(Some(scalar::PortableBf16));
         }
         Dtype::F32 => {
             #[cfg(target_arch = "x86_64")]

@@ -10,7 +10,7 @@ use cpu_int8::kernel::{Dtype, available};
 
 fn check(name: &str, type_vocab_size: u32) {
     let library = PluginLibrary::in_process::<CpuInt8>().unwrap();
-    for dtype in [Dtype::Int8, Dtype::F32] {
+    for dtype in Dtype::ALL {
         for kernel in available(dtype) {
             let request = kernel_request(&golden_dir(name), dtype.name(), kernel);
             // Bit for bit: a tolerance of nothing.

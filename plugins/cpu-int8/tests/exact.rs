@@ -138,10 +138,7 @@ fn check(name: &str, m: usize, n: usize, k: usize, mut quantum: impl FnMut() -> 
 
 #[test]
 fn what_must_be_here_is_here() {
-    let names: Vec<_> = [Dtype::Int8, Dtype::F32]
-        .into_iter()
-        .flat_map(available)
-        .collect();
+    let names: Vec<_> = Dtype::ALL.into_iter().flat_map(available).collect();
     println!("kernels: {}", names.join(", "));
     let required = std::env::var("KERNELS_REQUIRED").unwrap_or_default();
     for name in required
@@ -193,9 +190,10 @@ fn wide_random_sums_are_exact() {
     }
 }
 
-/// The f32 kernels sum in order, so equal integers come out exactly: a test of packing and tails.
+/// Integers up to 127 and their sums up to 2²⁴ are f32s, and the former bf16s, so they come out
+/// exactly: a test of packing and tails.
 #[test]
-fn f32_kernels_multiply_small_integers_exactly() {
+fn float_kernels_multiply_small_integers_exactly() {
     struct Multiply {
         k: usize,
     }
@@ -243,6 +241,7 @@ fn f32_kernels_multiply_small_integers_exactly() {
     }
     for k in [1, 2, 7, 64, 384] {
         visit_all(Dtype::F32, &mut Multiply { k });
+        visit_all(Dtype::Bf16, &mut Multiply { k });
     }
 }
 

@@ -15,6 +15,8 @@ use std::time::Instant;
 
 /// The f32 path differs from PyTorch in the order of sums and the last bits of exp and erf only.
 const F32_TOLERANCE: f32 = 1e-4;
+/// Eight bits of mantissa in every product's operands.
+const BF16_TOLERANCE: f32 = 0.03;
 /// What i8 costs on these models, whose logits have a standard deviation of about 1: 0.056 at most
 /// (see the output with `--nocapture`). Random weights are a harsher case than trained ones.
 const INT8_TOLERANCE: f32 = 0.08;
@@ -62,6 +64,11 @@ fn f32_agrees_with_transformers() {
 }
 
 #[test]
+fn bf16_agrees_with_transformers() {
+    check_all(Dtype::Bf16, BF16_TOLERANCE);
+}
+
+#[test]
 fn int8_agrees_with_transformers() {
     check_all(Dtype::Int8, INT8_TOLERANCE);
 }
@@ -71,7 +78,7 @@ fn int8_agrees_with_transformers() {
 #[test]
 fn a_rows_score_is_its_own() {
     for name in ["bert", "roberta", "electra-projected", "distilbert"] {
-        for dtype in [Dtype::Int8, Dtype::F32] {
+        for dtype in Dtype::ALL {
             for kernel in available(dtype) {
                 independent(name, dtype, kernel);
             }

@@ -103,6 +103,98 @@ impl Dot for Avx512F32 {
     }
 }
 
+/// bf16 in pairs by `vdpbf16ps`, sums in f32. The tile is the f32 kernel's.
+#[derive(Clone, Copy)]
+pub struct Avx512Bf16(Avx512F32);
+
+impl Avx512Bf16 {
+    /// The token, if this CPU has AVX-512 BF16.
+    pub fn detect() -> Option<Self> {
+        Avx512F32::detect()
+            .filter(|_| std::arch::is_x86_feature_detected!("avx512bf16"))
+            .map(Self)
+    }
+}
+
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+fn with_bf16<K: Kernel, O: Op<K>>(inside: &Inside<K>, op: O) -> O::Output {
+    op.run(inside)
+}
+
+impl Kernel for Avx512Bf16 {
+    const NAME: &'static str = "x86_64-bf16-avx512-vdpbf16ps";
+    const MR: usize = 12;
+    const NR: usize = 32;
+    const K_STEP: usize = 2;
+    const FMA: bool = true;
+    type Left = Bf16;
+    type Right = Bf16;
+    type Acc = f32;
+    type Float = Avx512F32;
+    type Element = f32;
+    type Attend = Avx512F32;
+
+    fn float(self) -> Avx512F32 {
+        self.0
+    }
+    fn attend(self) -> Avx512F32 {
+        self.0
+    }
+    #[inline(always)]
+    fn vectorize<O: Op<Self>>(self, op: O) -> O::Output {
+        // SAFETY: the token proves every feature that `with_bf16` enables; this is `vectorize`.
+        unsafe { with_bf16(&Inside::new(self), op) }
+    }
+    #[inline(always)]
+    unsafe fn multiply(self, tile: Tile<'_, Self>) {
+        // SAFETY: the caller's.
+        unsafe { by_dots(self, tile) }
+    }
+}
+
+impl Dot for Avx512Bf16 {
+    type LeftVec = __m512i;
+    type RightVec = [__m512i; 2];
+    type AccVec = [__m512; 2];
+
+    #[inline(always)]
+    fn zero(self) -> [__m512; 2] {
+        Dot::zero(self.0)
+    }
+    #[inline(always)]
+    unsafe fn splat(self, left: *const Bf16) -> __m512i {
+        // SAFETY: the caller gives 2 readable bf16 = one unaligned i32; the token proves AVX-512 F.
+        unsafe { _mm512_set1_epi32(left.cast::<i32>().read_unaligned()) }
+    }
+    #[inline(always)]
+    unsafe fn load(self, right: *const Bf16) -> [__m512i; 2] {
+        // SAFETY: the caller gives 32 · 2 readable bf16 = two registers; the token proves AVX-512 F.
+        unsafe {
+            [
+                _mm512_loadu_si512(right.cast()),
+                _mm512_loadu_si512(right.add(32).cast()),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn dot(self, sum: [__m512; 2], left: __m512i, right: [__m512i; 2]) -> [__m512; 2] {
+        // SAFETY: the token proves AVX-512 BF16; the types have the same bits.
+        unsafe {
+            let left = std::mem::transmute::<__m512i, __m512bh>(left);
+            let right = right.map(|right| std::mem::transmute::<__m512i, __m512bh>(right));
+            [
+                _mm512_dpbf16_ps(sum[0], left, right[0]),
+                _mm512_dpbf16_ps(sum[1], left, right[1]),
+            ]
+        }
+    }
+    #[inline(always)]
+    unsafe fn store(self, sum: [__m512; 2], out: *mut f32) {
+        // SAFETY: the caller's.
+        unsafe { Dot::store(self.0, sum, out) }
+    }
+}
+
 // SAFETY of all intrinsics below: the token proves AVX-512 F and BW; memory is checked to be there.
 impl Lanes for Avx512F32 {
     const N: usize = 16;

@@ -87,7 +87,7 @@ mod tests {
 
     #[test]
     fn every_kernel_here_proves_itself() {
-        for dtype in [Dtype::Int8, Dtype::F32] {
+        for dtype in Dtype::ALL {
             for (name, exact) in visit_all(dtype, &mut Prove) {
                 assert!(exact, "{name}");
             }

@@ -228,6 +228,74 @@ impl Dot for PortableF32 {
     }
 }
 
+/// bf16 in pairs, as `vdpbf16ps` multiplies them, in plain Rust.
+#[derive(Clone, Copy)]
+pub struct PortableBf16;
+
+impl Kernel for PortableBf16 {
+    const NAME: &'static str = "portable-bf16";
+    const MR: usize = 4;
+    const NR: usize = NR;
+    const K_STEP: usize = 2;
+    const FMA: bool = PortableF32::FMA;
+    type Left = Bf16;
+    type Right = Bf16;
+    type Acc = f32;
+    type Float = PortableF32;
+    type Element = f32;
+    type Attend = PortableF32;
+
+    fn float(self) -> PortableF32 {
+        PortableF32
+    }
+    fn attend(self) -> PortableF32 {
+        PortableF32
+    }
+    #[inline(always)]
+    fn vectorize<O: Op<Self>>(self, op: O) -> O::Output {
+        // SAFETY: this is `vectorize`.
+        op.run(&unsafe { Inside::new(self) })
+    }
+    #[inline(always)]
+    unsafe fn multiply(self, tile: Tile<'_, Self>) {
+        // SAFETY: the caller's.
+        unsafe { by_dots(self, tile) }
+    }
+}
+
+impl Dot for PortableBf16 {
+    type LeftVec = [f32; 2];
+    type RightVec = [[Bf16; 2]; NR];
+    type AccVec = [f32; NR];
+
+    #[inline(always)]
+    fn zero(self) -> [f32; NR] {
+        [0.0; NR]
+    }
+    #[inline(always)]
+    unsafe fn splat(self, left: *const Bf16) -> [f32; 2] {
+        // SAFETY: the caller gives K_STEP = 2 readable elements of a Bf16 slice.
+        unsafe { *left.cast::<[Bf16; 2]>() }.map(Bf16::get)
+    }
+    #[inline(always)]
+    unsafe fn load(self, right: *const Bf16) -> [[Bf16; 2]; NR] {
+        // SAFETY: the caller gives NR · K_STEP readable elements of a Bf16 slice.
+        unsafe { *right.cast() }
+    }
+    #[inline(always)]
+    fn dot(self, sum: [f32; NR], left: [f32; 2], right: [[Bf16; 2]; NR]) -> [f32; NR] {
+        std::array::from_fn(|c| {
+            let first = mul_add::<Self>(left[0], right[c][0].get(), sum[c]);
+            mul_add::<Self>(left[1], right[c][1].get(), first)
+        })
+    }
+    #[inline(always)]
+    unsafe fn store(self, sum: [f32; NR], out: *mut f32) {
+        // SAFETY: the caller gives NR writable elements.
+        unsafe { out.cast::<[f32; NR]>().write(sum) }
+    }
+}
+
 /// Lanes as arrays: what the compiler makes of them.
 impl Lanes for PortableF32 {
     const N: usize = 16;
