@@ -95,6 +95,23 @@ fn a_full_queue_refuses_with_retry_after_and_loses_nothing() {
 }
 
 #[test]
+fn a_request_that_is_too_much_for_its_deadline_is_told_so() {
+    // 20 ms a row, which the warm-up learns: 1,000 take 20 s.
+    let server = Server::start(r#"{"row_us": 20000}"#, &[("threads.total", "1")]);
+    let hold = server.hold();
+    let before = server.rerank_later(&json!({"query": "q", "documents": documents(2)}));
+    server.until(|| (server.metric("crossgate_queue_rows") > 0.0).then_some(()));
+    let refused = server.rerank(&json!({"query": "q", "documents": documents(1_000)}));
+    // Coming again does not help.
+    assert_eq!((refused.status, refused.header("retry-after")), (413, None));
+    for words in ["this request alone needs about", "its deadline leaves 10.0 s"] {
+        assert!(refused.text.contains(words), "{refused:?}");
+    }
+    drop(hold);
+    assert_eq!(before.join().unwrap().status, 200);
+}
+
+#[test]
 fn a_deadline_is_a_504_and_what_it_left_is_not_computed() {
     let server = Server::start(
         "{}",
@@ -169,6 +186,8 @@ fn one_bad_row_names_its_document() {
     let options = json!({"fail_row_on": token("volcano")}).to_string();
     let server = Server::start(&options, &[]);
     let answer = server.rerank(&json!({"query": "q", "documents": ["fine", RARE, "fine"]}));
+    // The plugin's failure, not the client's.
+    assert_eq!(answer.status, 502, "{answer:?}");
     assert!(answer.text.contains("documents[1]"), "{answer:?}");
     assert_eq!(
         server

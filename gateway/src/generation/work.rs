@@ -1,6 +1,6 @@
 //! One request's rows on their way, shared by its future, the queue and the workers.
 
-use crate::generation::cost::Size;
+use crate::generation::cost::{Amount, Size};
 use crate::model::TokenRows;
 use crate::score::{ScoreError, Times};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -75,12 +75,14 @@ impl Work {
         &self.rows
     }
 
-    /// What the rows from `first` on cost.
-    pub fn size_from(&self, first: usize) -> Size {
+    /// How many rows, and their size.
+    pub fn amount(&self) -> Amount {
         let rows = &self.rows;
-        (first..rows.len()).fold(Size::default(), |sum, row| {
-            sum + Size::row(rows.row_len(row))
-        })
+        let sizes = (0..rows.len()).map(|row| Size::row(rows.row_len(row)));
+        Amount {
+            rows: rows.len(),
+            size: sizes.fold(Size::default(), |sum, row| sum + row),
+        }
     }
 
     /// When the outcome is of no use any more.

@@ -2,7 +2,8 @@
 
 use crate::generation::batch::Batch;
 use crate::generation::cost::Size;
-use crate::generation::line::{Computed, Line};
+use crate::generation::line::Line;
+use crate::generation::plan::Computed;
 use crate::generation::queue::Taken;
 use crate::score::ScoreError;
 use crate::telemetry::ModelMetrics;
@@ -121,10 +122,10 @@ impl Worker {
         let mut batch = Batch::new(&self.limits, self.n_labels);
         while let Some(cut) = self.line.next(&mut batch.taken) {
             for (work, _) in &batch.taken {
-                work.note_cut(cut);
+                work.note_cut(cut.at);
             }
             let result = self.serve(&mut called, &mut batch);
-            self.line.returned();
+            self.line.returned(&cut);
             if let Err(fault) = result {
                 self.recover(fault, &mut called, &mut batch);
             }
@@ -284,9 +285,9 @@ fn row_error(status: RowStatus, index: u32) -> ScoreError {
         RowStatus::NotFinite => ScoreError::Backend {
             why: format!("the model's score for documents[{index}] is not a number"),
         },
-        _ => ScoreError::Row {
-            index,
-            why: "the backend could not score it".to_owned(),
+        // Whatever the client sent, it became tokens that the model has: the backend is to blame.
+        _ => ScoreError::Backend {
+            why: format!("it could not score documents[{index}]"),
         },
     }
 }
