@@ -104,7 +104,10 @@ fn a_request_that_is_too_much_for_its_deadline_is_told_so() {
     let refused = server.rerank(&json!({"query": "q", "documents": documents(1_000)}));
     // Coming again does not help.
     assert_eq!((refused.status, refused.header("retry-after")), (413, None));
-    for words in ["this request alone needs about", "its deadline leaves 10.0 s"] {
+    for words in [
+        "this request alone needs about",
+        "its deadline leaves 10.0 s",
+    ] {
         assert!(refused.text.contains(words), "{refused:?}");
     }
     drop(hold);
@@ -221,7 +224,7 @@ fn a_drain_answers_what_was_admitted_and_refuses_the_rest() {
     assert_eq!(server.get("/livez").status, 200);
     drop(hold);
     assert_eq!(admitted.join().unwrap().status, 200);
-    draining.join().unwrap();
+    assert_eq!(draining.join().unwrap(), 0);
 }
 
 #[test]
@@ -330,6 +333,30 @@ fn a_broken_plugin_is_refused_by_name_and_the_server_goes_on() {
         }
     }
     assert_eq!(rows.len(), 5, "{}", listed.text);
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_plugin_that_lacks_a_symbol_is_refused_with_the_symbol() {
+    let dir = tempfile::tempdir().unwrap();
+    let good = std::fs::read(plugin_dir().join("libfake.so")).unwrap();
+    // The name of a function of libc that every library needs becomes one that nobody has.
+    let (known, unknown) = (b"\0memmove\0", b"\0memmovX\0");
+    let places = memchr::memmem::find_iter(&good, known).collect::<Vec<_>>();
+    assert!(!places.is_empty());
+    let mut bad = good;
+    for place in places {
+        bad[place..place + unknown.len()].copy_from_slice(unknown);
+    }
+    std::fs::write(dir.path().join("libbad.so"), bad).unwrap();
+    let server = Server::start("{}", &[("plugins.dir", &both(dir.path()))]);
+    let listed = server.admin("/plugins").text;
+    assert!(listed.contains("undefined symbol: memmovX"), "{listed}");
+}
+
+/// The fake's folder, and another one.
+fn both(dir: &std::path::Path) -> String {
+    format!("{},{}", plugin_dir().display(), dir.display())
 }
 
 #[test]

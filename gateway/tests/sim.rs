@@ -309,7 +309,7 @@ fn requests_of_one_document_are_answered_beside_those_of_a_thousand() {
         timeout_s: 2,
         ..large
     };
-    let (counts, useful) = Sim::new(1, &[large, small]).run(60);
+    let (counts, _) = Sim::new(1, &[large, small]).run(60);
     assert_eq!((counts[1].refused, counts[1].late), (0, 0), "{counts:?}");
     assert!(counts[1].in_time > 1_000, "{counts:?}");
     assert!(counts[0].in_time > 10, "{counts:?}");
