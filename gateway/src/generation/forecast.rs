@@ -5,13 +5,29 @@ use crate::generation::cost::{Amount, Cost, Size};
 use crate::generation::queue::{BatchBounds, Place, Queue, Waiting};
 use std::time::{Duration, Instant};
 
-/// Share of the time before its deadline in which a request must be predicted to be done to be admitted.
-/// The rest is for smaller requests that come later and go first, and for the prediction's error.
-const ADMITTED_SHARE: f64 = 0.75;
+/// Share of the time before its deadline in which a request must be predicted to be done to be admitted,
+/// when predictions hold. The rest is for smaller requests that come later and go first.
+const SHARE_MAX: f64 = 0.75;
+/// The same when they do not, because the machine has other things to do.
+const SHARE_MIN: f64 = 0.4;
+/// Part of the share that may be gone before a request is begun: workers are as busy before a short queue
+/// as before a long one, and whoever stands in a long one is late when the machine slows down.
+const AHEAD_PART: f64 = 0.7;
+/// An admitted request that is late takes this part of the share away, and one in time adds that much:
+/// one late in fifty keeps it where it is.
+const SHARE_LOST: f64 = 0.1;
+const SHARE_GAINED: f64 = 0.001;
 /// Share of the time before its deadline in which an admitted request must still be predicted to be done,
 /// or whoever would delay it beyond that is refused. What lies between the two shares, and a tenth of the
 /// workers from then on, belongs to those that come later and go first.
 const KEPT_SHARE: f64 = 0.9;
+/// Weight that a batch keeps with each later one in the pace: about the last 200 count.
+const PACE_KEPT: f64 = 0.995;
+/// A batch counts for the pace as at most this multiple of its prediction: a worker that hung once says
+/// nothing about the next batches.
+const PACE_MAX: f64 = 32.0;
+/// No machine is this much faster than what it was measured at.
+const PACE_MIN: f64 = 0.5;
 /// Longer predictions are no better than this one.
 const SECONDS_MAX: f64 = 86_400.0;
 
@@ -26,6 +42,25 @@ pub struct Forecast<'a> {
     pub n_workers: usize,
     /// Predicted seconds of one worker for the batches that are being computed.
     pub running_s: f64,
+    /// Seconds that pass for each predicted one; see [`Pace`].
+    pub pace: f64,
+    /// Of the time before a deadline; see [`Share`].
+    pub share: f64,
+}
+
+/// The share of the time before its deadline in which a request must be predicted to be done: the margin
+/// for the prediction's error, learned from those that were late.
+#[derive(Clone, Copy, Debug)]
+pub struct Share(f64);
+
+/// Seconds that pass for each that the cost model predicts, learned. The model says what a batch usually
+/// takes, which is what cutting needs: it is fitted to relative errors and does not follow outliers. A
+/// finish is a sum, to which a batch that was descheduled for long contributes all its time, and what lies
+/// between two batches as well.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Pace {
+    predicted_s: f64,
+    passed_s: f64,
 }
 
 /// A request that asks to be admitted.
@@ -63,6 +98,51 @@ pub enum Verdict {
     },
 }
 
+// === impl Pace ===
+
+impl Pace {
+    /// Learns from a batch of which all rows were computed.
+    pub fn learn(&mut self, predicted_s: f64, passed_s: f64) {
+        let passed_s = passed_s.min(PACE_MAX * predicted_s);
+        self.predicted_s = PACE_KEPT * self.predicted_s + predicted_s;
+        self.passed_s = PACE_KEPT * self.passed_s + passed_s;
+    }
+
+    /// Seconds for each predicted one.
+    pub fn ratio(&self) -> f64 {
+        if self.predicted_s > 0.0 {
+            (self.passed_s / self.predicted_s).clamp(PACE_MIN, PACE_MAX)
+        } else {
+            1.0
+        }
+    }
+}
+
+// === impl Share ===
+
+impl Share {
+    /// An admitted request was in time, or was not.
+    pub fn learn(&mut self, is_in_time: bool) {
+        let learned = if is_in_time {
+            self.0 + SHARE_GAINED
+        } else {
+            self.0 * (1.0 - SHARE_LOST)
+        };
+        self.0 = learned.clamp(SHARE_MIN, SHARE_MAX);
+    }
+
+    /// The share.
+    pub fn value(self) -> f64 {
+        self.0
+    }
+}
+
+impl Default for Share {
+    fn default() -> Self {
+        Self(SHARE_MAX)
+    }
+}
+
 // === impl Forecast ===
 
 impl Forecast<'_> {
@@ -70,18 +150,21 @@ impl Forecast<'_> {
     pub fn judge(&self, queue: &Queue, newcomer: &Newcomer, now: Instant) -> Verdict {
         let left_s = |deadline: Instant| deadline.saturating_duration_since(now).as_secs_f64();
         let (own, own_left_s) = (newcomer.waiting, left_s(newcomer.waiting.deadline));
-        let own_s = self.own_s(own.amount) + newcomer.tokenizing_s;
-        if own_left_s < own_s {
-            let needs = seconds(own_s);
+        let own_s = self.own_s(own.amount);
+        // Without the pace, which may be better when it comes again.
+        if own_left_s < own_s + newcomer.tokenizing_s {
+            let needs = seconds(own_s + newcomer.tokenizing_s);
             return Verdict::TooMuch { needs };
         }
+        let own_s = self.pace * own_s + newcomer.tokenizing_s;
         let mut waiting = queue.waiting().peekable();
         let mut ahead = Amount::default();
         while let Some((_, first)) = waiting.next_if(|(place, _)| *place < newcomer.place) {
             ahead += first.amount;
         }
         let ahead_s = self.done_s(ahead);
-        let late_s = ahead_s + own_s - ADMITTED_SHARE * own_left_s;
+        let may_take_s = self.share * own_left_s;
+        let late_s = (ahead_s + own_s - may_take_s).max(ahead_s - AHEAD_PART * may_take_s);
         if 0.0 < late_s {
             return Verdict::Late {
                 ahead: seconds(ahead_s),
@@ -110,10 +193,11 @@ impl Forecast<'_> {
     }
 
     fn done_s(&self, amount: Amount) -> f64 {
-        (self.running_s + self.alone_s(amount)) / self.n_workers.max(1) as f64
+        self.pace * (self.running_s + self.alone_s(amount)) / self.n_workers.max(1) as f64
     }
 
-    /// Predicted seconds that rows take with all workers to themselves, as far as they can share them.
+    /// Predicted seconds that rows take with all workers to themselves, as far as they can share them,
+    /// at the usual pace.
     fn own_s(&self, amount: Amount) -> f64 {
         let n_sharing = self.n_batches(amount).min(self.n_workers as f64).max(1.0);
         self.alone_s(amount) / n_sharing
@@ -126,19 +210,17 @@ impl Forecast<'_> {
         self.cost.rows_s(amount.size) + constant_s * self.n_batches(amount)
     }
 
-    /// Batches that rows are cut into, as `Queue::cut` does.
+    /// Batches that rows are cut into, as `Queue::cut` does, if they are alike. Whole rows go into a
+    /// batch: where two just do not fit, there are twice as many batches.
     fn n_batches(&self, Amount { rows, size }: Amount) -> f64 {
+        let rows = rows.max(1) as f64;
         let constant_s = self.cost.batch_s(Size::default());
         let room_s = self.batch.time_max.as_secs_f64() - constant_s;
-        let by_time = if room_s > 0.0 {
-            self.cost.rows_s(size) / room_s
-        } else {
-            f64::INFINITY
-        };
-        let by_rows = rows as f64 / self.batch.rows_max as f64;
-        let by_tokens = size.tokens / self.batch.tokens_max as f64;
-        let n_batches = by_time.max(by_rows).max(by_tokens).ceil();
-        n_batches.min(rows as f64)
+        let by_time = room_s * rows / self.cost.rows_s(size);
+        let by_tokens = self.batch.tokens_max as f64 * rows / size.tokens;
+        // `min` passes over the NaN of no rows at all.
+        let by_bounds = by_time.min(by_tokens).min(self.batch.rows_max as f64);
+        (rows / by_bounds.floor().max(1.0)).ceil()
     }
 }
 
@@ -184,6 +266,8 @@ mod tests {
             batch: &BATCH,
             n_workers,
             running_s: 0.0,
+            pace: 1.0,
+            share: Share::default().value(),
         };
         for case in admitted {
             let asked = Reservation {
@@ -220,6 +304,33 @@ mod tests {
         check(&[(300, 10), (300, 10)], (300, 10), 1, "Late { ahead: 6.");
         check(&[(300, 10), (300, 10)], (300, 10), 2, "InTime");
         check(&[(300, 10), (300, 10)], (300, 20), 1, "InTime");
+    }
+
+    #[test]
+    fn the_pace_counts_what_the_cost_model_overlooks() {
+        let mut pace = Pace::default();
+        assert_eq!(pace.ratio(), 1.0);
+        for round in 0..2_000 {
+            // One in ten takes eleven times as long.
+            let passed_s = if round % 10 == 0 { 0.11 } else { 0.01 };
+            pace.learn(0.01, passed_s);
+        }
+        assert!((1.9..2.1).contains(&pace.ratio()), "{pace:?}");
+        let before = pace.ratio();
+        // One that hung.
+        pace.learn(0.01, 60.0);
+        assert!(pace.ratio() < before + 0.2, "{pace:?}");
+    }
+
+    #[test]
+    fn who_is_late_makes_the_margin_larger() {
+        let mut share = Share::default();
+        (0..3).for_each(|_| share.learn(false));
+        assert!((0.5..0.6).contains(&share.value()), "{share:?}");
+        (0..100).for_each(|_| share.learn(false));
+        assert_eq!(share.value(), SHARE_MIN);
+        (0..1_000).for_each(|_| share.learn(true));
+        assert_eq!(share.value(), SHARE_MAX);
     }
 
     #[test]

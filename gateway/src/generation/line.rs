@@ -25,6 +25,8 @@ pub struct Permit {
     line: Arc<Line>,
     // Taken when the rows are pushed.
     promise: Option<Promise>,
+    // For `Plan::leave`.
+    is_in_time: Option<bool>,
 }
 
 /// A pushed request's place. Dropping it before the outcome has come says that nobody waits any more.
@@ -35,7 +37,7 @@ pub struct Ticket {
     outcome: oneshot::Receiver<Outcome>,
     done: bool,
     // Holds the count of requests in flight.
-    _permit: Permit,
+    permit: Permit,
 }
 
 // === impl Line ===
@@ -58,6 +60,7 @@ impl Line {
         Ok(Permit {
             line: Arc::clone(self),
             promise: Some(promise),
+            is_in_time: None,
         })
     }
 
@@ -76,9 +79,11 @@ impl Line {
         }
     }
 
-    /// A worker has come back from a batch.
-    pub fn returned(&self, cut: &Cut) {
-        self.plan().returned(cut);
+    /// A worker has come back from a batch, of which every row was scored if it `is_whole`.
+    pub fn returned(&self, cut: &Cut, is_whole: bool) {
+        let mut plan = self.plan();
+        // Behind the lock: what passes before it is part of what a batch takes.
+        plan.returned(cut, is_whole, Instant::now());
     }
 
     /// A batch has come back from the plugin.
@@ -169,7 +174,7 @@ impl Permit {
             work,
             outcome,
             done: false,
-            _permit: self,
+            permit: self,
         }
     }
 }
@@ -180,7 +185,7 @@ impl Drop for Permit {
         if let Some(promise) = self.promise.take() {
             plan.release(promise);
         }
-        plan.leave();
+        plan.leave(self.is_in_time);
     }
 }
 
@@ -192,7 +197,13 @@ impl Ticket {
         let outcome = (&mut self.outcome).await;
         self.done = true;
         // The sender lives in `work`, which lives in `self`: it answers before it goes.
-        outcome.unwrap_or(Err(ScoreError::Cancelled))
+        let outcome = outcome.unwrap_or(Err(ScoreError::Cancelled));
+        self.permit.is_in_time = match &outcome {
+            Ok(_) => Some(true),
+            Err(ScoreError::DeadlinePassed { .. }) => Some(false),
+            Err(_) => None,
+        };
+        outcome
     }
 }
 
@@ -200,6 +211,9 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         if !self.done {
             self.work.abandon();
+            // Whoever goes away before is just impatient.
+            let is_late = self.work.deadline() <= Instant::now();
+            self.permit.is_in_time = is_late.then_some(false);
             self.line.plan().forget(&self.work);
         }
     }

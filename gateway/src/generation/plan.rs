@@ -2,7 +2,7 @@
 //! is learned. A simulation runs it in virtual time.
 
 use crate::generation::cost::{Amount, Cost, Size};
-use crate::generation::forecast::{Forecast, Newcomer, Verdict};
+use crate::generation::forecast::{Forecast, Newcomer, Pace, Share, Verdict};
 use crate::generation::queue::{
     BatchBounds, Promise, Queue, QueueBounds, Reservation, Taken, Waiting,
 };
@@ -30,6 +30,8 @@ pub struct Plan {
     workers_busy: usize,
     // Predicted seconds of the batches that are being computed.
     running_s: f64,
+    pace: Pace,
+    share: Share,
     totals: Totals,
     closed: bool,
 }
@@ -85,6 +87,8 @@ impl Plan {
             workers: 0,
             workers_busy: 0,
             running_s: 0.0,
+            pace: Pace::default(),
+            share: Share::default(),
             totals: Totals::default(),
             closed: false,
         }
@@ -204,8 +208,12 @@ impl Plan {
         self.queue.release(promise);
     }
 
-    /// An admitted request was answered, or went away.
-    pub fn leave(&mut self) {
+    /// An admitted request was answered, or went away. `is_in_time` says whether it got its scores before
+    /// its deadline; `None` if it ended for another reason.
+    pub fn leave(&mut self, is_in_time: Option<bool>) {
+        if let Some(is_in_time) = is_in_time {
+            self.share.learn(is_in_time);
+        }
         self.requests_in_flight -= 1;
         self.totals.requests += 1;
     }
@@ -222,7 +230,8 @@ impl Plan {
 
     /// Takes the next batch into `batch`. `None` when nothing waits.
     pub fn cut(&mut self, now: Instant, batch: &mut Vec<Taken>) -> Option<Cut> {
-        self.queue.cut(now, &self.batch, &self.cost, batch);
+        let speed = (self.pace.ratio(), self.workers);
+        self.queue.cut(now, &self.batch, &self.cost, speed, batch);
         if batch.is_empty() {
             return None;
         }
@@ -239,8 +248,12 @@ impl Plan {
         })
     }
 
-    /// A worker has come back from a batch.
-    pub fn returned(&mut self, cut: &Cut) {
+    /// A worker has come back at `now` from a batch, of which every row was scored if it `is_whole`.
+    pub fn returned(&mut self, cut: &Cut, is_whole: bool, now: Instant) {
+        if is_whole {
+            let passed = now.saturating_duration_since(cut.at);
+            self.pace.learn(cut.predicted_s, passed.as_secs_f64());
+        }
         self.workers_busy -= 1;
         self.running_s -= cut.predicted_s;
         if self.workers_busy == 0 {
@@ -313,6 +326,8 @@ impl Plan {
             batch: &self.batch,
             n_workers: self.workers,
             running_s: self.running_s,
+            pace: self.pace.ratio(),
+            share: self.share.value(),
         }
     }
 }

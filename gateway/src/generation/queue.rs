@@ -18,6 +18,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// A request is given up when even this share of its predicted time is more than it has left.
+const HOPELESS_SHARE: f64 = 0.8;
+
 /// What may wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QueueBounds {
@@ -228,8 +231,16 @@ impl Queue {
     }
 
     /// Takes the next batch into `batch` (emptied first), by predicted cost. Requests that nobody waits
-    /// for any more, or whose time has passed, are dropped on the way.
-    pub fn cut(&mut self, now: Instant, bounds: &BatchBounds, cost: &Cost, batch: &mut Vec<Taken>) {
+    /// for any more, or that will not be done in time, are dropped on the way; a predicted second of one
+    /// worker takes `pace` seconds, and `n_workers` share a request's rows.
+    pub fn cut(
+        &mut self,
+        now: Instant,
+        bounds: &BatchBounds,
+        cost: &Cost,
+        (pace, n_workers): (f64, usize),
+        batch: &mut Vec<Taken>,
+    ) {
         batch.clear();
         let (time_max_s, mut size) = (bounds.time_max.as_secs_f64(), Size::default());
         loop {
@@ -237,7 +248,10 @@ impl Queue {
             let Some(mut first) = self.flows.first_entry() else {
                 break;
             };
-            if !first.get().work.alive(now) {
+            // One request that is started too late, and given up half-way, makes the next one too late as
+            // well. But alone it takes nothing from others, and the prediction may be wrong.
+            let is_hopeless = n_flows > 1 && !first.get().can_be_done(now, pace, n_workers);
+            if is_hopeless || !first.get().work.alive(now) {
                 let flow = first.remove();
                 self.pushed_sum -= flow.waiting.amount;
                 expire(&flow.work, now);
@@ -299,12 +313,26 @@ impl Queue {
     }
 }
 
-/// Answers a request whose time has passed. Its own timer usually says so first, with how long it had.
+/// Answers a request that is not in time. Where its time has passed, its own timer usually says so first.
 fn expire(work: &Work, now: Instant) {
-    if work.deadline() <= now {
+    if work.wanted().load(std::sync::atomic::Ordering::Relaxed) {
         work.fail(ScoreError::DeadlinePassed {
-            after: Duration::ZERO,
+            after: work.waited(now),
         });
+    }
+}
+
+// === impl Flow ===
+
+impl Flow {
+    /// Whether what is left of it can be computed before its deadline, if it goes first from now on. A
+    /// prediction that is wrong by a fifth gives nothing up.
+    fn can_be_done(&self, now: Instant, pace: f64, n_workers: usize) -> bool {
+        let Amount { rows, size } = self.waiting.amount;
+        let n_sharing = rows.min(n_workers).max(1) as f64;
+        let needs_s = self.token_s * size.tokens * pace / n_sharing;
+        let left = self.waiting.deadline.saturating_duration_since(now);
+        HOPELESS_SHARE * needs_s < left.as_secs_f64()
     }
 }
 

@@ -90,6 +90,11 @@ impl Work {
         self.deadline
     }
 
+    /// How long it has waited for its outcome.
+    pub fn waited(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.pushed)
+    }
+
     /// The flag that says whether anybody waits.
     pub fn wanted(&self) -> &AtomicBool {
         &self.wanted
@@ -107,7 +112,7 @@ impl Work {
 
     /// Notes that rows were cut into a batch at `now`.
     pub fn note_cut(&self, now: Instant) {
-        let waited = now.saturating_duration_since(self.pushed);
+        let waited = self.waited(now);
         let mut progress = self.progress();
         progress.times.queue = progress.times.queue.max(waited);
     }

@@ -125,7 +125,7 @@ impl Worker {
                 work.note_cut(cut.at);
             }
             let result = self.serve(&mut called, &mut batch);
-            self.line.returned(&cut);
+            self.line.returned(&cut, matches!(result, Ok(true)));
             if let Err(fault) = result {
                 self.recover(fault, &mut called, &mut batch);
             }
@@ -135,8 +135,9 @@ impl Worker {
         self.line.count_worker(-1);
     }
 
-    /// Calls the plugin and hands out what came back. A fault hands out nothing.
-    fn serve(&self, called: &mut Called, batch: &mut Batch) -> Result<(), Fault> {
+    /// Calls the plugin and hands out what came back; says whether that is all rows. A fault hands out
+    /// nothing.
+    fn serve(&self, called: &mut Called, batch: &mut Batch) -> Result<bool, Fault> {
         let started = Instant::now();
         batch.with(
             &self.limits,
@@ -151,14 +152,14 @@ impl Worker {
                 // Before the answers: whoever has one finds it counted.
                 self.line.computed(&done);
                 hand_out(taken, &scores, done.took);
-                Ok(())
+                Ok(done.is_whole)
             },
         )
     }
 
     /// Serves the batch, on a new backend as often as another worker's panic poisoned the one it had:
     /// the batch itself has done nothing wrong then.
-    fn insist(&self, called: &mut Called, batch: &mut Batch) -> Result<(), Fault> {
+    fn insist(&self, called: &mut Called, batch: &mut Batch) -> Result<bool, Fault> {
         let mut tries = 1;
         loop {
             match self.serve(called, batch) {
@@ -178,7 +179,7 @@ impl Worker {
         self.replace(&fault, called);
         if fault.code == FaultCode::Poisoned {
             match self.insist(called, batch) {
-                Ok(()) => return,
+                Ok(_) => return,
                 Err(again) => fault = again,
             }
             self.report(&fault);

@@ -5,6 +5,8 @@ const BOUNDS: QueueBounds = QueueBounds {
     rows_max: 100,
     tokens_max: 1_000,
 };
+/// One worker, and predictions that hold.
+const ALONE: (f64, usize) = (1.0, 1);
 const BATCH: BatchBounds = BatchBounds {
     rows_max: 4,
     tokens_max: 100,
@@ -43,8 +45,9 @@ fn reservation(rows: usize, tokens: usize) -> Reservation {
 fn push(queue: &mut Queue, work: &Arc<Work>) {
     let tokens = work.amount().size.tokens;
     let asked = reservation(work.rows().len(), tokens as usize);
-    let promise = queue.reserve(asked, tokens).unwrap();
-    queue.push(Arc::clone(work), promise, tokens);
+    let alone_s = tokens / 1e4;
+    let promise = queue.reserve(asked, alone_s).unwrap();
+    queue.push(Arc::clone(work), promise, alone_s);
 }
 
 /// Pushes requests of these row lengths, cuts until empty; expects batches of (request, row).
@@ -60,7 +63,7 @@ fn check(requests: &[&[u32]], bounds: &BatchBounds, expected: &[&[(usize, u32)]]
     }
     let mut found = Vec::new();
     loop {
-        queue.cut(now, bounds, &Cost::default(), &mut batch);
+        queue.cut(now, bounds, &Cost::default(), ALONE, &mut batch);
         if batch.is_empty() {
             break;
         }
@@ -142,7 +145,7 @@ fn small_requests_do_not_starve_a_large_one() {
     // A small request comes with every batch, and one row is all that a batch holds.
     let served = (0..100).any(|_| {
         push(&mut queue, &work(&[10], later));
-        queue.cut(now, &one, &Cost::default(), &mut batch);
+        queue.cut(now, &one, &Cost::default(), ALONE, &mut batch);
         Arc::ptr_eq(&batch[0].0, &large)
     });
     assert!(served);
@@ -153,10 +156,10 @@ fn a_late_small_request_does_not_wait_behind_a_large_one() {
     let (now, mut queue, mut batch) = (Instant::now(), Queue::new(BOUNDS), Vec::new());
     let later = now + Duration::from_secs(9);
     push(&mut queue, &work(&[10; 50], later));
-    queue.cut(now, &BATCH, &Cost::default(), &mut batch);
+    queue.cut(now, &BATCH, &Cost::default(), ALONE, &mut batch);
     let small = work(&[10], later);
     push(&mut queue, &small);
-    queue.cut(now, &BATCH, &Cost::default(), &mut batch);
+    queue.cut(now, &BATCH, &Cost::default(), ALONE, &mut batch);
     assert!(batch.iter().any(|(work, _)| Arc::ptr_eq(work, &small)));
 }
 
@@ -172,7 +175,7 @@ fn what_nobody_waits_for_is_not_cut() {
         push(&mut queue, work);
     }
     gone.abandon();
-    queue.cut(now, &BATCH, &Cost::default(), &mut batch);
+    queue.cut(now, &BATCH, &Cost::default(), ALONE, &mut batch);
     assert_eq!((batch.len(), queue.n_rows()), (1, 0));
     assert!(Arc::ptr_eq(&batch[0].0, &kept));
 }
@@ -185,7 +188,7 @@ fn forgotten_rows_give_their_room_back() {
         work(&[7; 2], now + BATCH.time_max),
     );
     push(&mut queue, &first);
-    queue.cut(now, &BATCH, &Cost::default(), &mut batch);
+    queue.cut(now, &BATCH, &Cost::default(), ALONE, &mut batch);
     push(&mut queue, &second);
     queue.forget(&first);
     assert_eq!((queue.n_rows(), queue.n_tokens()), (2, 14));
@@ -216,16 +219,16 @@ fn a_place_is_kept_while_its_request_is_tokenized() {
     let mut queue = Queue::new(BOUNDS);
     let later = Instant::now() + Duration::from_secs(9);
     let (first, second) = (work(&[10; 2], later), work(&[10; 2], later));
-    let promise = queue.reserve(reservation(2, 20), 20.0).unwrap();
+    let promise = queue.reserve(reservation(2, 20), 0.002).unwrap();
     push(&mut queue, &second);
     let rows: Vec<_> = queue
         .waiting()
         .map(|(_, waiting)| waiting.amount.rows)
         .collect();
     assert_eq!(rows, [2, 2]);
-    queue.push(Arc::clone(&first), promise, 20.0);
+    queue.push(Arc::clone(&first), promise, 0.002);
     let mut batch = Vec::new();
-    queue.cut(Instant::now(), &BATCH, &Cost::default(), &mut batch);
+    queue.cut(Instant::now(), &BATCH, &Cost::default(), ALONE, &mut batch);
     assert!(Arc::ptr_eq(&batch[0].0, &first));
 }
 
@@ -240,4 +243,35 @@ fn others_are_tokenized_in_turn() {
         let _promise = queue.reserve(asked, 1.0).unwrap();
     }
     assert_eq!(queue.text_bytes_until(20), 20 + 5 + 20);
+}
+
+#[test]
+fn what_cannot_be_done_in_time_leaves_the_workers_to_others() {
+    let (now, mut batch) = (Instant::now(), Vec::new());
+    // 100 tokens are 10 ms for one worker.
+    let cases = [
+        (20, ALONE, true),
+        (9, ALONE, true),
+        (7, ALONE, false),
+        (7, (1.0, 4), true),
+        (20, (3.0, 1), false),
+    ];
+    for (left_ms, speed, is_done) in cases {
+        let mut queue = Queue::new(BOUNDS);
+        let first = work(&[50; 2], now + Duration::from_millis(left_ms));
+        let second = work(&[70; 2], now + Duration::from_secs(9));
+        push(&mut queue, &first);
+        push(&mut queue, &second);
+        queue.cut(now, &BATCH, &Cost::default(), speed, &mut batch);
+        let is_first = Arc::ptr_eq(&batch[0].0, &first);
+        assert_eq!(is_first, is_done, "{left_ms} ms, {speed:?}");
+        // Alone it is tried in any case.
+        queue = Queue::new(BOUNDS);
+        push(
+            &mut queue,
+            &work(&[50; 2], now + Duration::from_millis(left_ms)),
+        );
+        queue.cut(now, &BATCH, &Cost::default(), speed, &mut batch);
+        assert_eq!(batch.len(), 2);
+    }
 }
