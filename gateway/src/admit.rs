@@ -1,6 +1,7 @@
 //! Will it be in time? Decided by prediction, before anything is tokenized or computed.
 
 use crate::generation::Generation;
+use crate::generation::plan::Ask;
 use crate::score::{Answer, ScoreError, ScoreRequest, ScoreResponse};
 use crate::tokenize::Admitted;
 use std::sync::Arc;
@@ -48,17 +49,14 @@ where
             generation,
         }: Routed,
     ) -> Answer {
-        // The query stands in every row.
-        let (query, texts) = (request.query.len(), &request.documents);
-        let n_bytes = texts.iter().map(|document| document.len() + query).sum();
-        let tokens_max = texts.len() * generation.tokenizer().row_tokens_max();
-        match generation.line().admit(
-            texts.len(),
-            n_bytes,
-            tokens_max,
-            request.deadline,
-            Instant::now(),
-        ) {
+        let ask = Ask {
+            rows: request.documents.len(),
+            row_bytes: request.row_bytes(),
+            text_bytes: request.text_bytes(),
+            tokens_max: request.documents.len() * generation.tokenizer().row_tokens_max(),
+            deadline: request.deadline,
+        };
+        match generation.line().admit(&ask, Instant::now()) {
             Ok(permit) => self.next.call(Admitted {
                 request,
                 generation,

@@ -16,6 +16,7 @@ use crate::tokenize::{Pool, Tokenize};
 use models::Loader;
 use std::collections::BTreeSet;
 use std::fmt;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -69,6 +70,7 @@ impl App {
         let runtime = Runtime::new(tokio::runtime::Handle::current(), threads.total);
         let threads = threads.resolve(runtime.n_threads());
         let sources = sources(config)?;
+        check_plugin_dirs(config).map_err(StartError::Config)?;
         let host = Arc::new(scan(config));
         check_backend(config, &host)?;
         let metrics = Metrics::new().map_err(StartError::Other)?;
@@ -145,13 +147,18 @@ impl App {
     }
 
     /// Stops: new requests are refused with 503, admitted ones are answered (at most `drain_timeout`
-    /// long), then the ports close.
-    pub async fn shut_down(self) {
+    /// long), then the ports close. How many were not answered in time.
+    pub async fn shut_down(self) -> usize {
         let deadline = Instant::now() + self.drain_timeout;
         self.slots.drain();
         tracing::info!(in_flight = self.door.inside(), "draining");
         while !self.door.is_idle() && Instant::now() < deadline {
             tokio::time::sleep(DRAIN_PERIOD).await;
+        }
+        // Counted before what is left gets an error or a closed connection, and is gone as well.
+        let unanswered = self.door.inside();
+        if unanswered > 0 {
+            tracing::warn!(unanswered, "server.drain_timeout has passed");
         }
         self.stop.cancel();
         self.connections.drained(deadline).await;
@@ -162,14 +169,35 @@ impl App {
         if joined.await.is_err() {
             tracing::error!("the workers could not be waited for");
         }
-        tracing::info!(unanswered = self.door.inside(), "stopped");
+        tracing::info!(unanswered, "stopped");
+        unanswered
     }
 }
 
 /// The plugins that a configuration leads to, for `crossgate plugins`.
-pub fn plugins(config: &Config) -> (Vec<PathBuf>, Vec<PluginFile>) {
+///
+/// # Errors
+/// When what was named as a folder of plugins is none.
+pub fn plugins(config: &Config) -> Result<(Vec<PathBuf>, Vec<PluginFile>), ConfigError> {
+    check_plugin_dirs(config)?;
     let host = scan(config);
-    (host.dirs().to_vec(), host.files().to_vec())
+    Ok((host.dirs().to_vec(), host.files().to_vec()))
+}
+
+/// A folder that is not there holds no plugin, and would be missed where one is searched for.
+fn check_plugin_dirs(config: &Config) -> Result<(), ConfigError> {
+    let is_wrong = |dir: &&PathBuf| !dir.is_dir();
+    match config.plugins().dirs.iter().find(is_wrong) {
+        Some(dir) if dir.exists() => {
+            let why = format!("{} is a file; expected a folder", dir.display());
+            Err(config.refuse("plugins.dir", why))
+        }
+        Some(dir) => {
+            let why = format!("there is no folder {}", dir.display());
+            Err(config.refuse("plugins.dir", why))
+        }
+        None => Ok(()),
+    }
 }
 
 fn sources(config: &Config) -> Result<Vec<Source>, StartError> {
@@ -209,8 +237,19 @@ fn check_backend(config: &Config, host: &Host) -> Result<(), StartError> {
         let what = format!("there is no plugin {backend:?}");
         return refuse("model.backend", host.no_plugin(&what));
     }
-    let mut dtypes = named.iter().flat_map(|card| &card.dtypes).peekable();
+    let device = models.device.split(':').next().unwrap_or_default();
+    let devices: BTreeSet<_> = named.iter().flat_map(|card| &card.devices).collect();
+    let has_device = devices.iter().any(|known| *known == device);
     // Without any plugin the model's own refusal says more.
+    if device != "auto" && !devices.is_empty() && !has_device {
+        let known: Vec<_> = devices.into_iter().map(String::as_str).collect();
+        let known = known.join(", ");
+        return refuse(
+            "model.device",
+            format!("no plugin computes on it; expected auto or one of {known}"),
+        );
+    }
+    let mut dtypes = named.iter().flat_map(|card| &card.dtypes).peekable();
     let is_known = models.dtype == "auto" || dtypes.peek().is_none();
     if !is_known && !dtypes.clone().any(|dtype| *dtype == models.dtype) {
         let known: BTreeSet<_> = dtypes.map(String::as_str).collect();
@@ -255,15 +294,28 @@ struct Ports {
 impl Ports {
     async fn bind(config: &Config) -> Result<Self, StartError> {
         let server = config.server();
-        let open = async |host: &str, port: u16, key: &'static str| {
-            Listener::bind(host, port)
-                .await
-                .map_err(|error| StartError::Config(config.refuse(key, error.to_string())))
+        let open = async |host: &str, port: u16, [host_key, port_key]: [&'static str; 2]| {
+            Listener::bind(host, port).await.map_err(|error| {
+                // Every other error, such as a name without an address, is not for the port's number.
+                let is_of_port = matches!(
+                    error.kind(),
+                    ErrorKind::AddrInUse | ErrorKind::PermissionDenied
+                );
+                let key = if is_of_port { port_key } else { host_key };
+                StartError::Config(config.refuse(key, error.to_string()))
+            })
         };
+        let (host, admin_host) = (&server.host, &server.admin_host);
+        let [http, grpc] = [server.port, server.grpc_port];
         Ok(Self {
-            http: open(&server.host, server.port, "server.port").await?,
-            grpc: open(&server.host, server.grpc_port, "server.grpc_port").await?,
-            admin: open(&server.admin_host, server.admin_port, "server.admin_port").await?,
+            http: open(host, http, ["server.host", "server.port"]).await?,
+            grpc: open(host, grpc, ["server.host", "server.grpc_port"]).await?,
+            admin: open(
+                admin_host,
+                server.admin_port,
+                ["server.admin_host", "server.admin_port"],
+            )
+            .await?,
         })
     }
 

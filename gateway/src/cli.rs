@@ -72,6 +72,13 @@ pub fn env(name: &str) -> Option<String> {
     std::env::var_os(name).map(|text| text.to_string_lossy().into_owned())
 }
 
+/// A variable as [`env`] would give it.
+#[must_use]
+pub fn lossy((name, text): (OsString, OsString)) -> (String, String) {
+    let [name, text] = [name, text].map(|part| part.to_string_lossy().into_owned());
+    (name, text)
+}
+
 // === impl CliError ===
 
 impl CliError {
@@ -141,7 +148,10 @@ Examples:
   crossgate config --port 8080                  what would hold, and where it comes from
 
 Each setting is a flag, a variable of the environment, or a key of the file, in this order:
-`crossgate config --reference` lists all names. Exit code 2: a flag or a setting is wrong.";
+`crossgate config --reference` lists all names.
+
+Exit codes: 0 stopped when told to; 1 something failed, or asked twice to stop; 2 a flag or a setting is
+wrong; 3 the drain timeout passed before every request was answered.";
 
 /// Every command and flag, for parsing and for documentation.
 #[must_use]

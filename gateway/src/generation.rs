@@ -2,7 +2,9 @@
 
 pub mod batch;
 pub mod cost;
+pub mod forecast;
 pub mod line;
+pub mod plan;
 pub mod queue;
 mod slots;
 pub mod text;

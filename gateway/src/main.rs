@@ -3,21 +3,28 @@
 use gateway::app::{self, App, StartError};
 use gateway::cli::{self, Command};
 use gateway::config::Config;
+use gateway::config::raw::unknown_env;
 use gateway::host::PluginFile;
 use gateway::model::hub;
 use gateway::telemetry::{self, LogFormat};
 use std::io::Write as _;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Usage and configuration are wrong in the same way: the user can mend both.
 const EXIT_USAGE: u8 = 2;
+/// The drain timeout ended before every request was answered.
+const EXIT_UNANSWERED: u8 = 3;
 
 fn main() -> ExitCode {
     match cli::parse(std::env::args_os(), cli::env) {
         Ok(Command::Serve(config)) => run(&config),
-        Ok(Command::Plugins(config)) => print(&plugins(&config)),
+        Ok(Command::Plugins(config)) => match app::plugins(&config) {
+            Ok((dirs, files)) => print(&plugins(&dirs, &files)),
+            Err(error) => fail(&StartError::Config(error)),
+        },
         Ok(Command::Print(text)) => print(&text),
         Err(error) => {
             error.print();
@@ -50,19 +57,26 @@ fn run(config: &Config) -> ExitCode {
             served
         });
     match served {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let _ = writeln!(std::io::stderr(), "crossgate: {error}");
-            ExitCode::from(if matches!(error, StartError::Config(_)) {
-                EXIT_USAGE
-            } else {
-                1
-            })
-        }
+        Ok(0) => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::from(EXIT_UNANSWERED),
+        Err(error) => fail(&error),
     }
 }
 
-async fn serve(config: &Config) -> Result<(), StartError> {
+fn fail(error: &StartError) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "crossgate: {error}");
+    ExitCode::from(if matches!(error, StartError::Config(_)) {
+        EXIT_USAGE
+    } else {
+        1
+    })
+}
+
+/// Serves until told to stop; how many requests were then not answered in time.
+async fn serve(config: &Config) -> Result<usize, StartError> {
+    for warning in unknown_env(std::env::vars_os().map(cli::lossy)) {
+        tracing::warn!("{warning}");
+    }
     let hub = hub::Settings::from_env(cli::env).map_err(StartError::Other)?;
     let hub = match &config.models().cache_dir {
         Some(dir) => hub.with_cache_dir(dir.clone()),
@@ -91,9 +105,9 @@ async fn drain(
     app: App,
     signals: &mut Signals,
     served: Result<(), StartError>,
-) -> Result<(), StartError> {
+) -> Result<usize, StartError> {
     tokio::select! {
-        () = app.shut_down() => served,
+        unanswered = app.shut_down() => served.map(|()| unanswered),
         () = signals.next() => Err(StartError::Other("stopped at once: asked twice".to_owned())),
     }
 }
@@ -132,14 +146,13 @@ fn browsable(address: SocketAddr) -> String {
     }
 }
 
-fn plugins(config: &Config) -> String {
-    let (dirs, files) = app::plugins(config);
+fn plugins(dirs: &[PathBuf], files: &[PluginFile]) -> String {
     let dirs: Vec<_> = dirs.iter().map(|dir| dir.display().to_string()).collect();
     let mut text = format!("looked in {}\n", dirs.join(", "));
     if files.is_empty() {
         text.push_str("no plugin found; build them with `make plugins` or name their folder with --plugin-dir\n");
     }
-    for PluginFile { path, found } in &files {
+    for PluginFile { path, found } in files {
         text.push_str(&match found {
             Err(why) => format!("\nrefused  {why}\n"),
             Ok(plugin) => {

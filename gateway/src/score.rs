@@ -134,6 +134,20 @@ pub enum ScoreError {
     },
 }
 
+// === impl ScoreRequest ===
+
+impl ScoreRequest {
+    /// Bytes of all texts, each once.
+    pub fn text_bytes(&self) -> usize {
+        self.query.len() + self.documents.iter().map(String::len).sum::<usize>()
+    }
+
+    /// Bytes of all pairs: the query stands in each.
+    pub fn row_bytes(&self) -> usize {
+        self.text_bytes() + self.documents.len().saturating_sub(1) * self.query.len()
+    }
+}
+
 // === impl ScoreResponse ===
 
 impl ScoreResponse {

@@ -312,6 +312,7 @@ fn a_wrong_value_is_named_with_its_origin_and_the_bound() {
         ("batch.us_max", "61s", "from 1us to 1m"),
         ("batch.rows_max", "65537", "from 1 to 65536"),
         ("model.max_length", "7", "tokens from 8 to 1048576"),
+        ("batch.tokens_max", "5", "tokens from 8 to"),
         (
             "model.activation",
             "relu",
@@ -388,10 +389,10 @@ fn relations() {
             ],
         ),
         (
-            &[("model.max_length", "8193")],
+            &[("model.max_length", "8193"), ("batch.tokens_max", "8192")],
             &[
                 "model.max_length = \"8193\"",
-                "batch.tokens_max = \"8192\" (default)",
+                "batch.tokens_max = \"8192\" (flag --max-batch-tokens)",
             ],
         ),
         (
@@ -407,7 +408,8 @@ fn relations() {
         check_error(Config::of(said).map_err(|error| error.to_string()), words);
     }
     let fine: [&[(&str, &str)]; 5] = [
-        &[("model.max_length", "8192")],
+        // How much the model reads shows later.
+        &[("model.max_length", "100000")],
         &[("queue.rows_max", "1000")],
         &[
             ("intake.body_bytes_max", "256MiB"),

@@ -95,6 +95,26 @@ fn a_full_queue_refuses_with_retry_after_and_loses_nothing() {
 }
 
 #[test]
+fn a_request_that_is_too_much_for_its_deadline_is_told_so() {
+    // 20 ms a row, which the warm-up learns: 1,000 take 20 s.
+    let server = Server::start(r#"{"row_us": 20000}"#, &[("threads.total", "1")]);
+    let hold = server.hold();
+    let before = server.rerank_later(&json!({"query": "q", "documents": documents(2)}));
+    server.until(|| (server.metric("crossgate_queue_rows") > 0.0).then_some(()));
+    let refused = server.rerank(&json!({"query": "q", "documents": documents(1_000)}));
+    // Coming again does not help.
+    assert_eq!((refused.status, refused.header("retry-after")), (413, None));
+    for words in [
+        "this request alone needs about",
+        "its deadline leaves 10.0 s",
+    ] {
+        assert!(refused.text.contains(words), "{refused:?}");
+    }
+    drop(hold);
+    assert_eq!(before.join().unwrap().status, 200);
+}
+
+#[test]
 fn a_deadline_is_a_504_and_what_it_left_is_not_computed() {
     let server = Server::start(
         "{}",
@@ -177,6 +197,8 @@ fn one_bad_row_names_its_document() {
     let options = json!({"fail_row_on": token("volcano")}).to_string();
     let server = Server::start(&options, &[]);
     let answer = server.rerank(&json!({"query": "q", "documents": ["fine", RARE, "fine"]}));
+    // The plugin's failure, not the client's.
+    assert_eq!(answer.status, 502, "{answer:?}");
     assert!(answer.text.contains("documents[1]"), "{answer:?}");
     assert_eq!(
         server
@@ -210,7 +232,7 @@ fn a_drain_answers_what_was_admitted_and_refuses_the_rest() {
     assert_eq!(server.get("/livez").status, 200);
     drop(hold);
     assert_eq!(admitted.join().unwrap().status, 200);
-    draining.join().unwrap();
+    assert_eq!(draining.join().unwrap(), 0);
 }
 
 #[test]
@@ -319,6 +341,30 @@ fn a_broken_plugin_is_refused_by_name_and_the_server_goes_on() {
         }
     }
     assert_eq!(rows.len(), 5, "{}", listed.text);
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_plugin_that_lacks_a_symbol_is_refused_with_the_symbol() {
+    let dir = tempfile::tempdir().unwrap();
+    let good = std::fs::read(plugin_dir().join("libfake.so")).unwrap();
+    // The name of a function of libc that every library needs becomes one that nobody has.
+    let (known, unknown) = (b"\0memmove\0", b"\0memmovX\0");
+    let places = memchr::memmem::find_iter(&good, known).collect::<Vec<_>>();
+    assert!(!places.is_empty());
+    let mut bad = good;
+    for place in places {
+        bad[place..place + unknown.len()].copy_from_slice(unknown);
+    }
+    std::fs::write(dir.path().join("libbad.so"), bad).unwrap();
+    let server = Server::start("{}", &[("plugins.dir", &both(dir.path()))]);
+    let listed = server.admin("/plugins").text;
+    assert!(listed.contains("undefined symbol: memmovX"), "{listed}");
+}
+
+/// The fake's folder, and another one.
+fn both(dir: &std::path::Path) -> String {
+    format!("{},{}", plugin_dir().display(), dir.display())
 }
 
 #[test]

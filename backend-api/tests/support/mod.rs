@@ -8,7 +8,7 @@ use std::env::consts::{DLL_PREFIX, DLL_SUFFIX, EXE_SUFFIX};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::LazyLock;
+use std::sync::{LazyLock, Mutex, PoisonError};
 
 const CRATE: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -260,9 +260,14 @@ fn edit(file: &Path, edits: &[Edit<'_>]) -> String {
     )
 }
 
+static BUILDING: Mutex<()> = Mutex::new(());
+
 /// Builds a package and takes what it makes out of the folder where a user's `--plugin-dir` may look.
 /// The first file's new place is returned.
 fn build_aside(folder: &Path, files: &[String], arguments: &[&str]) -> PathBuf {
+    // Packages make files of one name (`host`) in one folder: between its making and its moving, no other
+    // test may make its own.
+    let _one_at_a_time = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
     cargo_build(&folder.join("Cargo.toml"), arguments);
     for file in files {
         fs::rename(built(file), folder.join(file))

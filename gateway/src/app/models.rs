@@ -62,13 +62,8 @@ impl Loader {
             tracing::warn!(model = name, "{warning}");
         }
         let activation = self.activation(name, &info)?;
-        let row_tokens_max = self.row_tokens_max(name, &info);
-        let tokenizer = Tokenizer::open(
-            &info.tokenizer_path,
-            row_tokens_max,
-            info.type_vocab_size.unwrap_or(u32::MAX),
-        )
-        .map_err(StartError::Other)?;
+        let row_tokens_max = self.row_tokens_max(name, &info)?;
+        let tokenizer = self.tokenizer(name, &info, row_tokens_max)?;
         let request = self.open_request(&info, row_tokens_max);
         let opened = self
             .host
@@ -136,16 +131,52 @@ impl Loader {
         Ok(activation)
     }
 
-    /// Tokens in a row: what the model can, cut to what is configured and to what a batch holds.
-    fn row_tokens_max(&self, name: &str, info: &ModelInfo) -> usize {
+    /// The model's tokenizer, with rows of at most `row_tokens_max`.
+    fn tokenizer(
+        &self,
+        name: &str,
+        info: &ModelInfo,
+        row_tokens_max: usize,
+    ) -> Result<Tokenizer, StartError> {
+        let n_types = info.type_vocab_size.unwrap_or(u32::MAX);
+        let tokenizer = Tokenizer::open(&info.tokenizer_path, info.row_tokens_max, n_types)
+            .map_err(StartError::Other)?;
+        if let Some(vocab_size) = info.vocab_size
+            && let Some(warning) = tokenizer
+                .check_vocabulary(vocab_size)
+                .map_err(StartError::Other)?
+        {
+            tracing::warn!(model = name, "{warning}");
+        }
+        // The model's own bound left room for a pair: what leaves none now was configured.
+        let key = if self.config.models().max_length == Some(row_tokens_max) {
+            "model.max_length"
+        } else {
+            "batch.tokens_max"
+        };
+        tokenizer
+            .within(row_tokens_max)
+            .map_err(|why| StartError::Config(self.config.refuse(key, why)))
+    }
+
+    /// Tokens in a row: what the model can, cut to what is configured; without that, to what a batch
+    /// holds.
+    fn row_tokens_max(&self, name: &str, info: &ModelInfo) -> Result<usize, StartError> {
         let batch = self.config.batch().tokens_max;
         let (asked, reads) = (self.config.models().max_length, info.row_tokens_max);
         match asked {
+            Some(asked) if batch < asked.min(reads) => {
+                let row = asked.min(reads);
+                let why = format!(
+                    "rows of {row} tokens do not fit into batch.tokens_max = {batch}; allow shorter \
+                     rows or larger batches"
+                );
+                let key = "model.max_length";
+                return Err(StartError::Config(self.config.refuse(key, why)));
+            }
             Some(asked) if reads < asked => tracing::warn!(
                 model = name,
-                asked,
-                most = reads,
-                "the model reads fewer tokens than model.max_length"
+                "model.max_length = {asked} is more than the model reads; its rows end at {reads} tokens"
             ),
             None if batch < reads => {
                 tracing::warn!(
@@ -157,7 +188,7 @@ impl Loader {
             }
             _ => {}
         }
-        asked.unwrap_or(batch).min(reads)
+        Ok(asked.unwrap_or(batch).min(reads))
     }
 
     fn open_request(&self, info: &ModelInfo, row_tokens_max: usize) -> OpenRequest {

@@ -1,6 +1,6 @@
 //! From what was said to what the program may rely on: forms and bounds first, then relations.
 
-use super::raw::Raw;
+use super::raw::{Origin, Raw};
 use super::setting::Setting;
 use super::table::SETTINGS;
 use super::value::{self, Value};
@@ -221,7 +221,10 @@ impl Reader<'_> {
             "queue.rows_max",
             "the largest request must fit into an empty queue",
         );
-        if self.has("model.max_length") {
+        // Two values that the user named; with the default it depends on what the model reads.
+        let said = self.raw.get("batch.tokens_max");
+        let is_said = said.is_some_and(|said| said.origin != Origin::Default);
+        if is_said && self.has("model.max_length") {
             self.at_most(
                 "model.max_length",
                 "batch.tokens_max",

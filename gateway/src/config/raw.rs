@@ -2,12 +2,15 @@
 
 use super::file::{self, Entry};
 use super::setting::{Kind, Setting};
-use super::table::{FILE_KEY, GROUPS, SETTINGS, find, nearest};
+use super::table::{FILE_KEY, GROUPS, SETTINGS, find, nearest, nearest_env};
 use std::collections::BTreeMap;
 use std::fmt;
 
 /// More of a wrong value does not help whoever reads the error.
 const SHOWN_CHARS_MAX: usize = 80;
+
+/// How our variables begin.
+const ENV_PREFIX: &str = "CROSSGATE_";
 
 /// Who set a value, the weakest first.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -229,10 +232,39 @@ impl Raw {
 /// Kubernetes sets `CROSSGATE_PORT=tcp://10.0.0.1:8000` in every container beside a service that
 /// is called `crossgate`. Nobody meant that as a port.
 fn is_kubernetes_link(kind: &Kind, text: &str) -> bool {
-    let is_link = ["tcp://", "udp://", "sctp://"]
-        .iter()
-        .any(|scheme| text.starts_with(scheme));
-    matches!(kind, Kind::Port) && is_link
+    matches!(kind, Kind::Port) && is_link(text)
+}
+
+fn is_link(text: &str) -> bool {
+    let schemes = ["tcp://", "udp://", "sctp://"];
+    schemes.iter().any(|scheme| text.starts_with(scheme))
+}
+
+/// A sentence for each variable (name and text) that looks like a setting and is none: a wrong spelling
+/// would otherwise mean nothing, and say nothing.
+pub fn unknown_env(env: impl IntoIterator<Item = (String, String)>) -> Vec<String> {
+    let known = |name: &str| SETTINGS.iter().any(|setting| setting.env.contains(&name));
+    let said = env.into_iter().filter_map(|(name, text)| {
+        let rest = name.strip_prefix(ENV_PREFIX)?;
+        let is_foreign = known(&name) || is_of_service(rest) || is_link(&text);
+        (!is_foreign).then(|| match nearest_env(rest) {
+            Some(meant) => format!("there is no setting {name}; did you mean {meant}?"),
+            None => format!(
+                "there is no setting {name}; `crossgate config --reference` lists all of them"
+            ),
+        })
+    });
+    said.collect()
+}
+
+/// Kubernetes says of each service called `crossgate` or `crossgate-…` where it is, in the names
+/// `…SERVICE_HOST`, `…SERVICE_PORT_HTTP`, `…PORT_80_TCP_ADDR`.
+fn is_of_service(rest: &str) -> bool {
+    let of_port = ["_TCP", "_UDP", "_SCTP"];
+    let is_port = |at: usize| of_port.iter().any(|kind| rest[at..].contains(kind));
+    rest.ends_with("SERVICE_HOST")
+        || rest.contains("SERVICE_PORT")
+        || rest.find("PORT_").is_some_and(is_port)
 }
 
 fn is_group(key: &str) -> bool {
@@ -268,6 +300,35 @@ mod tests {
         let error = got.expect_err("this is wrong").join("\n");
         for word in words {
             assert!(error.contains(word), "{error:?} does not say {word:?}");
+        }
+    }
+
+    #[test]
+    fn variables_that_are_no_setting() {
+        let say =
+            |name: &str, text: &str| unknown_env([(name.to_owned(), text.to_owned())]).join("; ");
+        let meant = [
+            ("CROSSGATE_PROT", "did you mean CROSSGATE_PORT?"),
+            ("CROSSGATE_MAX_BATCH_TOKEN", "CROSSGATE_MAX_BATCH_TOKENS?"),
+            ("CROSSGATE_BATCH_TOKENS_MAX", "CROSSGATE_MAX_BATCH_TOKENS?"),
+            ("CROSSGATE_MODEL", "CROSSGATE_MODELS?"),
+            ("CROSSGATE_XYZ", "crossgate config --reference"),
+        ];
+        for (name, words) in meant {
+            let said = say(name, "1");
+            assert!(said.contains(words) && said.contains(name), "{said}");
+        }
+        for (name, text) in [
+            ("CROSSGATE_PORT", "80"),
+            ("CROSSGATE_PORT", "tcp://10.0.0.1:80"),
+            ("CROSSGATE_ADMIN_PORT_80_TCP_ADDR", "10.0.0.1"),
+            ("CROSSGATE_EDGE_PORT", "tcp://10.0.0.1:80"),
+            ("CROSSGATE_SERVICE_HOST", "10.0.0.1"),
+            ("CROSSGATE_SERVICE_PORT_HTTP", "80"),
+            ("CROSSGATES", "1"),
+            ("PATH", "/bin"),
+        ] {
+            assert_eq!(say(name, text), "", "{name}");
         }
     }
 

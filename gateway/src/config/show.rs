@@ -134,9 +134,13 @@ Each setting can be given in four ways; the first that is there counts:
 
 `crossgate config`, with the same flags, environment and file, prints what holds and where it comes
 from. A value that cannot be right stops the program, with exit code 2, before a port is opened: a form,
-a bound, a relation, the name of a plugin, a data type that no plugin has. What depends on the model's
-files or on the plugin's own options is found while the model is loaded, when the ports are open and
-`/readyz` says no; then the program ends as well, with 2 for a setting's value and 1 for anything else.
+a bound, a relation, an address, a folder of plugins that is none, the name of a plugin, a device or a data
+type that no plugin has. What depends on the model's files or on the plugin is found while the model is
+loaded, when the ports are open and `/readyz` says no; then the program ends as well, with 2 for a value of
+`max_length`, `batch.tokens_max`, `activation` or `backend-options`, and 1 for anything else, such as a GPU
+that is not there. Exit code 3: `drain_timeout` passed before every request was answered.
+
+A variable that begins with `CROSSGATE_` and is no setting is named in a warning at the start.
 
 ```yaml
 # crossgate.yaml: groups and keys of the tables below.
@@ -163,8 +167,8 @@ intake:
   `CROSSGATE_PORT` to that beside a service called `crossgate`.
 
 Relations that are checked: `document_bytes_max` and `query_bytes_max` ≤ `body_bytes_max` ≤
-`intake.bytes_max`; `documents_max` ≤ `queue.rows_max`; `max_length` ≤ `batch.tokens_max`; the three
-ports differ where they share an address.
+`intake.bytes_max`; `documents_max` ≤ `queue.rows_max`; `max_length`, as far as the model reads it, ≤
+`batch.tokens_max`; the three ports differ where they share an address.
 
 Bounds that nobody should need to change are no settings but constants in the code, named with their
 unit and `_MAX`, such as the number of labels of a model.

@@ -77,7 +77,8 @@ pub static SETTINGS: &[Setting] = &[
             max: 1 << 20,
         },
         "",
-        "The most tokens in a row, special tokens included; unset: what the model allows.",
+        "The most tokens in a row, special tokens included; unset, or more than the model reads: what the \
+         model reads.",
     )
     .also(&["max-sequence-length"]),
     setting(
@@ -293,11 +294,12 @@ pub static SETTINGS: &[Setting] = &[
         &["CROSSGATE_MAX_BATCH_TOKENS"],
         Kind::Count {
             unit: "tokens",
-            min: 1,
+            // As model.max_length: a row must fit.
+            min: 8,
             max: 1 << 24,
         },
         "8192",
-        "The most tokens in a batch; longer rows are cut to it.",
+        "The most tokens in a batch; unless max_length is set, longer rows are cut to it.",
     ),
     setting(
         "threads.total",
@@ -396,4 +398,25 @@ pub fn nearest(unknown: &str) -> Option<&'static str> {
     let best = SETTINGS.iter().map(|setting| setting.key);
     best.max_by(|a, b| similar(a).total_cmp(&similar(b)))
         .filter(|key| 0.8 <= similar(key))
+}
+
+/// The variable that somebody may have meant who set one that ends in `rest`.
+#[must_use]
+pub fn nearest_env(rest: &str) -> Option<&'static str> {
+    let spell = |text: &str| text.to_ascii_lowercase().replace(['-', '.'], "_");
+    let meant = spell(rest);
+    let variables = SETTINGS
+        .iter()
+        .filter_map(|setting| Some((setting, *setting.env.first()?)));
+    let similar = |setting: &Setting, variable: &str| {
+        let variable = spell(variable.trim_start_matches("CROSSGATE_"));
+        let names = [variable, spell(setting.key), spell(setting.flag)];
+        let ratios = names.iter().map(|name| strsim::jaro(name, &meant));
+        ratios.fold(0.0, f64::max)
+    };
+    let rated = variables.map(|(setting, variable)| (similar(setting, variable), variable));
+    rated
+        .filter(|(ratio, _)| 0.8 <= *ratio)
+        .max_by(|(a, _), (b, _)| a.total_cmp(b))
+        .map(|(_, variable)| variable)
 }

@@ -23,6 +23,15 @@ pub struct Size {
     pub squares: f64,
 }
 
+/// Rows that are not one batch yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Amount {
+    /// How many.
+    pub rows: usize,
+    /// Their size together.
+    pub size: Size,
+}
+
 /// The learned model.
 ///
 /// Weighted least squares over the last batches, by the normal equations of three unknowns.
@@ -67,6 +76,28 @@ impl std::ops::SubAssign for Size {
 }
 
 impl std::ops::Add for Size {
+    type Output = Self;
+    fn add(mut self, other: Self) -> Self {
+        self += other;
+        self
+    }
+}
+
+impl std::ops::AddAssign for Amount {
+    fn add_assign(&mut self, other: Self) {
+        self.rows += other.rows;
+        self.size += other.size;
+    }
+}
+
+impl std::ops::SubAssign for Amount {
+    fn sub_assign(&mut self, other: Self) {
+        self.rows -= other.rows;
+        self.size -= other.size;
+    }
+}
+
+impl std::ops::Add for Amount {
     type Output = Self;
     fn add(mut self, other: Self) -> Self {
         self += other;

@@ -6,15 +6,20 @@
 //! thousand are never starved, and none finishes later than under equal sharing. Equal sharing itself
 //! (tried first: a row from each in turn) lets all requests of an overloaded server finish together, after
 //! their deadlines. Deadlines do not order: they only drop.
+//!
+//! A request has its place from its admission on, while it is still being tokenized: whoever is admitted
+//! next can count on what stands before it.
 
-use crate::generation::cost::{Cost, Size};
+use crate::generation::cost::{Amount, Cost, Size};
 use crate::generation::work::Work;
 use crate::score::ScoreError;
 use std::cmp::Ordering;
-use std::collections::BinaryHeap;
-use std::collections::binary_heap::PeekMut;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+/// A request is given up when even this share of its predicted time is more than it has left.
+const HOPELESS_SHARE: f64 = 0.8;
 
 /// What may wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,23 +48,49 @@ pub type Taken = (Arc<Work>, u32);
 #[derive(Debug)]
 pub struct Queue {
     bounds: QueueBounds,
-    flows: BinaryHeap<Flow>,
-    n_rows: usize,
-    size: Size,
-    // Promised to requests that are being tokenized.
-    reserved: Reservation,
+    flows: BTreeMap<Place, Flow>,
+    // Admitted, and still being tokenized.
+    promised: BTreeMap<Place, Reservation>,
+    pushed_sum: Amount,
+    promised_sum: Amount,
     // What each waiting request would have got by now under equal sharing, in seconds.
     virtual_s: f64,
-    n_pushed: u64,
+    n_placed: u64,
 }
 
-/// Room promised to an admitted request.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// A request's place: where it would end under equal sharing, on the scale of `virtual_s`; among equals
+/// the oldest is first.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    finish_s: f64,
+    seq: u64,
+}
+
+/// What a request keeps waiting, or will.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Waiting {
+    /// Its rows that were not taken yet; estimated before they are tokenized.
+    pub amount: Amount,
+    /// When its scores are of no use any more.
+    pub deadline: Instant,
+}
+
+/// What an admitted request will bring.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Reservation {
-    /// Rows.
-    pub rows: usize,
-    /// Tokens, estimated.
-    pub tokens: usize,
+    /// Its rows, estimated.
+    pub waiting: Waiting,
+    /// Bytes of text that are to be tokenized first.
+    pub text_bytes: usize,
+}
+
+/// Room and a place that an admitted request has until its rows are pushed. Worth something only to the
+/// queue that gave it.
+#[derive(Debug)]
+pub struct Promise {
+    place: Place,
+    // `virtual_s` at its admission.
+    start_s: f64,
 }
 
 /// No room.
@@ -68,11 +99,12 @@ pub struct Full;
 
 #[derive(Debug)]
 struct Flow {
-    // Where it would end under equal sharing, on the scale of `virtual_s`.
-    finish_s: f64,
-    seq: u64,
+    waiting: Waiting,
     work: Arc<Work>,
     next_row: u32,
+    // By the prediction that gave it its place: as the cost model learns, a second and a token drift
+    // apart, and a request's rows must add up to what it was placed by.
+    token_s: f64,
 }
 
 // === impl Queue ===
@@ -82,85 +114,150 @@ impl Queue {
     pub fn new(bounds: QueueBounds) -> Self {
         Self {
             bounds,
-            flows: BinaryHeap::new(),
-            n_rows: 0,
-            size: Size::default(),
-            reserved: Reservation::default(),
+            flows: BTreeMap::new(),
+            promised: BTreeMap::new(),
+            pushed_sum: Amount::default(),
+            promised_sum: Amount::default(),
             virtual_s: 0.0,
-            n_pushed: 0,
+            n_placed: 0,
         }
     }
 
     /// Rows that wait.
     pub fn n_rows(&self) -> usize {
-        self.n_rows
-    }
-
-    /// Rows that wait or are promised room.
-    pub fn n_rows_promised(&self) -> usize {
-        self.n_rows + self.reserved.rows
-    }
-
-    /// What waits, promises included.
-    pub fn size(&self) -> Size {
-        let mut size = self.size;
-        size.tokens += self.reserved.tokens as f64;
-        size
+        self.pushed_sum.rows
     }
 
     /// Tokens that wait.
     pub fn n_tokens(&self) -> usize {
-        self.size.tokens as usize
+        self.pushed_sum.size.tokens as usize
     }
 
-    /// Promises room. A request that alone exceeds the bounds is let in when nothing else is there: it
-    /// could never be served otherwise.
+    /// What waits or is promised room.
+    pub fn amount(&self) -> Amount {
+        self.pushed_sum + self.promised_sum
+    }
+
+    /// What waits or is promised room, in the order in which it will be served.
+    pub fn waiting(&self) -> impl Iterator<Item = (Place, Waiting)> {
+        let mut promised = self.promised.iter().peekable();
+        let mut flows = self.flows.iter().peekable();
+        std::iter::from_fn(move || {
+            let is_promise = match (promised.peek(), flows.peek()) {
+                (Some((promise, _)), Some((flow, _))) => promise < flow,
+                (promise, _) => promise.is_some(),
+            };
+            if is_promise {
+                promised
+                    .next()
+                    .map(|(place, reserved)| (*place, reserved.waiting))
+            } else {
+                flows.next().map(|(place, flow)| (*place, flow.waiting))
+            }
+        })
+    }
+
+    /// Bytes that are tokenized before a request of `text_bytes` is, itself included: the tokenizers
+    /// take pieces in turn, so that each other request takes at most as long as this one.
+    pub fn text_bytes_until(&self, text_bytes: usize) -> usize {
+        let others = self.promised.values();
+        let of_others: usize = others.map(|other| other.text_bytes.min(text_bytes)).sum();
+        of_others + text_bytes
+    }
+
+    /// Where a request would stand if it was admitted now, of which one worker would be done after
+    /// `alone_s` seconds.
+    pub fn place(&self, alone_s: f64) -> Place {
+        Place {
+            finish_s: self.virtual_s + alone_s,
+            seq: self.n_placed + 1,
+        }
+    }
+
+    /// Promises room and a place. A request that alone exceeds the bounds is let in when nothing else is
+    /// there: it could never be served otherwise.
     ///
     /// # Errors
     /// [`Full`].
-    pub fn reserve(&mut self, asked: Reservation) -> Result<(), Full> {
-        let rows = self.n_rows_promised();
-        let tokens = self.n_tokens() + self.reserved.tokens;
-        let fits = rows + asked.rows <= self.bounds.rows_max
-            && tokens + asked.tokens <= self.bounds.tokens_max;
-        if !fits && rows > 0 {
+    pub fn reserve(&mut self, asked: Reservation, alone_s: f64) -> Result<Promise, Full> {
+        let sum = self.amount() + asked.waiting.amount;
+        let fits =
+            sum.rows <= self.bounds.rows_max && sum.size.tokens as usize <= self.bounds.tokens_max;
+        if !fits && self.amount().rows > 0 {
             return Err(Full);
         }
-        self.reserved.rows += asked.rows;
-        self.reserved.tokens += asked.tokens;
-        Ok(())
+        let place = self.place(alone_s);
+        self.n_placed = place.seq;
+        self.promised.insert(place, asked);
+        self.promised_sum += asked.waiting.amount;
+        Ok(Promise {
+            place,
+            start_s: self.virtual_s,
+        })
     }
 
-    /// Gives promised room back: the request went away, or its rows are pushed next.
-    pub fn release(&mut self, promised: Reservation) {
-        self.reserved.rows -= promised.rows;
-        self.reserved.tokens -= promised.tokens;
+    /// Gives promised room back: the request went away.
+    pub fn release(&mut self, promise: Promise) {
+        if let Some(promised) = self.promised.remove(&promise.place) {
+            self.promised_sum -= promised.waiting.amount;
+        }
+        self.rest();
     }
 
-    /// Appends a request's rows. Its room was promised.
-    pub fn push(&mut self, work: Arc<Work>, cost: &Cost) {
-        let size = work.size_from(0);
-        self.n_rows += work.rows().len();
-        self.size += size;
-        self.n_pushed += 1;
-        self.flows.push(Flow {
-            finish_s: self.virtual_s + cost.rows_s(size),
-            seq: self.n_pushed,
-            work,
-            next_row: 0,
-        });
+    /// Appends a request's rows, at the place that was promised to them.
+    pub fn push(&mut self, work: Arc<Work>, promise: Promise, alone_s: f64) {
+        let Promise { place, start_s } = promise;
+        let amount = work.amount();
+        // What it costs is known better now than when it was admitted.
+        let place = Place {
+            finish_s: start_s + alone_s,
+            ..place
+        };
+        let waiting = Waiting {
+            amount,
+            deadline: work.deadline(),
+        };
+        self.flows.insert(
+            place,
+            Flow {
+                waiting,
+                work,
+                next_row: 0,
+                token_s: alone_s / amount.size.tokens.max(1.0),
+            },
+        );
+        self.pushed_sum += amount;
+        self.release(promise);
     }
 
     /// Takes the next batch into `batch` (emptied first), by predicted cost. Requests that nobody waits
-    /// for any more, or whose time has passed, are dropped on the way.
-    pub fn cut(&mut self, now: Instant, bounds: &BatchBounds, cost: &Cost, batch: &mut Vec<Taken>) {
+    /// for any more, or that will not be done in time, are dropped on the way; a predicted second of one
+    /// worker takes `pace` seconds, and `n_workers` share a request's rows.
+    pub fn cut(
+        &mut self,
+        now: Instant,
+        bounds: &BatchBounds,
+        cost: &Cost,
+        (pace, n_workers): (f64, usize),
+        batch: &mut Vec<Taken>,
+    ) {
         batch.clear();
         let (time_max_s, mut size) = (bounds.time_max.as_secs_f64(), Size::default());
-        while let Some(flow) = self.flows.peek() {
-            if !flow.work.alive(now) {
-                self.drop_first(now);
+        loop {
+            let n_flows = self.flows.len();
+            let Some(mut first) = self.flows.first_entry() else {
+                break;
+            };
+            // One request that is started too late, and given up half-way, makes the next one too late as
+            // well. But alone it takes nothing from others, and the prediction may be wrong.
+            let is_hopeless = n_flows > 1 && !first.get().can_be_done(now, pace, n_workers);
+            if is_hopeless || !first.get().work.alive(now) {
+                let flow = first.remove();
+                self.pushed_sum -= flow.waiting.amount;
+                expire(&flow.work, now);
                 continue;
             }
+            let flow = first.get_mut();
             let row = Size::row(flow.work.rows().row_len(flow.next_row as usize));
             let grown = size + row;
             let full = bounds.rows_max <= batch.len()
@@ -170,290 +267,98 @@ impl Queue {
                 break;
             }
             size = grown;
-            batch.push(self.take_first(row, cost.rows_s(row)));
+            batch.push((Arc::clone(&flow.work), flow.next_row));
+            let row = Amount { rows: 1, size: row };
+            flow.next_row += 1;
+            flow.waiting.amount -= row;
+            // Equal sharing would have given each waiting request its part of this time.
+            self.virtual_s += flow.token_s * row.size.tokens / n_flows as f64;
+            if flow.waiting.amount.rows == 0 {
+                first.remove();
+            }
+            self.pushed_sum -= row;
         }
-        if self.n_rows == 0 {
-            // An idle period ends all flows: start over, so that the sums never lose precision.
-            self.virtual_s = 0.0;
-            self.size = Size::default();
-        }
+        self.rest();
     }
 
     /// Forgets the waiting rows of a request that nobody waits for.
     pub fn forget(&mut self, work: &Arc<Work>) {
-        let Some(flow) = self.flows.iter().find(|flow| Arc::ptr_eq(&flow.work, work)) else {
-            return;
-        };
-        let first = flow.next_row as usize;
-        self.uncount(work, first);
-        self.flows.retain(|flow| !Arc::ptr_eq(&flow.work, work));
+        let is_its = |flow: &Flow| Arc::ptr_eq(&flow.work, work);
+        let mut found = self.flows.iter().filter(|(_, flow)| is_its(flow));
+        let place = found.next().map(|(place, _)| *place);
+        if let Some(flow) = place.and_then(|place| self.flows.remove(&place)) {
+            self.pushed_sum -= flow.waiting.amount;
+            self.rest();
+        }
     }
 
     /// Takes everything out: the generation can serve no more.
     pub fn drain(&mut self) -> Vec<Arc<Work>> {
-        self.n_rows = 0;
-        self.size = Size::default();
-        self.flows.drain().map(|flow| flow.work).collect()
+        let flows = std::mem::take(&mut self.flows);
+        self.rest();
+        flows.into_values().map(|flow| flow.work).collect()
     }
 
-    fn take_first(&mut self, size: Size, seconds: f64) -> Taken {
-        // Equal sharing would have given each waiting request its part of this time.
-        self.virtual_s += seconds / self.flows.len() as f64;
-        let Some(mut flow) = self.flows.peek_mut() else {
-            unreachable!("the caller has just peeked")
-        };
-        let taken = (Arc::clone(&flow.work), flow.next_row);
-        flow.next_row += 1;
-        if flow.next_row as usize == flow.work.rows().len() {
-            PeekMut::pop(flow);
+    /// Where nothing is left, sums of small differences end at nothing: they never lose precision.
+    fn rest(&mut self) {
+        if self.flows.is_empty() {
+            self.pushed_sum = Amount::default();
         }
-        self.n_rows -= 1;
-        self.size -= size;
-        taken
-    }
-
-    fn drop_first(&mut self, now: Instant) {
-        let Some(flow) = self.flows.pop() else { return };
-        self.uncount(&flow.work, flow.next_row as usize);
-        if flow.work.deadline() <= now {
-            // The request's own timer usually says so first, with how long it had.
-            flow.work.fail(ScoreError::DeadlinePassed {
-                after: Duration::ZERO,
-            });
+        if self.promised.is_empty() {
+            self.promised_sum = Amount::default();
         }
-    }
-
-    fn uncount(&mut self, work: &Work, first: usize) {
-        self.n_rows -= work.rows().len() - first;
-        self.size -= work.size_from(first);
+        if self.flows.is_empty() && self.promised.is_empty() {
+            self.virtual_s = 0.0;
+        }
     }
 }
 
-// === impl Flow: the first to finish under equal sharing, then the oldest ===
+/// Answers a request that is not in time. Where its time has passed, its own timer usually says so first.
+fn expire(work: &Work, now: Instant) {
+    if work.wanted().load(std::sync::atomic::Ordering::Relaxed) {
+        work.fail(ScoreError::DeadlinePassed {
+            after: work.waited(now),
+        });
+    }
+}
 
-impl Ord for Flow {
+// === impl Flow ===
+
+impl Flow {
+    /// Whether what is left of it can be computed before its deadline, if it goes first from now on. A
+    /// prediction that is wrong by a fifth gives nothing up.
+    fn can_be_done(&self, now: Instant, pace: f64, n_workers: usize) -> bool {
+        let Amount { rows, size } = self.waiting.amount;
+        let n_sharing = rows.min(n_workers).max(1) as f64;
+        let needs_s = self.token_s * size.tokens * pace / n_sharing;
+        let left = self.waiting.deadline.saturating_duration_since(now);
+        HOPELESS_SHARE * needs_s < left.as_secs_f64()
+    }
+}
+
+// === impl Place ===
+
+impl Ord for Place {
     fn cmp(&self, other: &Self) -> Ordering {
-        // Reversed: the heap gives its greatest.
-        other
-            .finish_s
-            .total_cmp(&self.finish_s)
-            .then(other.seq.cmp(&self.seq))
+        self.finish_s
+            .total_cmp(&other.finish_s)
+            .then(self.seq.cmp(&other.seq))
     }
 }
 
-impl PartialOrd for Flow {
+impl PartialOrd for Place {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl PartialEq for Flow {
+impl PartialEq for Place {
     fn eq(&self, other: &Self) -> bool {
         self.cmp(other) == Ordering::Equal
     }
 }
 
-impl Eq for Flow {}
+impl Eq for Place {}
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::TokenRows;
-
-    const BOUNDS: QueueBounds = QueueBounds {
-        rows_max: 100,
-        tokens_max: 1_000,
-    };
-    const BATCH: BatchBounds = BatchBounds {
-        rows_max: 4,
-        tokens_max: 100,
-        time_max: Duration::from_secs(1),
-    };
-
-    fn work(lengths: &[u32], deadline: Instant) -> Arc<Work> {
-        let mut offsets = vec![0];
-        for length in lengths {
-            offsets.push(offsets.last().unwrap() + length);
-        }
-        let n = *offsets.last().unwrap() as usize;
-        let rows = TokenRows {
-            input_ids: vec![1; n],
-            type_ids: vec![0; n],
-            offsets,
-        };
-        Work::new(rows, 1, deadline, Instant::now()).0
-    }
-
-    /// Pushes requests of these row lengths, cuts until empty; expects batches of (request, row).
-    #[track_caller]
-    fn check(requests: &[&[u32]], bounds: &BatchBounds, expected: &[&[(usize, u32)]]) {
-        let (now, mut queue, mut batch) = (Instant::now(), Queue::new(BOUNDS), Vec::new());
-        let works: Vec<_> = requests
-            .iter()
-            .map(|lengths| work(lengths, now + Duration::from_secs(9)))
-            .collect();
-        for work in &works {
-            queue.push(Arc::clone(work), &Cost::default());
-        }
-        let mut found = Vec::new();
-        loop {
-            queue.cut(now, bounds, &Cost::default(), &mut batch);
-            if batch.is_empty() {
-                break;
-            }
-            let request = |taken: &Taken| {
-                works
-                    .iter()
-                    .position(|work| Arc::ptr_eq(work, &taken.0))
-                    .unwrap()
-            };
-            found.push(
-                batch
-                    .iter()
-                    .map(|taken| (request(taken), taken.1))
-                    .collect::<Vec<_>>(),
-            );
-        }
-        assert_eq!(found, expected);
-        assert_eq!((queue.n_rows(), queue.n_tokens()), (0, 0));
-    }
-
-    #[test]
-    fn one_request_in_order() {
-        check(&[&[10, 10, 10]], &BATCH, &[&[(0, 0), (0, 1), (0, 2)]]);
-    }
-    #[test]
-    fn bounded_in_rows() {
-        check(
-            &[&[1; 5]],
-            &BATCH,
-            &[&[(0, 0), (0, 1), (0, 2), (0, 3)], &[(0, 4)]],
-        );
-    }
-    #[test]
-    fn bounded_in_tokens() {
-        check(&[&[60, 40, 1]], &BATCH, &[&[(0, 0), (0, 1)], &[(0, 2)]]);
-    }
-    #[test]
-    fn bounded_in_time() {
-        // 0.1 ms and 0.1 ms a token at the start.
-        let bounds = BatchBounds {
-            time_max: Duration::from_micros(2_150),
-            ..BATCH
-        };
-        check(&[&[10, 10, 10]], &bounds, &[&[(0, 0), (0, 1)], &[(0, 2)]]);
-    }
-    #[test]
-    fn a_row_beyond_the_bounds_goes_alone() {
-        check(&[&[400, 1]], &BATCH, &[&[(0, 0)], &[(0, 1)]]);
-    }
-    #[test]
-    fn equal_requests_first_come_first_served() {
-        check(
-            &[&[10; 3], &[10; 3]],
-            &BATCH,
-            &[&[(0, 0), (0, 1), (0, 2), (1, 0)], &[(1, 1), (1, 2)]],
-        );
-    }
-    #[test]
-    fn the_cheaper_request_first() {
-        check(
-            &[&[20; 2], &[10; 3]],
-            &BATCH,
-            &[&[(1, 0), (1, 1), (1, 2), (0, 0)], &[(0, 1)]],
-        );
-    }
-
-    #[test]
-    fn small_requests_do_not_starve_a_large_one() {
-        let (now, mut queue, mut batch) = (Instant::now(), Queue::new(BOUNDS), Vec::new());
-        let (later, one) = (
-            now + Duration::from_secs(9),
-            BatchBounds {
-                rows_max: 1,
-                ..BATCH
-            },
-        );
-        let large = work(&[10; 20], later);
-        queue.push(Arc::clone(&large), &Cost::default());
-        // A small request comes with every batch, and one row is all that a batch holds.
-        let served = (0..100).any(|_| {
-            queue.push(work(&[10], later), &Cost::default());
-            queue.cut(now, &one, &Cost::default(), &mut batch);
-            Arc::ptr_eq(&batch[0].0, &large)
-        });
-        assert!(served);
-    }
-
-    #[test]
-    fn a_late_small_request_does_not_wait_behind_a_large_one() {
-        let (now, mut queue, mut batch) = (Instant::now(), Queue::new(BOUNDS), Vec::new());
-        let later = now + Duration::from_secs(9);
-        queue.push(work(&[10; 50], later), &Cost::default());
-        queue.cut(now, &BATCH, &Cost::default(), &mut batch);
-        let small = work(&[10], later);
-        queue.push(Arc::clone(&small), &Cost::default());
-        queue.cut(now, &BATCH, &Cost::default(), &mut batch);
-        assert!(batch.iter().any(|(work, _)| Arc::ptr_eq(work, &small)));
-    }
-
-    #[test]
-    fn what_nobody_waits_for_is_not_cut() {
-        let (now, mut queue, mut batch) = (Instant::now(), Queue::new(BOUNDS), Vec::new());
-        let (late, gone, kept) = (
-            work(&[9], now),
-            work(&[9], now + BATCH.time_max),
-            work(&[9], now + BATCH.time_max),
-        );
-        for work in [&late, &gone, &kept] {
-            queue.push(Arc::clone(work), &Cost::default());
-        }
-        gone.abandon();
-        queue.cut(now, &BATCH, &Cost::default(), &mut batch);
-        assert_eq!((batch.len(), queue.n_rows()), (1, 0));
-        assert!(Arc::ptr_eq(&batch[0].0, &kept));
-    }
-
-    #[test]
-    fn forgotten_rows_give_their_room_back() {
-        let (now, mut queue, mut batch) = (Instant::now(), Queue::new(BOUNDS), Vec::new());
-        let (first, second) = (
-            work(&[5; 6], now + BATCH.time_max),
-            work(&[7; 2], now + BATCH.time_max),
-        );
-        queue.push(Arc::clone(&first), &Cost::default());
-        queue.cut(now, &BATCH, &Cost::default(), &mut batch);
-        queue.push(second, &Cost::default());
-        queue.forget(&first);
-        assert_eq!((queue.n_rows(), queue.n_tokens()), (2, 14));
-        queue.forget(&first);
-        assert_eq!((queue.n_rows(), queue.n_tokens()), (2, 14));
-    }
-
-    #[test]
-    fn promises_count_until_released() {
-        let mut queue = Queue::new(BOUNDS);
-        let (most, one) = (
-            Reservation {
-                rows: 100,
-                tokens: 10,
-            },
-            Reservation { rows: 1, tokens: 1 },
-        );
-        assert_eq!(queue.reserve(most), Ok(()));
-        assert_eq!(queue.reserve(one), Err(Full));
-        queue.release(most);
-        assert_eq!(queue.reserve(one), Ok(()));
-    }
-
-    #[test]
-    fn a_request_larger_than_the_queue_is_served_when_idle() {
-        let mut queue = Queue::new(BOUNDS);
-        let huge = Reservation {
-            rows: 500,
-            tokens: 50_000,
-        };
-        assert_eq!(queue.reserve(huge), Ok(()));
-        assert_eq!(queue.reserve(huge), Err(Full));
-    }
-}
+mod tests;

@@ -1,4 +1,4 @@
-//! How many tokens a text makes, before it is tokenized: learned from what was.
+//! How many tokens a text makes and how long that takes, before it is tokenized: learned from what was.
 
 /// Weight that a request keeps with each later one: about the last 50 count.
 const FORGETTING: f64 = 0.98;
@@ -6,6 +6,8 @@ const FORGETTING: f64 = 0.98;
 /// request of a few kilobytes weighs as much.
 const TOKENS_PER_BYTE: f64 = 0.3;
 const BELIEVED_BYTES: f64 = 4_096.0;
+/// Two megabytes a second, what one thread makes of English.
+const SECONDS_PER_BYTE: f64 = 0.5e-6;
 
 /// Tokens of rows from the bytes of their text: `rows·n_special + ratio·bytes`. Special tokens stand apart,
 /// or requests of short rows would make all text look expensive.
@@ -15,6 +17,8 @@ pub struct TextRatio {
     // Sums over the last requests, so that each byte counts once, whoever sent it.
     tokens: f64,
     bytes: f64,
+    seconds: f64,
+    timed_bytes: f64,
 }
 
 impl TextRatio {
@@ -24,6 +28,8 @@ impl TextRatio {
             n_special,
             tokens: TOKENS_PER_BYTE * BELIEVED_BYTES,
             bytes: BELIEVED_BYTES,
+            seconds: SECONDS_PER_BYTE * BELIEVED_BYTES,
+            timed_bytes: BELIEVED_BYTES,
         }
     }
 
@@ -32,6 +38,17 @@ impl TextRatio {
         let of_text = n_tokens.saturating_sub(n_rows * self.n_special);
         self.tokens = FORGETTING * self.tokens + of_text as f64;
         self.bytes = FORGETTING * self.bytes + n_bytes as f64;
+    }
+
+    /// Learns from texts of `n_bytes` that took all tokenizer threads together `seconds`.
+    pub fn learn_time(&mut self, n_bytes: usize, seconds: f64) {
+        self.seconds = FORGETTING * self.seconds + seconds;
+        self.timed_bytes = FORGETTING * self.timed_bytes + n_bytes as f64;
+    }
+
+    /// Seconds that all tokenizer threads together take for so much text.
+    pub fn seconds(&self, n_bytes: usize) -> f64 {
+        n_bytes as f64 * self.seconds / self.timed_bytes.max(1.0)
     }
 
     /// Tokens that rows of so much text will make.
@@ -61,6 +78,16 @@ mod tests {
         }
         let found = ratio.tokens(10, 10_000);
         assert!((2_500..2_560).contains(&found), "{found}");
+    }
+
+    #[test]
+    fn time_is_learned() {
+        let mut ratio = TextRatio::new(3);
+        assert!((ratio.seconds(2_000_000) - 1.0).abs() < 1e-9);
+        for _ in 0..300 {
+            ratio.learn_time(10_000, 1e-3);
+        }
+        assert!((ratio.seconds(1_000_000) - 0.1).abs() < 1e-3);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! One request's rows on their way, shared by its future, the queue and the workers.
 
-use crate::generation::cost::Size;
+use crate::generation::cost::{Amount, Size};
 use crate::model::TokenRows;
 use crate::score::{ScoreError, Times};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -75,17 +75,24 @@ impl Work {
         &self.rows
     }
 
-    /// What the rows from `first` on cost.
-    pub fn size_from(&self, first: usize) -> Size {
+    /// How many rows, and their size.
+    pub fn amount(&self) -> Amount {
         let rows = &self.rows;
-        (first..rows.len()).fold(Size::default(), |sum, row| {
-            sum + Size::row(rows.row_len(row))
-        })
+        let sizes = (0..rows.len()).map(|row| Size::row(rows.row_len(row)));
+        Amount {
+            rows: rows.len(),
+            size: sizes.fold(Size::default(), |sum, row| sum + row),
+        }
     }
 
     /// When the outcome is of no use any more.
     pub fn deadline(&self) -> Instant {
         self.deadline
+    }
+
+    /// How long it has waited for its outcome.
+    pub fn waited(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.pushed)
     }
 
     /// The flag that says whether anybody waits.
@@ -105,7 +112,7 @@ impl Work {
 
     /// Notes that rows were cut into a batch at `now`.
     pub fn note_cut(&self, now: Instant) {
-        let waited = now.saturating_duration_since(self.pushed);
+        let waited = self.waited(now);
         let mut progress = self.progress();
         progress.times.queue = progress.times.queue.max(waited);
     }

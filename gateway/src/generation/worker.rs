@@ -2,7 +2,8 @@
 
 use crate::generation::batch::Batch;
 use crate::generation::cost::Size;
-use crate::generation::line::{Computed, Line};
+use crate::generation::line::Line;
+use crate::generation::plan::Computed;
 use crate::generation::queue::Taken;
 use crate::score::ScoreError;
 use crate::telemetry::ModelMetrics;
@@ -121,10 +122,10 @@ impl Worker {
         let mut batch = Batch::new(&self.limits, self.n_labels);
         while let Some(cut) = self.line.next(&mut batch.taken) {
             for (work, _) in &batch.taken {
-                work.note_cut(cut);
+                work.note_cut(cut.at);
             }
             let result = self.serve(&mut called, &mut batch);
-            self.line.returned();
+            self.line.returned(&cut, matches!(result, Ok(true)));
             if let Err(fault) = result {
                 self.recover(fault, &mut called, &mut batch);
             }
@@ -134,8 +135,9 @@ impl Worker {
         self.line.count_worker(-1);
     }
 
-    /// Calls the plugin and hands out what came back. A fault hands out nothing.
-    fn serve(&self, called: &mut Called, batch: &mut Batch) -> Result<(), Fault> {
+    /// Calls the plugin and hands out what came back; says whether that is all rows. A fault hands out
+    /// nothing.
+    fn serve(&self, called: &mut Called, batch: &mut Batch) -> Result<bool, Fault> {
         let started = Instant::now();
         batch.with(
             &self.limits,
@@ -150,14 +152,14 @@ impl Worker {
                 // Before the answers: whoever has one finds it counted.
                 self.line.computed(&done);
                 hand_out(taken, &scores, done.took);
-                Ok(())
+                Ok(done.is_whole)
             },
         )
     }
 
     /// Serves the batch, on a new backend as often as another worker's panic poisoned the one it had:
     /// the batch itself has done nothing wrong then.
-    fn insist(&self, called: &mut Called, batch: &mut Batch) -> Result<(), Fault> {
+    fn insist(&self, called: &mut Called, batch: &mut Batch) -> Result<bool, Fault> {
         let mut tries = 1;
         loop {
             match self.serve(called, batch) {
@@ -177,7 +179,7 @@ impl Worker {
         self.replace(&fault, called);
         if fault.code == FaultCode::Poisoned {
             match self.insist(called, batch) {
-                Ok(()) => return,
+                Ok(_) => return,
                 Err(again) => fault = again,
             }
             self.report(&fault);
@@ -284,9 +286,9 @@ fn row_error(status: RowStatus, index: u32) -> ScoreError {
         RowStatus::NotFinite => ScoreError::Backend {
             why: format!("the model's score for documents[{index}] is not a number"),
         },
-        _ => ScoreError::Row {
-            index,
-            why: "the backend could not score it".to_owned(),
+        // Whatever the client sent, it became tokens that the model has: the backend is to blame.
+        _ => ScoreError::Backend {
+            why: format!("it could not score documents[{index}]"),
         },
     }
 }

@@ -3,6 +3,7 @@
 use super::Listing;
 use backend_api::PluginLibrary;
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
+use std::error::Error;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -68,9 +69,18 @@ pub(super) fn check(path: &Path) -> Result<(), String> {
     PluginLibrary::check_file(path).map_err(|error| error.to_string())?;
     open_now(path).map_err(|error| {
         named(format!(
-            "not a shared library that can be loaded here: {error}"
+            "not a shared library that can be loaded here: {}",
+            reason(&error)
         ))
     })
+}
+
+/// The error with its sources: what `dlerror` says, such as the symbol that is missing, is in the last.
+fn reason(error: &libloading::Error) -> String {
+    let first: &dyn Error = error;
+    let all = std::iter::successors(Some(first), |&error| error.source());
+    let words: Vec<_> = all.map(ToString::to_string).collect();
+    words.join(": ")
 }
 
 #[allow(unsafe_code)]

@@ -44,6 +44,7 @@ pub(super) struct Config {
     n_positions: Option<i64>,
     pad_token_id: Option<i64>,
     pub type_vocab_size: Option<u32>,
+    pub vocab_size: Option<u32>,
     sentence_transformers: Option<SentenceTransformers>,
     sbert_ce_default_activation_function: Option<String>,
 }

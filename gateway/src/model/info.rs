@@ -37,6 +37,8 @@ pub struct ModelInfo {
     /// Tokens of one row, special tokens included; at least 5.
     pub row_tokens_max: usize,
     pub type_vocab_size: Option<u32>,
+    /// Ids that the embedding table has, from 0; `None` if config.json does not say.
+    pub vocab_size: Option<u32>,
     pub num_parameters: u64,
     pub tokenizer_path: PathBuf,
     /// What was guessed or could not be followed; shown at start and with the model.
@@ -80,6 +82,7 @@ impl ModelInfo {
             activation,
             row_tokens_max,
             type_vocab_size: config.type_vocab_size,
+            vocab_size: config.vocab_size,
             num_parameters: summary.num_parameters,
             path: path.clone(),
             architecture,

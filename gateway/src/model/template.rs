@@ -61,6 +61,12 @@ impl Template {
         self.lead.ids.len() + self.middle.ids.len() + self.tail.ids.len()
     }
 
+    /// The ids of the special tokens.
+    pub(super) fn ids(&self) -> impl Iterator<Item = u32> {
+        let all = [&self.lead, &self.middle, &self.tail].into_iter();
+        all.flat_map(|specials| specials.ids.iter().copied())
+    }
+
     /// Appends a row.
     pub(super) fn push(&self, query: &[u32], document: &[u32], rows: &mut TokenRows) {
         self.lead.push(rows);

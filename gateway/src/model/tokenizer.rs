@@ -92,6 +92,35 @@ impl Tokenizer {
         tokenizer.within(row_tokens_max).map_err(named)
     }
 
+    /// Compares the ids that it makes with the `vocab_size` ids that the model has: rows with others could
+    /// not be scored, whatever the client sends. Says so of added tokens beyond it, which are common where
+    /// nothing but their own spelling makes them.
+    ///
+    /// # Errors
+    /// The largest id of the vocabulary or of a row's special tokens, if it is beyond the model's.
+    pub fn check_vocabulary(&self, vocab_size: u32) -> Result<Option<String>, String> {
+        let beyond = |id: u32| {
+            format!("tokenizer.json has id {id}, but the model's vocabulary ends at {vocab_size}")
+        };
+        let added = self.encoder.get_added_tokens_decoder();
+        let vocabulary = self.encoder.get_vocab(false);
+        // Some models list added tokens in the vocabulary as well.
+        let own = vocabulary
+            .into_values()
+            .filter(|id| !added.contains_key(id));
+        match own.chain(self.template.ids()).max() {
+            Some(id) if vocab_size <= id => return Err(beyond(id)),
+            _ => {}
+        }
+        let added = added.keys().max().filter(|id| vocab_size <= **id);
+        Ok(added.map(|id| {
+            format!(
+                "{} as an added token; documents that spell it cannot be scored",
+                beyond(*id)
+            )
+        }))
+    }
+
     /// The same with rows of at most `row_tokens_max` tokens.
     ///
     /// # Errors
@@ -338,6 +367,43 @@ mod tests {
         // Only a beginning was encoded where that is enough.
         let n_ids = tokenizer.ids(&"light ".repeat(10_000)).unwrap().len();
         assert!((32..1_000).contains(&n_ids), "{n_ids}");
+    }
+
+    #[test]
+    fn ids_that_the_model_has_not_are_found() {
+        let text = std::fs::read_to_string(path()).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let check = |json: &serde_json::Value, vocab_size: u32| {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), json.to_string()).unwrap();
+            let tokenizer = Tokenizer::open(file.path(), 32, 2).unwrap();
+            tokenizer.check_vocabulary(vocab_size)
+        };
+        let n = json["model"]["vocab"].as_object().unwrap().len() as u32;
+        assert_eq!(check(&json, n), Ok(None));
+        let error = check(&json, n - 1).unwrap_err();
+        let want = format!(
+            "has id {}, but the model's vocabulary ends at {}",
+            n - 1,
+            n - 1
+        );
+        assert!(error.contains(&want), "{error}");
+
+        let mut added = json.clone();
+        let token = serde_json::json!({"id": n, "content": "<extra>", "single_word": false,
+            "lstrip": false, "rstrip": false, "normalized": false, "special": true});
+        added["added_tokens"].as_array_mut().unwrap().push(token);
+        let warning = check(&added, n).unwrap().unwrap();
+        assert!(warning.contains(&format!("has id {n}")), "{warning}");
+        assert_eq!(check(&added, n + 1), Ok(None));
+
+        let mut far = json;
+        far["model"]["vocab"]["zzzzz"] = 40_000.into();
+        let error = check(&far, 30_522).unwrap_err();
+        assert!(
+            error.contains("id 40000") && error.contains("30522"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 /// Documents in a piece: about a millisecond of passages, so that threads share a large request.
@@ -18,7 +18,7 @@ const PIECE_BYTES_MAX: usize = 64 << 10;
 /// Threads that tokenize for all models.
 pub struct Pool {
     // Whoever asked owns the job, and with it the documents: when that goes away, what waits here is empty.
-    jobs: Sender<Weak<Job>>,
+    jobs: Arc<Sender<Weak<Job>>>,
     n_threads: usize,
 }
 
@@ -31,6 +31,8 @@ pub struct Tokenized {
     pub truncated: Vec<u32>,
     /// Whether the query was cut.
     pub query_truncated: bool,
+    /// What it took, if all threads had shared it.
+    pub took: Duration,
 }
 
 type Reply = Result<Tokenized, ScoreError>;
@@ -44,6 +46,8 @@ struct Job {
     next_piece: AtomicUsize,
     n_pieces_missing: AtomicUsize,
     pieces: Vec<Piece>,
+    // Of the pool, at least one.
+    n_threads: u32,
     wanted: AtomicBool,
     reply: Mutex<Option<oneshot::Sender<Reply>>>,
 }
@@ -66,12 +70,10 @@ impl Pool {
     /// When the system has no more threads.
     pub fn start(runtime: &Runtime, n_threads: usize, jobs_max: usize) -> Result<Self, String> {
         let (jobs, receiver) = bounded::<Weak<Job>>(jobs_max);
+        let jobs = Arc::new(jobs);
         for thread in 0..n_threads {
-            let receiver: Receiver<Weak<Job>> = receiver.clone();
-            let work = move || {
-                let jobs = receiver.iter().filter_map(|job| job.upgrade());
-                jobs.for_each(|job| job.run());
-            };
+            let (receiver, jobs) = (receiver.clone(), Arc::downgrade(&jobs));
+            let work = move || work(&receiver, &jobs);
             runtime
                 .thread(format!("tokenize-{thread}"), work)
                 .map_err(|error| format!("no thread for the tokenizer: {error}"))?;
@@ -90,20 +92,8 @@ impl Pool {
         query: String,
         documents: Vec<String>,
     ) -> Reply {
-        let pieces: Vec<_> = pieces(&documents).map(Piece::new).collect();
-        let n_pieces = pieces.len();
-        let (reply, answer) = oneshot::channel();
-        let job = Arc::new(Job {
-            tokenizer,
-            query,
-            documents,
-            encoded: OnceLock::new(),
-            next_piece: AtomicUsize::new(0),
-            n_pieces_missing: AtomicUsize::new(n_pieces),
-            pieces,
-            wanted: AtomicBool::new(true),
-            reply: Mutex::new(Some(reply)),
-        });
+        let (job, answer) = Job::new(tokenizer, query, documents, self.n_threads);
+        let n_pieces = job.pieces.len();
         for helper in 0..n_pieces.min(self.n_threads) {
             match self.jobs.try_send(Arc::downgrade(&job)) {
                 // One thread is enough; the others would only have made it faster.
@@ -132,38 +122,82 @@ impl Pool {
     }
 }
 
+/// A thread's life: a piece of each job in turn, so that a small request does not wait for a large one.
+fn work(receiver: &Receiver<Weak<Job>>, jobs: &Weak<Sender<Weak<Job>>>) {
+    for waiting in receiver {
+        // Those that nobody waits for are gone.
+        while let Some(job) = waiting.upgrade()
+            && job.run_piece()
+        {
+            // Back to the end. The pool alone keeps the queue open, or threads would outlive it. Where
+            // there is no room, nothing else is made to wait longer by going on here.
+            let to_end = jobs
+                .upgrade()
+                .map(|jobs| jobs.try_send(Weak::clone(&waiting)));
+            if matches!(to_end, Some(Ok(()))) {
+                break;
+            }
+        }
+    }
+}
+
 // === impl Job ===
 
 impl Job {
-    /// Works on pieces until none is left. The thread that finishes the last one answers.
-    fn run(&self) {
-        loop {
-            let next = self.next_piece.fetch_add(1, Ordering::Relaxed);
-            let Some(piece) = self.pieces.get(next) else {
-                return;
-            };
-            // The encoder is foreign code on foreign text: its panic is one request's failure.
-            let documents = piece.documents.clone();
-            let encode = std::panic::AssertUnwindSafe(|| self.encode(documents));
-            let done = std::panic::catch_unwind(encode).unwrap_or_else(|_| {
-                Err(ScoreError::Internal {
-                    why: "the tokenizer panicked".to_owned(),
-                })
-            });
-            if piece.done.set(done).is_err() {
-                unreachable!("each piece is taken once");
-            }
-            // AcqRel: the thread that sees the last one done sees all pieces.
-            if self.n_pieces_missing.fetch_sub(1, Ordering::AcqRel) == 1 {
-                self.answer();
-            }
+    /// What a pool of `n_threads` is asked, and where the answer arrives.
+    fn new(
+        tokenizer: Arc<Tokenizer>,
+        query: String,
+        documents: Vec<String>,
+        n_threads: usize,
+    ) -> (Arc<Self>, oneshot::Receiver<Reply>) {
+        let pieces: Vec<_> = pieces(&documents).map(Piece::new).collect();
+        let (reply, answer) = oneshot::channel();
+        let job = Self {
+            tokenizer,
+            query,
+            documents,
+            encoded: OnceLock::new(),
+            next_piece: AtomicUsize::new(0),
+            n_pieces_missing: AtomicUsize::new(pieces.len()),
+            pieces,
+            n_threads: u32::try_from(n_threads).unwrap_or(u32::MAX).max(1),
+            wanted: AtomicBool::new(true),
+            reply: Mutex::new(Some(reply)),
+        };
+        (Arc::new(job), answer)
+    }
+
+    /// Works on the next piece; the thread that finishes the last one answers. Says whether there are
+    /// more.
+    fn run_piece(&self) -> bool {
+        let next = self.next_piece.fetch_add(1, Ordering::Relaxed);
+        let Some(piece) = self.pieces.get(next) else {
+            return false;
+        };
+        // The encoder is foreign code on foreign text: its panic is one request's failure.
+        let documents = piece.documents.clone();
+        let encode = std::panic::AssertUnwindSafe(|| self.encode(documents));
+        let done = std::panic::catch_unwind(encode).unwrap_or_else(|_| {
+            Err(ScoreError::Internal {
+                why: "the tokenizer panicked".to_owned(),
+            })
+        });
+        if piece.done.set(done).is_err() {
+            unreachable!("each piece is taken once");
         }
+        // AcqRel: the thread that sees the last one done sees all pieces.
+        if self.n_pieces_missing.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.answer();
+        }
+        next + 1 < self.pieces.len()
     }
 
     fn encode(&self, documents: Range<usize>) -> Result<Tokenized, ScoreError> {
         let failed = |why: String| ScoreError::Internal {
             why: format!("the tokenizer failed: {why}"),
         };
+        let started = Instant::now();
         self.check_wanted()?;
         let query = self
             .encoded
@@ -189,6 +223,7 @@ impl Job {
             }
             done.query_truncated |= cut.query;
         }
+        done.took = started.elapsed() / self.n_threads;
         Ok(done)
     }
 
@@ -269,6 +304,7 @@ impl Tokenized {
             rows,
             truncated,
             query_truncated,
+            took,
         } = other;
         let base = self.rows.input_ids.len() as u32;
         self.rows.input_ids.extend_from_slice(&rows.input_ids);
@@ -277,6 +313,7 @@ impl Tokenized {
         self.rows.offsets.extend(ends);
         self.truncated.extend_from_slice(truncated);
         self.query_truncated |= query_truncated;
+        self.took += *took;
     }
 }
 
@@ -346,13 +383,53 @@ mod tests {
             ..pool
         };
         let (jobs, waiting) = bounded(8);
-        let pool = Pool { jobs, ..pool };
+        let pool = Pool {
+            jobs: Arc::new(jobs),
+            ..pool
+        };
         let asked = pool.tokenize(tokenizer, "q".to_owned(), vec!["x".to_owned()]);
         let soon = Duration::from_millis(1);
         let outcome = tasks.block_on(async { tokio::time::timeout(soon, asked).await });
         assert!(outcome.is_err());
         assert!(waiting.recv().unwrap().upgrade().is_none());
     }
+
+    #[test]
+    fn a_small_request_does_not_wait_for_a_large_one() {
+        let (tasks, _pool, tokenizer) = pool(0);
+        let ask = |documents| Job::new(Arc::clone(&tokenizer), "q".to_owned(), documents, 1);
+        let (large, _) = ask(vec!["light ".repeat(2_000); 500]);
+        let (small, answer) = ask(vec!["light".to_owned()]);
+        let (jobs, receiver) = bounded(8);
+        let jobs = Arc::new(jobs);
+        for job in [&large, &small] {
+            jobs.send(Arc::downgrade(job)).unwrap();
+        }
+        std::thread::scope(|scope| {
+            let again = Arc::downgrade(&jobs);
+            scope.spawn(move || work(&receiver, &again));
+            assert_eq!(tasks.block_on(answer).unwrap().unwrap().rows.len(), 1);
+            assert!(large.n_pieces_missing.load(Ordering::Acquire) > 1);
+            // Nobody waits: the thread ends long before the large one would.
+            drop((Wanted(large), jobs));
+        });
+    }
+
+    #[test]
+    fn work_that_nobody_waits_for_stops_between_documents() {
+        let (_tasks, _pool, tokenizer) = pool(0);
+        let documents = vec!["x light ".repeat(8_000); 500];
+        let (job, _) = Job::new(tokenizer, "q".to_owned(), documents, 1);
+        std::thread::scope(|scope| {
+            let encoding = scope.spawn(|| job.encode(0..500));
+            while job.encoded.get().is_none() {
+                std::thread::yield_now();
+            }
+            drop(Wanted(Arc::clone(&job)));
+            assert_eq!(encoding.join().unwrap().unwrap_err(), ScoreError::Cancelled);
+        });
+    }
+
     #[test]
     fn a_pair_without_any_token_is_refused_by_its_index() {
         let (tasks, pool, _) = pool(1);

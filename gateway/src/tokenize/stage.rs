@@ -57,8 +57,7 @@ async fn score(
 ) -> Result<ScoreResponse, ScoreError> {
     let started = Instant::now();
     let n_documents = request.documents.len();
-    let n_bytes = n_documents * request.query.len()
-        + request.documents.iter().map(String::len).sum::<usize>();
+    let (row_bytes, text_bytes) = (request.row_bytes(), request.text_bytes());
     let tokenized = pool
         .tokenize(
             Arc::clone(generation.tokenizer()),
@@ -68,9 +67,11 @@ async fn score(
         .await?;
     let tokenize = started.elapsed();
     let n_tokens = tokenized.rows.input_ids.len();
+    let line = generation.line();
+    line.learn_text_time(text_bytes, tokenized.took);
     // What was cut says nothing about the ratio.
     if tokenized.truncated.is_empty() && !tokenized.query_truncated {
-        generation.line().learn_text(n_documents, n_bytes, n_tokens);
+        line.learn_text(n_documents, row_bytes, n_tokens);
     }
 
     let ticket = permit.push(

@@ -23,6 +23,10 @@ struct Process {
 impl Process {
     /// Starts on free ports with the fake plugin, and asks `hub` for models.
     fn start(args: &[&str], hub: &str) -> Self {
+        Self::start_with(args, &[("HF_ENDPOINT", hub)])
+    }
+
+    fn start_with(args: &[&str], env: &[(&str, &str)]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let options = json!({"hold": hold(dir.path())}).to_string();
         let mut command = Command::new(env!("CARGO_BIN_EXE_crossgate"));
@@ -34,7 +38,7 @@ impl Process {
             .arg("--cache-dir")
             .arg(dir.path().join("cache"))
             .args(args)
-            .env("HF_ENDPOINT", hub)
+            .envs(env.iter().copied())
             .env("NO_PROXY", "*")
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
@@ -62,6 +66,19 @@ impl Process {
         let line = self.line_with("listening");
         let (_, rest) = line.split_once("http=").unwrap();
         rest.split_whitespace().next().unwrap().parse().unwrap()
+    }
+
+    /// Sends a request and waits until it was admitted.
+    fn ask_and_leave_unread(&self, address: SocketAddr) -> TcpStream {
+        let body = json!({"query": "q", "documents": ["x"]}).to_string();
+        let mut client = TcpStream::connect(address).unwrap();
+        let head = "POST /rerank HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n";
+        write!(client, "{head}content-length: {}\r\n\r\n{body}", body.len()).unwrap();
+        let in_flight = || ask(address, "GET", "/metrics", None, PATIENCE).text;
+        while !in_flight().contains("crossgate_requests_in_flight{model=\"starter\"} 1") {
+            std::thread::yield_now();
+        }
+        client
     }
 
     fn signal(&self, name: &str) {
@@ -133,14 +150,7 @@ fn a_second_signal_ends_the_process_at_once() {
     let address = process.address();
     process.line_with("ready");
     std::fs::write(hold(process.dir.path()), "").unwrap();
-    let body = json!({"query": "q", "documents": ["x"]}).to_string();
-    let mut client = TcpStream::connect(address).unwrap();
-    let head = "POST /rerank HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n";
-    write!(client, "{head}content-length: {}\r\n\r\n{body}", body.len()).unwrap();
-    let in_flight = || ask(address, "GET", "/metrics", None, PATIENCE).text;
-    while !in_flight().contains("crossgate_requests_in_flight{model=\"starter\"} 1") {
-        std::thread::yield_now();
-    }
+    let _client = process.ask_and_leave_unread(address);
     process.signal("-TERM");
     process.line_with("draining");
     process.signal("-TERM");
@@ -179,7 +189,12 @@ fn wrong_values_end_with_2_before_a_port_opens() {
     let cases = [
         (["--backend", "nobody"], "there is no plugin \"nobody\""),
         (["--dtype", "f16"], "expected auto or one of f32"),
-        (["--max-length", "9000"], "batch.tokens_max"),
+        (["--max-batch-tokens", "5"], "tokens from 8"),
+        (["--device", "cuda"], "expected auto or one of cpu"),
+        (["--plugin-dir", "/nope"], "there is no folder /nope"),
+        (["--plugin-dir", "/dev/null"], "/dev/null is a file"),
+        // An address for documentation, which no machine has.
+        (["--host", "203.0.113.7"], "server.host"),
         (["--log-level", "gateway=loud"], "log.level"),
         (["--models", "no spaces"], "model.sources"),
     ];
@@ -212,4 +227,95 @@ fn wrong_values_that_only_the_model_or_the_plugin_knows_end_with_2() {
             assert!(said.contains(word), "{args:?}: {said} does not say {word}");
         }
     }
+}
+
+#[test]
+fn a_length_beyond_the_models_is_the_models() {
+    let mut process = Process::start(&["--max-length", "100000"], "http://127.0.0.1:1");
+    let line = process.line_with("more than the model reads");
+    assert!(line.contains("512 tokens"), "{line}");
+    process.line_with("row_tokens_max=512");
+}
+
+#[test]
+fn plugins_of_no_folder_are_an_error() {
+    let output = Command::new(env!("CARGO_BIN_EXE_crossgate"))
+        .args(["plugins", "--plugin-dir", "/nope"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("there is no folder /nope"), "{said}");
+}
+
+#[test]
+fn a_drain_that_leaves_requests_unanswered_says_so() {
+    let mut process = Process::start(&["--drain-timeout", "100ms"], "http://127.0.0.1:1");
+    let address = process.address();
+    process.line_with("ready");
+    std::fs::write(hold(process.dir.path()), "").unwrap();
+    let _client = process.ask_and_leave_unread(address);
+    process.signal("-TERM");
+    process.line_with("server.drain_timeout has passed");
+    let (status, said) = process.end_within(SOON);
+    assert_eq!(status.code(), Some(3), "{said}");
+    assert!(said.contains("unanswered=1"), "{said}");
+}
+
+/// A folder with the starter and another value in its `config.json`.
+fn starter_with(key: &str, value: u32) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let starter = Path::new(env!("CARGO_MANIFEST_DIR")).join("starter");
+    for name in ["tokenizer.json", "model.safetensors"] {
+        std::fs::copy(starter.join(name), dir.path().join(name)).unwrap();
+    }
+    let config = std::fs::read_to_string(starter.join("config.json")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    config[key] = value.into();
+    std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    dir
+}
+
+#[test]
+fn a_model_that_does_not_fit_is_refused_with_the_numbers() {
+    let cases: [(&str, u32, &str, i32, &[&str]); 2] = [
+        (
+            "vocab_size",
+            15_000,
+            "512",
+            1,
+            &[
+                "small does not load",
+                "the model's vocabulary ends at 15000",
+            ],
+        ),
+        (
+            "max_position_embeddings",
+            20_000,
+            "9000",
+            2,
+            &[
+                "model.max_length",
+                "rows of 9000 tokens",
+                "batch.tokens_max = 8192",
+            ],
+        ),
+    ];
+    for (key, value, length, code, words) in cases {
+        let dir = starter_with(key, value);
+        let source = format!("small={}", dir.path().display());
+        let args = ["--models", &source, "--max-length", length];
+        let mut process = Process::start(&args, "http://127.0.0.1:1");
+        let (status, said) = process.end_within(PATIENCE);
+        assert_eq!(status.code(), Some(code), "{said}");
+        for word in words {
+            assert!(said.contains(word), "{said} does not say {word}");
+        }
+    }
+}
+
+#[test]
+fn a_variable_that_is_no_setting_is_named() {
+    let mut process = Process::start_with(&[], &[("CROSSGATE_PROT", "80")]);
+    process.line_with("did you mean CROSSGATE_PORT?");
 }

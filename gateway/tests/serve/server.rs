@@ -171,7 +171,7 @@ impl Server {
     }
 
     /// Drains the server on another thread.
-    pub(crate) fn shut_down_later(&self) -> JoinHandle<()> {
+    pub(crate) fn shut_down_later(&self) -> JoinHandle<usize> {
         let app = self.app.lock().unwrap().take().expect("it runs");
         let handle = self.runtime.handle().clone();
         std::thread::spawn(move || handle.block_on(app.shut_down()))

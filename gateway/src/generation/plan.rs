@@ -1,0 +1,375 @@
+//! All that a line decides, without a clock and without a lock: who is admitted, what a batch holds, what
+//! is learned. A simulation runs it in virtual time.
+
+use crate::generation::cost::{Amount, Cost, Size};
+use crate::generation::forecast::{Forecast, Newcomer, Pace, Share, Verdict};
+use crate::generation::queue::{
+    BatchBounds, Promise, Queue, QueueBounds, Reservation, Taken, Waiting,
+};
+use crate::generation::text::TextRatio;
+use crate::generation::work::Work;
+use crate::load::{Load, Totals};
+use crate::score::ScoreError;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// The least that `Retry-After` says: a client that comes back sooner finds the same queue.
+const RETRY_AFTER_MIN: Duration = Duration::from_secs(1);
+/// The most that `Retry-After` says: beyond this the prediction is no better than a guess.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
+
+/// The queue and what is known about it.
+#[derive(Debug)]
+pub struct Plan {
+    queue: Queue,
+    cost: Cost,
+    text: TextRatio,
+    batch: BatchBounds,
+    requests_in_flight: usize,
+    workers: usize,
+    workers_busy: usize,
+    // Predicted seconds of the batches that are being computed.
+    running_s: f64,
+    pace: Pace,
+    share: Share,
+    totals: Totals,
+    closed: bool,
+}
+
+/// A request that asks for room and time.
+#[derive(Clone, Copy, Debug)]
+pub struct Ask {
+    /// Rows.
+    pub rows: usize,
+    /// Bytes of text in the rows: the query's stand in each.
+    pub row_bytes: usize,
+    /// Bytes of text to tokenize: the query's once.
+    pub text_bytes: usize,
+    /// What the rows are cut to in all, however long the text is.
+    pub tokens_max: usize,
+    /// When the scores are of no use any more.
+    pub deadline: Instant,
+}
+
+/// A batch that a worker computes now.
+#[derive(Debug)]
+pub struct Cut {
+    /// When it was cut.
+    pub at: Instant,
+    predicted_s: f64,
+}
+
+/// What the plugin made of a batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Computed {
+    /// Rows that have scores.
+    pub n_rows: usize,
+    /// Their size.
+    pub size: Size,
+    /// How long the call took.
+    pub took: Duration,
+    /// Whether every row of the batch was scored. If rows were skipped, the time says nothing about the
+    /// cost of those that were not.
+    pub is_whole: bool,
+}
+
+// === impl Plan ===
+
+impl Plan {
+    /// An empty queue before no workers, for a tokenizer that puts `n_special` tokens into each row.
+    pub fn new(queue: QueueBounds, batch: BatchBounds, n_special: usize) -> Self {
+        Self {
+            queue: Queue::new(queue),
+            cost: Cost::default(),
+            text: TextRatio::new(n_special),
+            batch,
+            requests_in_flight: 0,
+            workers: 0,
+            workers_busy: 0,
+            running_s: 0.0,
+            pace: Pace::default(),
+            share: Share::default(),
+            totals: Totals::default(),
+            closed: false,
+        }
+    }
+
+    /// Decides whether a request will be in time and makes no other late, and keeps its place.
+    ///
+    /// # Errors
+    /// `Overloaded` when there is no room or no time before its deadline; `TooLarge` when it alone takes
+    /// longer than that; `Unavailable` when no worker lives.
+    pub fn admit(&mut self, ask: &Ask, now: Instant) -> Result<Promise, ScoreError> {
+        self.check_serves()?;
+        let asked = self.estimate(ask);
+        // An empty queue admits whatever comes: the prediction may be wrong, and refusing it now would
+        // refuse it for ever.
+        if self.queue.amount().rows > 0 {
+            self.check_time(&asked, now)?;
+        }
+        let alone_s = self.forecast().alone_s(asked.waiting.amount);
+        let promise = self.queue.reserve(asked, alone_s).map_err(|_| {
+            let (rows, tokens) = (self.queue.n_rows(), self.queue.n_tokens());
+            overloaded(
+                format!("the queue is full: {rows} rows of {tokens} tokens wait"),
+                self.forecast().done(self.queue.amount()),
+            )
+        })?;
+        self.requests_in_flight += 1;
+        Ok(promise)
+    }
+
+    fn check_serves(&self) -> Result<(), ScoreError> {
+        let why = if self.closed {
+            "the server is shutting down"
+        } else if self.workers == 0 {
+            "the model's backend is being restarted"
+        } else {
+            return Ok(());
+        };
+        Err(ScoreError::Unavailable {
+            why: why.to_owned(),
+            retry_after: RETRY_AFTER_MIN,
+        })
+    }
+
+    fn estimate(&self, ask: &Ask) -> Reservation {
+        let tokens = self
+            .text
+            .tokens(ask.rows, ask.row_bytes)
+            .min(ask.tokens_max);
+        let each = Size::row(tokens / ask.rows.max(1));
+        let size = Size {
+            tokens: tokens as f64,
+            squares: each.squares * ask.rows as f64,
+        };
+        Reservation {
+            waiting: Waiting {
+                amount: Amount {
+                    rows: ask.rows,
+                    size,
+                },
+                deadline: ask.deadline,
+            },
+            text_bytes: ask.text_bytes,
+        }
+    }
+
+    fn check_time(&self, asked: &Reservation, now: Instant) -> Result<(), ScoreError> {
+        let waiting = asked.waiting;
+        let text_bytes = self.queue.text_bytes_until(asked.text_bytes);
+        let newcomer = Newcomer {
+            place: self.queue.place(self.forecast().alone_s(waiting.amount)),
+            waiting,
+            tokenizing_s: self.text.seconds(text_bytes),
+        };
+        let left_s = waiting
+            .deadline
+            .saturating_duration_since(now)
+            .as_secs_f64();
+        match self.forecast().judge(&self.queue, &newcomer, now) {
+            Verdict::InTime => Ok(()),
+            // Not `Overloaded`, which comes with `Retry-After`: the same request is not done sooner when
+            // it comes again.
+            Verdict::TooMuch { needs } => Err(ScoreError::TooLarge {
+                param: "documents".to_owned(),
+                why: format!(
+                    "this request alone needs about {:.1} s, its deadline leaves {left_s:.1} s: send \
+                     fewer documents or allow more time",
+                    needs.as_secs_f64()
+                ),
+            }),
+            Verdict::Late { ahead, retry_after } => Err(overloaded(
+                format!(
+                    "{:.1} s of queued work go first, too much for the {left_s:.1} s that the request's \
+                     deadline leaves",
+                    ahead.as_secs_f64()
+                ),
+                retry_after,
+            )),
+            Verdict::Crowding { queued } => Err(overloaded(
+                format!(
+                    "{:.1} s of work are queued, and this request would make one of them late",
+                    queued.as_secs_f64()
+                ),
+                RETRY_AFTER_MIN,
+            )),
+        }
+    }
+
+    /// An admitted request's rows are there.
+    pub fn push(&mut self, work: Arc<Work>, promise: Promise) {
+        let alone_s = self.forecast().alone_s(work.amount());
+        self.queue.push(work, promise, alone_s);
+    }
+
+    /// An admitted request went away before its rows were there.
+    pub fn release(&mut self, promise: Promise) {
+        self.queue.release(promise);
+    }
+
+    /// An admitted request was answered, or went away. `is_in_time` says whether it got its scores before
+    /// its deadline; `None` if it ended for another reason.
+    pub fn leave(&mut self, is_in_time: Option<bool>) {
+        if let Some(is_in_time) = is_in_time {
+            self.share.learn(is_in_time);
+        }
+        self.requests_in_flight -= 1;
+        self.totals.requests += 1;
+    }
+
+    /// Nobody waits for these rows any more.
+    pub fn forget(&mut self, work: &Arc<Work>) {
+        self.queue.forget(work);
+    }
+
+    /// Everything that waits; none of it is cut any more.
+    pub fn drain(&mut self) -> Vec<Arc<Work>> {
+        self.queue.drain()
+    }
+
+    /// Takes the next batch into `batch`. `None` when nothing waits.
+    pub fn cut(&mut self, now: Instant, batch: &mut Vec<Taken>) -> Option<Cut> {
+        let speed = (self.pace.ratio(), self.workers);
+        self.queue.cut(now, &self.batch, &self.cost, speed, batch);
+        if batch.is_empty() {
+            return None;
+        }
+        let rows = batch
+            .iter()
+            .map(|(work, row)| Size::row(work.rows().row_len(*row as usize)));
+        let size = rows.fold(Size::default(), |sum, row| sum + row);
+        let predicted_s = self.cost.batch_s(size);
+        self.running_s += predicted_s;
+        self.workers_busy += 1;
+        Some(Cut {
+            at: now,
+            predicted_s,
+        })
+    }
+
+    /// A worker has come back at `now` from a batch, of which every row was scored if it `is_whole`.
+    pub fn returned(&mut self, cut: &Cut, is_whole: bool, now: Instant) {
+        if is_whole {
+            let passed = now.saturating_duration_since(cut.at);
+            self.pace.learn(cut.predicted_s, passed.as_secs_f64());
+        }
+        self.workers_busy -= 1;
+        self.running_s -= cut.predicted_s;
+        if self.workers_busy == 0 {
+            // Sums of many small differences end at nothing.
+            self.running_s = 0.0;
+        }
+    }
+
+    /// A batch has come back from the plugin.
+    pub fn computed(&mut self, done: &Computed) {
+        if done.is_whole {
+            self.cost.learn(done.size, done.took.as_secs_f64());
+        }
+        self.totals.batches += 1;
+        self.totals.rows += done.n_rows as u64;
+        self.totals.tokens += done.size.tokens as u64;
+        self.totals.inference += done.took;
+    }
+
+    /// Teaches the cost model without a queue: the warm-up.
+    pub fn learn(&mut self, size: Size, took: Duration) {
+        self.cost.learn(size, took.as_secs_f64());
+    }
+
+    /// Corrects the estimate of tokens from bytes, by a request that was tokenized and not cut.
+    pub fn learn_text(&mut self, rows: usize, row_bytes: usize, tokens: usize) {
+        self.text.learn(rows, row_bytes, tokens);
+    }
+
+    /// Corrects the estimate of time from bytes: all tokenizer threads together took `seconds`.
+    pub fn learn_text_time(&mut self, text_bytes: usize, seconds: f64) {
+        self.text.learn_time(text_bytes, seconds);
+    }
+
+    /// A worker can be called from now on (`+1`) or not any more (`-1`).
+    pub fn count_worker(&mut self, change: isize) {
+        self.workers = self.workers.saturating_add_signed(change);
+    }
+
+    /// No more requests are taken.
+    pub fn close(&mut self) {
+        self.closed = true;
+    }
+
+    /// Whether [`close`](Self::close) was called.
+    pub fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    /// How busy it is.
+    pub fn load(&self) -> Load {
+        Load {
+            requests_in_flight: self.requests_in_flight,
+            queue_rows: self.queue.n_rows(),
+            queue_tokens: self.queue.n_tokens(),
+            queue_time: self.forecast().done(self.queue.amount()),
+            workers: self.workers,
+            workers_busy: self.workers_busy,
+        }
+    }
+
+    /// What was done.
+    pub fn totals(&self) -> Totals {
+        self.totals
+    }
+
+    fn forecast(&self) -> Forecast<'_> {
+        Forecast {
+            cost: &self.cost,
+            batch: &self.batch,
+            n_workers: self.workers,
+            running_s: self.running_s,
+            pace: self.pace.ratio(),
+            share: self.share.value(),
+        }
+    }
+}
+
+fn overloaded(why: String, wait: Duration) -> ScoreError {
+    ScoreError::Overloaded {
+        why,
+        retry_after: wait.clamp(RETRY_AFTER_MIN, RETRY_AFTER_MAX),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_that_were_skipped_teach_nothing_and_the_others_count() {
+        let (queue, batch) = (
+            QueueBounds {
+                rows_max: 10,
+                tokens_max: 1_000,
+            },
+            BatchBounds {
+                rows_max: 10,
+                tokens_max: 1_000,
+                time_max: Duration::from_millis(10),
+            },
+        );
+        let mut plan = Plan::new(queue, batch, 3);
+        let mut done = Computed {
+            n_rows: 2,
+            size: Size::row(40),
+            took: Duration::from_millis(4),
+            is_whole: true,
+        };
+        plan.computed(&done);
+        let learned = plan.cost.coefficients();
+        done.is_whole = false;
+        done.took = Duration::from_micros(1);
+        plan.computed(&done);
+        assert_eq!(plan.cost.coefficients(), learned);
+        let totals = plan.totals();
+        assert_eq!((totals.batches, totals.rows, totals.tokens), (2, 4, 80));
+    }
+}

@@ -1,0 +1,277 @@
+use super::*;
+use crate::model::TokenRows;
+
+const BOUNDS: QueueBounds = QueueBounds {
+    rows_max: 100,
+    tokens_max: 1_000,
+};
+/// One worker, and predictions that hold.
+const ALONE: (f64, usize) = (1.0, 1);
+const BATCH: BatchBounds = BatchBounds {
+    rows_max: 4,
+    tokens_max: 100,
+    time_max: Duration::from_secs(1),
+};
+
+fn work(lengths: &[u32], deadline: Instant) -> Arc<Work> {
+    let mut offsets = vec![0];
+    for length in lengths {
+        offsets.push(offsets.last().unwrap() + length);
+    }
+    let n = *offsets.last().unwrap() as usize;
+    let rows = TokenRows {
+        input_ids: vec![1; n],
+        type_ids: vec![0; n],
+        offsets,
+    };
+    Work::new(rows, 1, deadline, Instant::now()).0
+}
+
+fn reservation(rows: usize, tokens: usize) -> Reservation {
+    let size = Size {
+        tokens: tokens as f64,
+        squares: 0.0,
+    };
+    Reservation {
+        waiting: Waiting {
+            amount: Amount { rows, size },
+            deadline: Instant::now(),
+        },
+        text_bytes: 0,
+    }
+}
+
+/// Admits and pushes.
+fn push(queue: &mut Queue, work: &Arc<Work>) {
+    let tokens = work.amount().size.tokens;
+    let asked = reservation(work.rows().len(), tokens as usize);
+    let alone_s = tokens / 1e4;
+    let promise = queue.reserve(asked, alone_s).unwrap();
+    queue.push(Arc::clone(work), promise, alone_s);
+}
+
+/// Pushes requests of these row lengths, cuts until empty; expects batches of (request, row).
+#[track_caller]
+fn check(requests: &[&[u32]], bounds: &BatchBounds, expected: &[&[(usize, u32)]]) {
+    let (now, mut queue, mut batch) = (Instant::now(), Queue::new(BOUNDS), Vec::new());
+    let works: Vec<_> = requests
+        .iter()
+        .map(|lengths| work(lengths, now + Duration::from_secs(9)))
+        .collect();
+    for work in &works {
+        push(&mut queue, work);
+    }
+    let mut found = Vec::new();
+    loop {
+        queue.cut(now, bounds, &Cost::default(), ALONE, &mut batch);
+        if batch.is_empty() {
+            break;
+        }
+        let request = |taken: &Taken| {
+            works
+                .iter()
+                .position(|work| Arc::ptr_eq(work, &taken.0))
+                .unwrap()
+        };
+        found.push(
+            batch
+                .iter()
+                .map(|taken| (request(taken), taken.1))
+                .collect::<Vec<_>>(),
+        );
+    }
+    assert_eq!(found, expected);
+    assert_eq!((queue.n_rows(), queue.n_tokens()), (0, 0));
+}
+
+#[test]
+fn one_request_in_order() {
+    check(&[&[10, 10, 10]], &BATCH, &[&[(0, 0), (0, 1), (0, 2)]]);
+}
+#[test]
+fn bounded_in_rows() {
+    check(
+        &[&[1; 5]],
+        &BATCH,
+        &[&[(0, 0), (0, 1), (0, 2), (0, 3)], &[(0, 4)]],
+    );
+}
+#[test]
+fn bounded_in_tokens() {
+    check(&[&[60, 40, 1]], &BATCH, &[&[(0, 0), (0, 1)], &[(0, 2)]]);
+}
+#[test]
+fn bounded_in_time() {
+    // 0.1 ms and 0.1 ms a token at the start.
+    let bounds = BatchBounds {
+        time_max: Duration::from_micros(2_150),
+        ..BATCH
+    };
+    check(&[&[10, 10, 10]], &bounds, &[&[(0, 0), (0, 1)], &[(0, 2)]]);
+}
+#[test]
+fn a_row_beyond_the_bounds_goes_alone() {
+    check(&[&[400, 1]], &BATCH, &[&[(0, 0)], &[(0, 1)]]);
+}
+#[test]
+fn equal_requests_first_come_first_served() {
+    check(
+        &[&[10; 3], &[10; 3]],
+        &BATCH,
+        &[&[(0, 0), (0, 1), (0, 2), (1, 0)], &[(1, 1), (1, 2)]],
+    );
+}
+#[test]
+fn the_cheaper_request_first() {
+    check(
+        &[&[20; 2], &[10; 3]],
+        &BATCH,
+        &[&[(1, 0), (1, 1), (1, 2), (0, 0)], &[(0, 1)]],
+    );
+}
+
+#[test]
+fn small_requests_do_not_starve_a_large_one() {
+    let (now, mut queue, mut batch) = (Instant::now(), Queue::new(BOUNDS), Vec::new());
+    let (later, one) = (
+        now + Duration::from_secs(9),
+        BatchBounds {
+            rows_max: 1,
+            ..BATCH
+        },
+    );
+    let large = work(&[10; 20], later);
+    push(&mut queue, &large);
+    // A small request comes with every batch, and one row is all that a batch holds.
+    let served = (0..100).any(|_| {
+        push(&mut queue, &work(&[10], later));
+        queue.cut(now, &one, &Cost::default(), ALONE, &mut batch);
+        Arc::ptr_eq(&batch[0].0, &large)
+    });
+    assert!(served);
+}
+
+#[test]
+fn a_late_small_request_does_not_wait_behind_a_large_one() {
+    let (now, mut queue, mut batch) = (Instant::now(), Queue::new(BOUNDS), Vec::new());
+    let later = now + Duration::from_secs(9);
+    push(&mut queue, &work(&[10; 50], later));
+    queue.cut(now, &BATCH, &Cost::default(), ALONE, &mut batch);
+    let small = work(&[10], later);
+    push(&mut queue, &small);
+    queue.cut(now, &BATCH, &Cost::default(), ALONE, &mut batch);
+    assert!(batch.iter().any(|(work, _)| Arc::ptr_eq(work, &small)));
+}
+
+#[test]
+fn what_nobody_waits_for_is_not_cut() {
+    let (now, mut queue, mut batch) = (Instant::now(), Queue::new(BOUNDS), Vec::new());
+    let (late, gone, kept) = (
+        work(&[9], now),
+        work(&[9], now + BATCH.time_max),
+        work(&[9], now + BATCH.time_max),
+    );
+    for work in [&late, &gone, &kept] {
+        push(&mut queue, work);
+    }
+    gone.abandon();
+    queue.cut(now, &BATCH, &Cost::default(), ALONE, &mut batch);
+    assert_eq!((batch.len(), queue.n_rows()), (1, 0));
+    assert!(Arc::ptr_eq(&batch[0].0, &kept));
+}
+
+#[test]
+fn forgotten_rows_give_their_room_back() {
+    let (now, mut queue, mut batch) = (Instant::now(), Queue::new(BOUNDS), Vec::new());
+    let (first, second) = (
+        work(&[5; 6], now + BATCH.time_max),
+        work(&[7; 2], now + BATCH.time_max),
+    );
+    push(&mut queue, &first);
+    queue.cut(now, &BATCH, &Cost::default(), ALONE, &mut batch);
+    push(&mut queue, &second);
+    queue.forget(&first);
+    assert_eq!((queue.n_rows(), queue.n_tokens()), (2, 14));
+    queue.forget(&first);
+    assert_eq!((queue.n_rows(), queue.n_tokens()), (2, 14));
+}
+
+#[test]
+fn promises_count_until_released() {
+    let mut queue = Queue::new(BOUNDS);
+    let most = queue.reserve(reservation(100, 10), 10.0).unwrap();
+    assert_eq!(queue.reserve(reservation(1, 1), 1.0).unwrap_err(), Full);
+    queue.release(most);
+    queue.reserve(reservation(1, 1), 1.0).unwrap();
+    assert_eq!(queue.amount().rows, 1);
+}
+
+#[test]
+fn a_request_larger_than_the_queue_is_served_when_idle() {
+    let mut queue = Queue::new(BOUNDS);
+    let huge = reservation(500, 50_000);
+    let _first = queue.reserve(huge, 1.0).unwrap();
+    assert_eq!(queue.reserve(huge, 1.0).unwrap_err(), Full);
+}
+
+#[test]
+fn a_place_is_kept_while_its_request_is_tokenized() {
+    let mut queue = Queue::new(BOUNDS);
+    let later = Instant::now() + Duration::from_secs(9);
+    let (first, second) = (work(&[10; 2], later), work(&[10; 2], later));
+    let promise = queue.reserve(reservation(2, 20), 0.002).unwrap();
+    push(&mut queue, &second);
+    let rows: Vec<_> = queue
+        .waiting()
+        .map(|(_, waiting)| waiting.amount.rows)
+        .collect();
+    assert_eq!(rows, [2, 2]);
+    queue.push(Arc::clone(&first), promise, 0.002);
+    let mut batch = Vec::new();
+    queue.cut(Instant::now(), &BATCH, &Cost::default(), ALONE, &mut batch);
+    assert!(Arc::ptr_eq(&batch[0].0, &first));
+}
+
+#[test]
+fn others_are_tokenized_in_turn() {
+    let mut queue = Queue::new(BOUNDS);
+    for text_bytes in [1_000, 5] {
+        let asked = Reservation {
+            text_bytes,
+            ..reservation(1, 1)
+        };
+        let _promise = queue.reserve(asked, 1.0).unwrap();
+    }
+    assert_eq!(queue.text_bytes_until(20), 20 + 5 + 20);
+}
+
+#[test]
+fn what_cannot_be_done_in_time_leaves_the_workers_to_others() {
+    let (now, mut batch) = (Instant::now(), Vec::new());
+    // 100 tokens are 10 ms for one worker.
+    let cases = [
+        (20, ALONE, true),
+        (9, ALONE, true),
+        (7, ALONE, false),
+        (7, (1.0, 4), true),
+        (20, (3.0, 1), false),
+    ];
+    for (left_ms, speed, is_done) in cases {
+        let mut queue = Queue::new(BOUNDS);
+        let first = work(&[50; 2], now + Duration::from_millis(left_ms));
+        let second = work(&[70; 2], now + Duration::from_secs(9));
+        push(&mut queue, &first);
+        push(&mut queue, &second);
+        queue.cut(now, &BATCH, &Cost::default(), speed, &mut batch);
+        let is_first = Arc::ptr_eq(&batch[0].0, &first);
+        assert_eq!(is_first, is_done, "{left_ms} ms, {speed:?}");
+        // Alone it is tried in any case.
+        queue = Queue::new(BOUNDS);
+        push(
+            &mut queue,
+            &work(&[50; 2], now + Duration::from_millis(left_ms)),
+        );
+        queue.cut(now, &BATCH, &Cost::default(), speed, &mut batch);
+        assert_eq!(batch.len(), 2);
+    }
+}
