@@ -16,7 +16,6 @@ use crate::tokenize::{Pool, Tokenize};
 use models::Loader;
 use std::collections::BTreeSet;
 use std::fmt;
-use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -296,12 +295,7 @@ impl Ports {
         let server = config.server();
         let open = async |host: &str, port: u16, [host_key, port_key]: [&'static str; 2]| {
             Listener::bind(host, port).await.map_err(|error| {
-                // Every other error, such as a name without an address, is not for the port's number.
-                let is_of_port = matches!(
-                    error.kind(),
-                    ErrorKind::AddrInUse | ErrorKind::PermissionDenied
-                );
-                let key = if is_of_port { port_key } else { host_key };
+                let key = if error.is_host() { host_key } else { port_key };
                 StartError::Config(config.refuse(key, error.to_string()))
             })
         };

@@ -118,13 +118,6 @@ pub enum ScoreError {
         /// The plugin's own words, or ours about its answer.
         why: String,
     },
-    /// One row could not be scored.
-    Row {
-        /// The document's index.
-        index: u32,
-        /// What is wrong with it.
-        why: String,
-    },
     /// The client went away; nobody reads this.
     Cancelled,
     /// A mistake of ours.
@@ -269,7 +262,6 @@ impl ScoreError {
             Self::Unavailable { .. } => "unavailable",
             Self::DeadlinePassed { .. } => "deadline_passed",
             Self::Backend { .. } => "backend",
-            Self::Row { .. } => "row",
             Self::Cancelled => "cancelled",
             Self::Internal { .. } => "internal",
         }
@@ -301,7 +293,6 @@ impl fmt::Display for ScoreError {
                 )
             }
             Self::Backend { why } => write!(f, "the backend failed: {why}"),
-            Self::Row { index, why } => write!(f, "documents[{index}]: {why}"),
             Self::Cancelled => f.write_str("the client went away"),
         }
     }

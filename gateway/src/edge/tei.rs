@@ -255,7 +255,6 @@ pub(super) fn in_their_words(error: ScoreError) -> ScoreError {
             param: rename(param),
             why,
         },
-        ScoreError::Row { index, why } => ScoreError::invalid(format!("texts[{index}]"), why),
         other => other,
     }
 }

@@ -94,7 +94,6 @@ pub(super) fn wire(refusal: &Refusal) -> Wire {
             E::Unavailable { .. }    => line(503, 503, Code::Unavailable,        BUSY,      "unavailable",        "Unhealthy"),
             E::DeadlinePassed { .. } => line(504, 504, Code::DeadlineExceeded,   TIMEOUT,   "deadline_passed",    "Overloaded"),
             E::Backend { .. }        => line(502, 424, Code::Internal,           SERVER,    "backend_failed",     "Backend"),
-            E::Row { .. }            => line(422, 422, Code::InvalidArgument,    REQUEST,   "row_failed",         "Validation"),
             // For the log: nobody is there to read it.
             E::Cancelled             => line(499, 499, Code::Cancelled,          REQUEST,   "cancelled",          "Validation"),
             E::Internal { .. }       => line(500, 500, Code::Internal,           SERVER,    "internal",           "Backend"),

@@ -213,7 +213,6 @@ pub(crate) fn named_error(name: &str) -> Option<ScoreError> {
             after: Duration::from_millis(250),
         },
         "backend" => ScoreError::Backend { why },
-        "row" => ScoreError::Row { index: 2, why },
         "cancelled" => ScoreError::Cancelled,
         "internal" => ScoreError::Internal { why },
         _ => return None,

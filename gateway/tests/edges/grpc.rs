@@ -138,7 +138,6 @@ async fn every_error_of_the_core() {
         ("unavailable", Code::Unavailable, "the reason"),
         ("deadline_passed", Code::DeadlineExceeded, "0.250 s"),
         ("backend", Code::Internal, "the reason"),
-        ("row", Code::InvalidArgument, "documents[2]: the reason"),
         ("cancelled", Code::Cancelled, "went away"),
         ("internal", Code::Internal, "under this request's id"),
         ("nan", Code::Internal, "not a number"),

@@ -181,7 +181,6 @@ const ERRORS: &str = "
     unavailable     503 overloaded_error      unavailable     503 Unhealthy
     deadline_passed 504 timeout_error         deadline_passed 504 Overloaded
     backend         502 server_error          backend_failed  424 Backend
-    row             422 invalid_request_error row_failed      422 Validation
     cancelled       499 invalid_request_error cancelled       499 Validation
     internal        500 server_error          internal        500 Backend
     nan             502 server_error          backend_failed  424 Backend
@@ -293,8 +292,6 @@ fn tei_activations_and_errors() {
     422 {"error":"~texts[1]","error_type":"Validation"}
 {"texts":["a"]}
     422 {"error":"~query","error_type":"Validation"}
-{"query":"row","texts":["a"]}
-    422 {"error":"~texts[2]"}
 {"query":"invalid","texts":["a"]}
     422 {"error":"~texts[2]"}
 "#,
