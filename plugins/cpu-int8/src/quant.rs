@@ -52,8 +52,8 @@ pub trait Sum: Copy + Default + PartialEq + std::fmt::Debug + Send + Sync + 'sta
     fn correction(zero_point: i32, quanta: i32) -> Self;
     /// The sum without its correction.
     fn corrected(self, correction: Self) -> f32;
-    /// A register of sums without their corrections.
-    fn load<L: Lanes>(lanes: L, sums: &[Self], corrections: &[Self]) -> L::F;
+    /// A register of sums without their corrections, if they have any.
+    fn load<L: Lanes>(lanes: L, sums: &[Self], corrections: Option<&[Self]>) -> L::F;
 }
 
 /// Quantises `x` through `store` and returns the scale. See [`Code::encode`].
@@ -197,7 +197,7 @@ impl Sum for i32 {
         (self - correction) as f32
     }
     #[inline(always)]
-    fn load<L: Lanes>(lanes: L, sums: &[Self], corrections: &[Self]) -> L::F {
+    fn load<L: Lanes>(lanes: L, sums: &[Self], corrections: Option<&[Self]>) -> L::F {
         lanes.load_i32(sums, corrections)
     }
 }
@@ -211,7 +211,7 @@ impl Sum for f32 {
         self
     }
     #[inline(always)]
-    fn load<L: Lanes>(lanes: L, sums: &[Self], _: &[Self]) -> L::F {
+    fn load<L: Lanes>(lanes: L, sums: &[Self], _: Option<&[Self]>) -> L::F {
         lanes.load(sums)
     }
 }

@@ -76,6 +76,29 @@ pub fn gelu<L: Lanes>(lanes: L, x: L::F) -> L::F {
     lanes.fma(half, erf, half)
 }
 
+/// GELU for what becomes i8: at most 1.9e-4 off up to |x| = 12, a few thousandths of a quantum, in half
+/// of [`gelu`]'s instructions. Φ(x) = 1/2 + x · P(x²) on [−4, 4], fitted for this file (as above, the
+/// error of x · Φ(x)); P is a polynomial of x²/8 − 1, which runs over [−1, 1], so that nothing cancels.
+#[inline(always)]
+pub fn gelu_coarse<L: Lanes>(lanes: L, x: L::F) -> L::F {
+    const EDGE: f32 = 4.0;
+    // A NaN stays one: it is the second operand.
+    let inner = lanes.min(lanes.splat(EDGE), lanes.max(lanes.splat(-EDGE), x));
+    let square = lanes.mul(inner, inner);
+    let place = lanes.fma(square, lanes.splat(0.125), lanes.splat(-1.0));
+    let coefficients = [
+        0.175_970_23,
+        -0.084_426_6,
+        0.055_410_02,
+        -0.035_462_48,
+        0.024_091_745,
+        -0.016_550_723,
+        5.971_384_7e-3,
+    ];
+    let slope = polynomial(lanes, place, coefficients);
+    lanes.mul(x, lanes.fma(inner, slope, lanes.splat(0.5)))
+}
+
 /// x/2 · (1 + tanh(√(2/π) · (x + 0.044715 x³))), with (1 + tanh(t))/2 = 1/(1 + e^(−2t)).
 #[inline(always)]
 fn gelu_tanh<L: Lanes>(lanes: L, x: L::F) -> L::F {
@@ -327,6 +350,17 @@ mod tests {
             |x| 0.5 * x * (1.0 + erf(x / 2.0_f64.sqrt())),
             2e-6,
         );
+    }
+
+    #[test]
+    fn coarse_gelu_is_close_enough_for_i8() {
+        for at in -1_200..=1_200 {
+            let x = at as f32 / 100.0;
+            let exact = 0.5 * f64::from(x) * (1.0 + erf(f64::from(x) / 2.0_f64.sqrt()));
+            let found = gelu_coarse(PortableF32, PortableF32.splat(x))[0];
+            assert!((f64::from(found) - exact).abs() < 2e-4, "{x}: {found}");
+        }
+        assert!(gelu_coarse(PortableF32, PortableF32.splat(f32::NAN))[0].is_nan());
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! What happens to a finished tile: scale, bias, and one of three endings.
 
-use crate::encoder::pointwise::{Activation, gelu};
+use crate::encoder::pointwise::{Activation, gelu, gelu_coarse};
 use crate::kernel::Kernel;
 use crate::kernel::lanes::{LANES_MAX, Lanes};
-use crate::quant::{Plain, Sum};
+use crate::quant::{Code, Plain, Sum};
 
 /// The ending of a linear layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +49,9 @@ impl<K: Kernel> Sums<'_, K> {
         match finish {
             Finish::Store => self.end_all(lanes, Store, out),
             Finish::AddTo => self.end_all(lanes, AddTo, out),
+            Finish::Activate(Activation::Gelu) if K::Left::QUANTISED => {
+                self.end_all(lanes, CoarseGelu, out);
+            }
             Finish::Activate(Activation::Gelu) => self.end_all(lanes, Gelu, out),
             Finish::Activate(activation) => self.end_all(lanes, activation, out),
         }
@@ -60,7 +63,9 @@ impl<K: Kernel> Sums<'_, K> {
         for first in (0..self.n_columns).step_by(n) {
             let scale = lanes.load(&self.columns.scales[first..]);
             let bias = lanes.load(&self.columns.bias[first..]);
+            // Nothing to take off without a zero point.
             let corrections = &self.columns.corrections[first..first + n];
+            let corrections = (K::Left::ZERO_POINT != 0).then_some(corrections);
             let n_out = (self.n_columns - first).min(n);
             let sums = self.sums.chunks_exact(K::NR);
             let outs = out.chunks_mut(self.stride);
@@ -117,6 +122,17 @@ impl Ending for Gelu {
     #[inline(always)]
     fn end<L: Lanes, O: Plain>(self, lanes: L, value: L::F, _: &[O]) -> L::F {
         gelu(lanes, value)
+    }
+}
+
+/// The same where the result is quantised next.
+#[derive(Clone, Copy)]
+struct CoarseGelu;
+
+impl Ending for CoarseGelu {
+    #[inline(always)]
+    fn end<L: Lanes, O: Plain>(self, lanes: L, value: L::F, _: &[O]) -> L::F {
+        gelu_coarse(lanes, value)
     }
 }
 

@@ -214,13 +214,15 @@ impl Lanes for Avx2F32 {
         }
     }
     #[inline(always)]
-    fn load_i32(self, x: &[i32], minus: &[i32]) -> __m256 {
-        assert!(Self::N <= x.len() && Self::N <= minus.len());
+    fn load_i32(self, x: &[i32], minus: Option<&[i32]>) -> __m256 {
+        assert!(Self::N <= x.len() && minus.is_none_or(|minus| Self::N <= minus.len()));
         // SAFETY: see above.
         unsafe {
-            let (x, minus) = (x.as_ptr().cast(), minus.as_ptr().cast());
-            let difference = _mm256_sub_epi32(_mm256_loadu_si256(x), _mm256_loadu_si256(minus));
-            _mm256_cvtepi32_ps(difference)
+            let mut x = _mm256_loadu_si256(x.as_ptr().cast());
+            if let Some(minus) = minus {
+                x = _mm256_sub_epi32(x, _mm256_loadu_si256(minus.as_ptr().cast()));
+            }
+            _mm256_cvtepi32_ps(x)
         }
     }
     #[inline(always)]

@@ -222,13 +222,15 @@ impl Lanes for Avx512F32 {
         }
     }
     #[inline(always)]
-    fn load_i32(self, x: &[i32], minus: &[i32]) -> __m512 {
-        assert!(Self::N <= x.len() && Self::N <= minus.len());
+    fn load_i32(self, x: &[i32], minus: Option<&[i32]>) -> __m512 {
+        assert!(Self::N <= x.len() && minus.is_none_or(|minus| Self::N <= minus.len()));
         // SAFETY: see above.
         unsafe {
-            let (x, minus) = (x.as_ptr().cast(), minus.as_ptr().cast());
-            let difference = _mm512_sub_epi32(_mm512_loadu_si512(x), _mm512_loadu_si512(minus));
-            _mm512_cvtepi32_ps(difference)
+            let mut x = _mm512_loadu_si512(x.as_ptr().cast());
+            if let Some(minus) = minus {
+                x = _mm512_sub_epi32(x, _mm512_loadu_si512(minus.as_ptr().cast()));
+            }
+            _mm512_cvtepi32_ps(x)
         }
     }
     #[inline(always)]

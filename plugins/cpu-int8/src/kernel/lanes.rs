@@ -26,8 +26,8 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     fn load(self, x: &[f32]) -> Self::F;
     /// The first N of `x`, widened.
     fn load_bf16(self, x: &[Bf16]) -> Self::F;
-    /// `x − minus`, exactly, then rounded to f32.
-    fn load_i32(self, x: &[i32], minus: &[i32]) -> Self::F;
+    /// `x`, less `minus` if there is one, exactly; then rounded to f32.
+    fn load_i32(self, x: &[i32], minus: Option<&[i32]>) -> Self::F;
     /// Writes the first N of `out`.
     fn store(self, v: Self::F, out: &mut [f32]);
     /// The same, each rounded as [`Bf16`] says.

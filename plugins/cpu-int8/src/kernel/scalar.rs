@@ -315,8 +315,8 @@ impl Lanes for PortableF32 {
         std::array::from_fn(|lane| x[lane].get())
     }
     #[inline(always)]
-    fn load_i32(self, x: &[i32], minus: &[i32]) -> Self::F {
-        std::array::from_fn(|lane| (x[lane] - minus[lane]) as f32)
+    fn load_i32(self, x: &[i32], minus: Option<&[i32]>) -> Self::F {
+        std::array::from_fn(|lane| (x[lane] - minus.map_or(0, |minus| minus[lane])) as f32)
     }
     #[inline(always)]
     fn store(self, v: Self::F, out: &mut [f32]) {
