@@ -1,5 +1,6 @@
 //! Memory: buffers that start on a cache line, and a worker's scratch, allocated once.
 
+use crate::encoder::attention::score_stride;
 use crate::kernel::Kernel;
 use crate::model::Shape;
 use std::ops::{Deref, DerefMut};
@@ -181,8 +182,8 @@ impl<A: Kernel> AttentionScratch<A> {
             queries: Aligned::new(A::MR * dims),
             keys: Aligned::new(tokens * dims),
             values: Aligned::new(tokens * head_dim.next_multiple_of(A::NR)),
-            scores: Aligned::new(A::MR * tokens),
-            weights: Aligned::new(A::MR * tokens),
+            scores: Aligned::new(A::MR * score_stride::<A>(row_tokens_max)),
+            weights: Aligned::new(A::MR * score_stride::<A>(row_tokens_max)),
             tile: Aligned::new(A::MR * A::NR),
         }
     }

@@ -71,6 +71,12 @@ where
     }
 }
 
+/// Elements from one query's scores, and weights, to the next's: an odd number of panels. At 512 tokens
+/// an even one would send the rows of a tile to four of the 64 sets of L1.
+pub fn score_stride<A: Kernel>(n_tokens: usize) -> usize {
+    (n_tokens.div_ceil(A::NR) | 1) * A::NR
+}
+
 /// Where one head of one row lies.
 struct Dims {
     hidden: usize,
@@ -182,10 +188,11 @@ fn attend_tile<A, E>(
         out[..head_dim].copy_from_slice(&row[first..first + head_dim]);
     }
     // Of scores and of weights: whole panels, whole registers, whole groups of K_ALIGN.
-    let stride = n_tokens.next_multiple_of(A::NR);
+    let stride = score_stride::<A>(n_tokens);
+    let n_keys = n_tokens.next_multiple_of(A::NR);
     const { assert!(A::NR.is_multiple_of(A::K_ALIGN) && A::NR.is_multiple_of(<A::Float as Lanes>::N)) };
     let panel_len = head_padded * A::NR;
-    for (panel, right) in keys[..stride * head_padded]
+    for (panel, right) in keys[..n_keys * head_padded]
         .chunks_exact(panel_len)
         .enumerate()
     {
