@@ -14,6 +14,10 @@ const LINE_BYTES: usize = 64;
 /// the next look at who still waits.
 pub const MICRO_TOKENS: usize = 256;
 
+/// Tokens whose inner activations exist at a time: 64 of MiniLM's are 384 KiB in f32 and 96 KiB
+/// encoded, which stay in L2 beside both layers' weights; those of a whole micro-batch did not.
+pub const INNER_TOKENS: usize = 64;
+
 /// A fixed-size buffer whose first element starts a cache line.
 pub struct Aligned<T> {
     storage: Vec<T>,
@@ -110,7 +114,7 @@ pub struct Scratch<K: Kernel> {
     pub key_value: Aligned<K::Element>,
     /// What attention returns: tokens × hidden.
     pub context: Aligned<f32>,
-    /// The feed-forward layer's inner activations: tokens × inner.
+    /// The feed-forward layer's inner activations: at most INNER_TOKENS × inner.
     pub inner: Aligned<f32>,
     /// `inner`, encoded.
     pub inner_codes: Codes<K>,
@@ -151,8 +155,8 @@ impl<K: Kernel> Scratch<K> {
             query: Aligned::new(tokens_max * shape.hidden),
             key_value: Aligned::new(tokens_max * 2 * shape.hidden),
             context: Aligned::new(tokens_max * shape.hidden),
-            inner: Aligned::new(tokens_max * shape.inner),
-            inner_codes: Codes::new(tokens_max, shape.inner),
+            inner: Aligned::new(tokens_max.min(INNER_TOKENS) * shape.inner),
+            inner_codes: Codes::new(tokens_max.min(INNER_TOKENS), shape.inner),
             embedded: Aligned::new(tokens_max * projected),
             float_codes: Codes::new(tokens_max, shape.hidden.max(projected)),
             pooled: Aligned::new(rows_max * shape.hidden),
@@ -165,10 +169,12 @@ impl<K: Kernel> Scratch<K> {
 
     /// Bytes that scratch for micro-batches of `tokens_max` tokens takes, but for a few per cent.
     pub fn bytes(shape: &Shape, tokens_max: usize) -> usize {
-        let floats = 4 * shape.hidden + shape.inner + shape.embedding;
-        let codes = (shape.hidden + shape.inner) * size_of::<K::Left>();
+        let floats = 4 * shape.hidden + shape.embedding;
+        let codes = shape.hidden * size_of::<K::Left>();
         let elements = 3 * shape.hidden * size_of::<K::Element>();
-        tokens_max * (floats * size_of::<f32>() + codes + elements)
+        let inner = shape.inner * (size_of::<f32>() + size_of::<K::Left>());
+        let inner = tokens_max.min(INNER_TOKENS) * inner;
+        inner + tokens_max * (floats * size_of::<f32>() + codes + elements)
     }
 }
 

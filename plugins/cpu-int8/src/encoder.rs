@@ -15,7 +15,7 @@ pub mod attention;
 pub mod embed;
 pub mod pointwise;
 
-use crate::arena::{Codes, Scratch};
+use crate::arena::{Codes, INNER_TOKENS, Scratch};
 use crate::gemm::Linear;
 use crate::gemm::finish::Finish;
 use crate::kernel::Kernel;
@@ -171,35 +171,38 @@ pub fn feed_forward<K: Kernel>(
     n_tokens: usize,
 ) {
     let &Shape { hidden, inner, .. } = shape;
-    let activate = Finish::Activate(shape.activation);
-    Linear {
-        left: &s.hidden_codes,
-        rows: 0..n_tokens,
-        weights: &layer.inner,
-        finish: activate,
-        sums: &mut s.tile,
-        out: &mut s.inner[..],
+    for start in (0..n_tokens).step_by(INNER_TOKENS) {
+        let rows = start..n_tokens.min(start + INNER_TOKENS);
+        let n_rows = rows.len();
+        Linear {
+            left: &s.hidden_codes,
+            rows,
+            weights: &layer.inner,
+            finish: Finish::Activate(shape.activation),
+            sums: &mut s.tile,
+            out: &mut s.inner[..],
+        }
+        .run(kernel);
+        let codes = &mut s.inner_codes;
+        kernel.vectorize(NormAndEncode {
+            norm: None,
+            smoothing: &[],
+            smoothed: &mut [],
+            x: &mut s.inner,
+            width: inner,
+            n_rows,
+            codes,
+        });
+        Linear {
+            left: codes,
+            rows: 0..n_rows,
+            weights: &layer.outer,
+            finish: Finish::AddTo,
+            sums: &mut s.tile,
+            out: &mut s.hidden[start * hidden..],
+        }
+        .run(kernel);
     }
-    .run(kernel);
-    let codes = &mut s.inner_codes;
-    kernel.vectorize(NormAndEncode {
-        norm: None,
-        smoothing: &[],
-        smoothed: &mut [],
-        x: &mut s.inner,
-        width: inner,
-        n_rows: n_tokens,
-        codes,
-    });
-    Linear {
-        left: codes,
-        rows: 0..n_tokens,
-        weights: &layer.outer,
-        finish: Finish::AddTo,
-        sums: &mut s.tile,
-        out: &mut s.hidden[..],
-    }
-    .run(kernel);
     let (norm, codes) = (Some(&layer.output_norm), &mut s.hidden_codes);
     kernel.vectorize(NormAndEncode {
         norm,
