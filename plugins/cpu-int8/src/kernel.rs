@@ -4,8 +4,8 @@
 //! out[r][c] = Σ_k left[r][k] · right[k][c]        r < MR rows of activations, c < NR weight columns
 //! ```
 //!
-//! Every kernel runs the one loop of [`tile`]; the files `avx2`, `vnni`, `neon` and `scalar` say
-//! only which registers hold `left` and `right` and which instruction multiplies them. Three
+//! Kernels whose instruction multiplies vectors run the one loop of [`tile`]; their files say only
+//! which registers hold `left` and `right` and which instruction multiplies them. Three
 //! departures from the usual packed matrix product, each because a cross-encoder allows it:
 //!
 //! * `k` is not blocked. K ≤ 4096 here, a panel of 16 columns is at most 128 KiB and streams from
@@ -32,6 +32,8 @@ pub mod lanes;
 pub mod neon;
 pub mod proof;
 pub mod scalar;
+#[cfg(target_arch = "aarch64")]
+pub mod smmla;
 pub mod tile;
 #[cfg(target_arch = "x86_64")]
 pub mod vnni;
@@ -199,7 +201,10 @@ fn visit_while<V: Visitor>(
                 offer!(avx2::Avx2Int8::detect());
             }
             #[cfg(target_arch = "aarch64")]
-            offer!(neon::NeonDot::detect());
+            {
+                offer!(smmla::NeonMatrix::detect());
+                offer!(neon::NeonDot::detect());
+            }
             offer!(Some(scalar::ScalarInt8));
             offer!(Some(scalar::EmulatedDpbusd));
         }
@@ -217,6 +222,8 @@ fn visit_while<V: Visitor>(
                 offer!(avx512::Avx512F32::detect());
                 offer!(avx2::Avx2F32::detect());
             }
+            #[cfg(target_arch = "aarch64")]
+            offer!(Some(neon::NeonF32));
             offer!(Some(scalar::PortableF32));
         }
     }
