@@ -235,12 +235,15 @@ impl Lanes for NeonF32 {
         })
     }
     #[inline(always)]
-    fn load_i32(self, x: &[i32], minus: &[i32]) -> F {
-        assert!(Self::N <= x.len() && Self::N <= minus.len());
+    fn load_i32(self, x: &[i32], minus: Option<&[i32]>) -> F {
+        assert!(Self::N <= x.len() && minus.is_none_or(|minus| Self::N <= minus.len()));
         // SAFETY: see above.
         from_fn(|half| unsafe {
-            let (x, minus) = (x.as_ptr().add(4 * half), minus.as_ptr().add(4 * half));
-            vcvtq_f32_s32(vsubq_s32(vld1q_s32(x), vld1q_s32(minus)))
+            let mut x = vld1q_s32(x.as_ptr().add(4 * half));
+            if let Some(minus) = minus {
+                x = vsubq_s32(x, vld1q_s32(minus.as_ptr().add(4 * half)));
+            }
+            vcvtq_f32_s32(x)
         })
     }
     #[inline(always)]
