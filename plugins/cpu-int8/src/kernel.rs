@@ -15,7 +15,8 @@
 //!   the kernel's own element, and the tile broadcasts K_STEP neighbours of a row. Packing it by MR
 //!   rows would save address arithmetic that the load ports do for nothing.
 //! * f32 is a kernel like the others: its elements encode to themselves with scale 1. The encoder
-//!   is therefore written once, and attention uses the f32 kernel of the same instruction set.
+//!   is therefore written once, and attention uses the f32 kernel of the same instruction set, or the
+//!   bf16 one where that has one that is faster (AMX).
 //!
 //! Rejected on the way (measured, AVX2 on Zen 3): `vpmaddubsw` on a+128 saturates and is wrong; the
 //! sign trick (`vpsignb`, `vpmaddubsw`, `vpmaddwd`, `vpaddd`) is exact and holds weights in half the

@@ -1,4 +1,4 @@
-//! A Crossgate plugin that scores with models of the BERT family on CPUs, in i8 or f32.
+//! A Crossgate plugin that scores with models of the BERT family on CPUs, in i8, bf16 or f32.
 //!
 //! Reading order: [`backend`] is what the host calls; [`model`] what a folder becomes at load;
 //! [`encoder`] the forward pass; [`gemm`] its linear layers; [`kernel`] the instructions; [`quant`]
