@@ -29,4 +29,5 @@ pub mod host;
 
 // Composition.
 pub mod app;
+pub mod bench;
 pub mod cli;
