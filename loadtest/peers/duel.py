@@ -12,6 +12,7 @@ of two neighbours in time. Printed are medians, and the median ratio with its 95
 """
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -40,19 +41,24 @@ class Crossgate:
     def __init__(self, arguments, workload):
         self.scores = tempfile.NamedTemporaryFile(suffix=".jsonl")
         self.command = [
-            arguments.crossgate, "bench", "--stage", "inference", "--json", "--rounds", "1",
+            arguments.crossgate, "bench", "--stage", "inference", "--json",
             "--workload", workload, "--requests", str(arguments.requests), "--in-flight", str(IN_FLIGHT),
             "--models", "model=" + os.path.abspath(arguments.model), "--output", self.scores.name,
             "--log-level", "error", *arguments.crossgate_args.split()]
+        self.passes = 1
 
     def measure(self):
         """Scores, and pairs a second."""
-        done = subprocess.run(self.command, stdout=subprocess.PIPE, text=True)
+        command = self.command + ["--rounds", str(self.passes)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         if done.returncode:
-            sys.exit(f"crossgate failed ({done.returncode}): {' '.join(self.command)}")
+            sys.exit(f"crossgate failed ({done.returncode}): {' '.join(command)}")
         self.report = json.loads(done.stdout)
-        lines = engines.read_requests(self.scores.name)
-        return [score for line in lines for score in line["scores"]], self.report["pairs_per_s"]
+        seconds, lines = sum(self.report["rounds_s"]), engines.read_requests(self.scores.name)
+        # The next time as many passes as fill a round.
+        self.passes = max(1, math.ceil(engines.ROUND_S_MIN * self.passes / seconds))
+        return [score for line in lines for score in line["scores"]], \
+            self.report["workload"]["pairs"] * len(self.report["rounds_s"]) / seconds
 
     def close(self):
         self.scores.close()
@@ -73,8 +79,7 @@ class Engine:
 
     def measure(self):
         """Scores, and pairs a second."""
-        scores, seconds = engines.score(self.sessions, self.jobs)
-        return scores.tolist(), len(scores) / seconds
+        return engines.rate(lambda: engines.score(self.sessions, self.jobs))
 
     def close(self):
         self.sessions = None

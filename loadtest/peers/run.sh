@@ -1,9 +1,17 @@
 #!/usr/bin/env bash
 # Crossgate beside what a user could pick instead, in one command.
 #
-#   loadtest/peers/run.sh [WORKLOAD.jsonl …] [duel.py's options …]
+#   loadtest/peers/run.sh [WORKLOAD.jsonl …] [OPTION …]
 #
-# Without a workload: loadtest/workloads/sample.jsonl. `run.sh --help` lists the options of duel.py.
+# Without a workload: loadtest/workloads/sample.jsonl. Options:
+#
+#   --rounds N              interleaved rounds, at least 7                     [7]
+#   --requests N            of each workload                                   [24]
+#   --engines NAME …        of ort-fp32 ort-int8 ov-fp32 ov-auto ov-int8       [all but ov-auto]
+#   --batch-tokens N …      padded tokens of the engines' batches; each engine gets its best  [512]
+#   --rho-min RHO           nothing is timed when Crossgate's scores are below [0.9]
+#   --crossgate-args TEXT   more flags of crossgate: "--dtype f32 --threads 1"
+#   --json FILE             write everything that was measured here
 #
 # Builds the server, installs the peers into PEERS_DIR (5 GB, because PyTorch brings CUDA; some minutes) and
 # makes the benchmark model there; what is there already is kept. These may be named instead:
@@ -13,6 +21,12 @@
 #   PEERS_MODEL     a folder that make_model.py made
 #   PEERS_INFINITY  the program infinity_emb; `none` leaves the comparison of servers out
 set -euo pipefail
+# Before anything is installed: the comment above is the help.
+for argument in "$@"; do
+  case $argument in
+    -h | --help) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"; exit ;;
+  esac
+done
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd "$here/../.."
 dir=${PEERS_DIR:-target/peers}
