@@ -45,6 +45,10 @@ deny: ## Check licences and advisories of all dependencies (needs cargo-deny)
 bench: ## Measure the int8 engine: kernels against the machine's peak, encoder by length
 	$(CARGO) bench -p cpu-int8 --bench engine -- $(ARGS)
 
+.PHONY: peers
+peers: ## Crossgate beside ONNX Runtime, OpenVINO and infinity: ARGS="WORKLOAD.jsonl --rounds 9"
+	loadtest/peers/run.sh $(ARGS)
+
 .PHONY: test-clients
 test-clients: build $(VENV)/ready ## Real Python clients against a running server
 	$(VENV)/bin/python gateway/tests/clients/clients.py target/release/crossgate

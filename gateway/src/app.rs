@@ -1,19 +1,18 @@
 //! Composition: the only module that knows all of the others. Nobody imports it but `main` and tests.
 
+pub(crate) mod core;
 mod models;
 
-use crate::admit::Admit;
 use crate::config::{Config, ConfigError};
 use crate::edge::{self, Connections, Edge, Exposition, HealthReport, Listener, PluginRow};
 use crate::generation::Slots;
 use crate::host::{Host, Listing, PluginFile};
-use crate::intake::{Bounds, Door, Intake};
+use crate::intake::{Bounds, Door};
 use crate::load::Catalog;
 use crate::model::{Source, hub};
 use crate::runtime::Runtime;
 use crate::telemetry::Metrics;
-use crate::tokenize::{Pool, Tokenize};
-use models::Loader;
+use core::Core;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::SocketAddr;
@@ -23,8 +22,6 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use tower::util::BoxCloneSyncService;
 
-/// Jobs that may wait for a tokenizer thread; each is one request's.
-const TOKENIZER_JOBS_MAX: usize = 1_024;
 /// How often health that gRPC clients watch is refreshed.
 const HEALTH_PERIOD: Duration = Duration::from_millis(500);
 /// How often a draining server looks whether the last request has been answered.
@@ -65,60 +62,26 @@ impl App {
     /// # Errors
     /// A value that turns out wrong, or a port that is taken.
     pub async fn start(config: &Config, hub: hub::Settings) -> Result<Self, StartError> {
-        let threads = config.threads();
-        let runtime = Runtime::new(tokio::runtime::Handle::current(), threads.total);
-        let threads = threads.resolve(runtime.n_threads());
-        let sources = sources(config)?;
-        check_plugin_dirs(config).map_err(StartError::Config)?;
-        let host = Arc::new(scan(config));
-        check_backend(config, &host)?;
-        let metrics = Metrics::new().map_err(StartError::Other)?;
-        let pool = Pool::start(&runtime, threads.tokenizers, TOKENIZER_JOBS_MAX)
-            .map_err(StartError::Other)?;
-        let slots = Arc::new(Slots::new(
-            config
-                .models()
-                .sources
-                .iter()
-                .map(|named| named.name.as_str().into()),
-        ));
-        let bounds = bounds(config);
-        let door = Door::new(bounds);
+        let core = Core::new(config, hub)?;
+        let (runtime, slots) = (core.runtime.clone(), Arc::clone(&core.slots));
+        let door = Door::new(bounds(config));
         let catalog: Arc<dyn Catalog> = Arc::clone(&slots) as Arc<dyn Catalog>;
-        metrics.observe(&catalog);
-
-        let core = Intake::new(
-            Arc::clone(&slots),
-            bounds,
-            Admit::new(Tokenize::new(Arc::new(pool))),
-        );
+        core.metrics.observe(&catalog);
         let edge = Edge {
-            core: BoxCloneSyncService::new(core),
+            core: BoxCloneSyncService::new(core.intake.clone()),
             catalog,
             door: door.clone(),
-            metrics: Arc::new(Shown(Arc::clone(&metrics))),
-            settings: settings(config, threads.tokenizers),
+            metrics: Arc::new(Shown(Arc::clone(&core.metrics))),
+            settings: settings(config, core.threads.tokenizers),
         };
         let stop = CancellationToken::new();
         let ports = Ports::bind(config).await?;
         let addresses = ports.addresses();
         let connections = Connections::new(runtime.clone(), stop.clone());
         ports
-            .serve(edge, &host, &connections, &runtime, &stop)
+            .serve(edge, &core.host, &connections, &runtime, &stop)
             .await?;
-
-        let loader = Loader {
-            config: config.clone(),
-            host,
-            hub,
-            runtime: runtime.clone(),
-            metrics,
-            threads,
-        };
-        let loading = runtime.blocking({
-            let slots = Arc::clone(&slots);
-            move || loader.load_all(sources, &slots)
-        });
+        let loading = core.load();
         let [http, grpc, admin] = addresses;
         let drain_timeout = config.server().drain_timeout;
         Ok(Self {

@@ -3,10 +3,14 @@
 //! Flags are made from the table of settings, so a new setting needs nothing here. A new command is
 //! a line in [`program`], an arm in [`parse`] and a variant of [`Command`].
 
+mod bench;
+
+use crate::bench::Options;
 use crate::config::raw::Raw;
 use crate::config::setting::Setting;
 use crate::config::table::{GROUPS, SETTINGS};
 use crate::config::{Config, ConfigError, show, value};
+use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches};
 use std::ffi::OsString;
 use std::io::Write;
@@ -23,6 +27,8 @@ pub enum Command {
     Serve(Box<Config>),
     /// List the plugins that are found, with what each can do.
     Plugins(Box<Config>),
+    /// Measure a stage and print what came of it.
+    Bench(Box<Config>, Box<Options>),
     /// Write this to standard output; nothing else.
     Print(String),
 }
@@ -61,6 +67,14 @@ where
         "config" if of_command.get_flag("json") => Command::Print(show::json(&raw)),
         "config" => Command::Print(show::text(&raw)),
         "plugins" => Command::Plugins(config),
+        "bench" => match bench::options(of_command) {
+            Some(options) => Command::Bench(config, Box::new(options)),
+            None => {
+                return Err(program()
+                    .error(ErrorKind::MissingRequiredArgument, "")
+                    .into());
+            }
+        },
         _ => Command::Serve(config),
     })
 }
@@ -184,6 +198,12 @@ pub fn program() -> clap::Command {
             .arg(json.help("As a JSON object by key"))
             .arg(reference.help("Print what can be set instead, in Markdown"))
             .args(flags()),
+        )
+        .subcommand(
+            command("bench", bench::ABOUT)
+                .after_help(bench::EXAMPLES)
+                .args(bench::args())
+                .args(flags()),
         )
         .subcommand(command("plugins", "List the plugins that are found").args(flags()))
         .subcommand(command("version", "Print the version"))

@@ -198,6 +198,11 @@ impl Generation {
         Ok((size, took))
     }
 
+    /// What it is, constant for its life.
+    pub fn facts(&self) -> &Facts {
+        &self.parts
+    }
+
     /// What requests name.
     pub fn name(&self) -> Arc<str> {
         Arc::clone(&self.parts.name)

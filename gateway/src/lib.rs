@@ -1,7 +1,8 @@
 //! Crossgate's gateway: text in, scores out, computed by a plugin behind a stable ABI.
 //!
 //! A request goes one way, down this list; only its scores come back. No module uses one that stands
-//! above it, except `app`, which puts all of them together (`tests/tidy.rs` checks).
+//! above it, except `app`, which puts all of them together, and `bench`, which measures what `app` put
+//! together (`tests/tidy.rs` checks).
 
 // Ground: nouns and instruments that every stage may use.
 pub mod score;
@@ -29,4 +30,5 @@ pub mod host;
 
 // Composition.
 pub mod app;
+pub mod bench;
 pub mod cli;

@@ -80,6 +80,9 @@ pub struct Totals {
     pub rows: u64,
     /// Tokens computed.
     pub tokens: u64,
+    /// Rows of each batch times its longest row: the tokens of the rectangles that a backend which pads
+    /// would compute.
+    pub rectangle_tokens: u64,
     /// Time spent in the backend, over all workers.
     pub inference: Duration,
 }

@@ -1,6 +1,7 @@
 //! `crossgate`: reads the command line and does what it says.
 
 use gateway::app::{self, App, StartError};
+use gateway::bench;
 use gateway::cli::{self, Command};
 use gateway::config::Config;
 use gateway::config::raw::unknown_env;
@@ -21,6 +22,7 @@ const EXIT_UNANSWERED: u8 = 3;
 fn main() -> ExitCode {
     match cli::parse(std::env::args_os(), cli::env) {
         Ok(Command::Serve(config)) => run(&config),
+        Ok(Command::Bench(config, options)) => measure(&config, &options),
         Ok(Command::Plugins(config)) => match app::plugins(&config) {
             Ok((dirs, files)) => print(&plugins(&dirs, &files)),
             Err(error) => fail(&StartError::Config(error)),
@@ -34,33 +36,52 @@ fn main() -> ExitCode {
 }
 
 fn run(config: &Config) -> ExitCode {
+    match on_runtime(config, serve(config)) {
+        Ok(0) => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::from(EXIT_UNANSWERED),
+        Err(error) => fail(&error),
+    }
+}
+
+fn measure(config: &Config, options: &bench::Options) -> ExitCode {
+    let measured = async { bench::run(config, hub_settings(config)?, options).await };
+    match on_runtime(config, measured) {
+        Ok(report) if options.is_json => print(&report.json()),
+        Ok(report) => print(&report.to_string()),
+        Err(error) => fail(&error),
+    }
+}
+
+/// Starts the log and a runtime, and runs `work` on it.
+fn on_runtime<T>(
+    config: &Config,
+    work: impl Future<Output = Result<T, StartError>>,
+) -> Result<T, StartError> {
     let log = config.log();
     let format = if log.is_json {
         LogFormat::Json
     } else {
         LogFormat::Text
     };
+    telemetry::start_logging(&log.filter, format).map_err(StartError::Other)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("edge")
-        .build();
-    let served = telemetry::start_logging(&log.filter, format)
-        .map_err(StartError::Other)
-        .and_then(|()| {
-            runtime.map_err(|error| StartError::Other(format!("no async runtime: {error}")))
-        })
-        .and_then(|runtime| {
-            let served = runtime.block_on(serve(config));
-            // What had to end has ended. Dropping the runtime would wait for what may block for hours
-            // (a download, a model that is being opened), so that only SIGKILL could stop the process.
-            runtime.shutdown_background();
-            served
-        });
-    match served {
-        Ok(0) => ExitCode::SUCCESS,
-        Ok(_) => ExitCode::from(EXIT_UNANSWERED),
-        Err(error) => fail(&error),
-    }
+        .build()
+        .map_err(|error| StartError::Other(format!("no async runtime: {error}")))?;
+    let done = runtime.block_on(work);
+    // What had to end has ended. Dropping the runtime would wait for what may block for hours
+    // (a download, a model that is being opened), so that only SIGKILL could stop the process.
+    runtime.shutdown_background();
+    done
+}
+
+fn hub_settings(config: &Config) -> Result<hub::Settings, StartError> {
+    let hub = hub::Settings::from_env(cli::env).map_err(StartError::Other)?;
+    Ok(match &config.models().cache_dir {
+        Some(dir) => hub.with_cache_dir(dir.clone()),
+        None => hub,
+    })
 }
 
 fn fail(error: &StartError) -> ExitCode {
@@ -77,11 +98,7 @@ async fn serve(config: &Config) -> Result<usize, StartError> {
     for warning in unknown_env(std::env::vars_os().map(cli::lossy)) {
         tracing::warn!("{warning}");
     }
-    let hub = hub::Settings::from_env(cli::env).map_err(StartError::Other)?;
-    let hub = match &config.models().cache_dir {
-        Some(dir) => hub.with_cache_dir(dir.clone()),
-        None => hub,
-    };
+    let hub = hub_settings(config)?;
     let mut signals = Signals::install()?;
     let mut app = App::start(config, hub).await?;
     tracing::info!(http = %app.http, grpc = %app.grpc, admin = %app.admin, "listening");

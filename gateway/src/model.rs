@@ -9,6 +9,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 mod config;
+mod geometry;
 pub mod hub;
 mod info;
 pub mod progress;
@@ -18,6 +19,7 @@ mod template;
 mod tokenizer;
 mod weights;
 
+pub use geometry::{Geometry, Operations};
 pub use info::ModelInfo;
 pub use source::Source;
 pub use tokenizer::{Cut, Query, TokenRows, Tokenizer};

@@ -11,7 +11,7 @@ const GROUND: [&str; 6] = ["score", "load", "config", "model", "runtime", "telem
 /// The way of a request: each may use those after it.
 const WAY: [&str; 6] = ["edge", "intake", "admit", "tokenize", "generation", "host"];
 /// Whatever composes: may use everything, and nothing above uses it.
-const TOP: [&str; 2] = ["app", "cli"];
+const TOP: [&str; 3] = ["app", "bench", "cli"];
 /// Crates that only some modules may name.
 const OWNERS: [(&str, &[&str]); 9] = [
     ("axum", &["edge"]),

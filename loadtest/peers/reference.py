@@ -8,37 +8,10 @@ Writes a line {"query", "scores"} for each request (raw logits in document order
 import argparse
 import json
 import os
-import queue
-import threading
-import time
 
-import numpy as np
-import onnxruntime
-from tokenizers import Tokenizer
+import engines
 
 BATCH_TOKENS = 512  # small batches serve this engine best
-
-
-def cut(lengths):
-    """Indices by length, in batches of at most BATCH_TOKENS padded tokens."""
-    batch = []
-    for index in np.argsort(lengths, kind="stable"):
-        if batch and lengths[index] * (len(batch) + 1) > BATCH_TOKENS:
-            yield batch
-            batch = []
-        batch.append(int(index))
-    if batch:
-        yield batch
-
-
-def feed(encodings, names):
-    width = max(len(encoding.ids) for encoding in encodings)
-    arrays = {name: np.zeros((len(encodings), width), np.int64) for name in names}
-    for row, encoding in enumerate(encodings):
-        values = {"input_ids": encoding.ids, "attention_mask": encoding.attention_mask, "token_type_ids": encoding.type_ids}
-        for name in names:
-            arrays[name][row, :len(encoding.ids)] = values[name]
-    return arrays
 
 
 def main():
@@ -51,39 +24,13 @@ def main():
     parser.add_argument("--max-length", type=int, default=512)
     arguments = parser.parse_args()
 
-    tokenizer = Tokenizer.from_file(os.path.join(arguments.model, "tokenizer.json"))
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(arguments.max_length, strategy="only_second")
-    requests = [json.loads(line) for line in open(arguments.workload)][:arguments.requests]
-    encoded = [tokenizer.encode_batch([(r["query"], d) for d in r["documents"]]) for r in requests]
-    flat = [encoding for request in encoded for encoding in request]
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    graph = os.path.join(arguments.model, arguments.graph)
-    sessions = [onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"]) for _ in range(os.cpu_count())]
-    names = [graph_input.name for graph_input in sessions[0].get_inputs()]
-    scores, jobs = np.zeros(len(flat), np.float32), queue.SimpleQueue()
-    for batch in cut([len(encoding.ids) for encoding in flat]):
-        jobs.put(batch)
-
-    def work(session):
-        while True:
-            try:
-                batch = jobs.get_nowait()
-            except queue.Empty:
-                return
-            scores[batch] = session.run(None, feed([flat[index] for index in batch], names))[0][:, 0]
-
-    sessions[0].run(None, feed(flat[:1], names))
-    started = time.perf_counter()
-    threads = [threading.Thread(target=work, args=(session,)) for session in sessions]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    seconds = time.perf_counter() - started
-    print(f"{arguments.graph}: {len(flat)} pairs in {seconds:.2f} s, {len(flat) / seconds:.1f} pairs/s, tokenizing excluded")
+    requests = engines.read_requests(arguments.workload, arguments.requests)
+    encoded = engines.encode(arguments.model, requests, arguments.max_length)
+    sessions = engines.onnxruntime_sessions(os.path.join(arguments.model, arguments.graph))
+    jobs = engines.batches(encoded, len(requests), BATCH_TOKENS)
+    engines.score(sessions, jobs[:1])
+    scores, seconds = engines.score(sessions, jobs)
+    print(f"{arguments.graph}: {len(scores)} pairs in {seconds:.2f} s, {len(scores) / seconds:.1f} pairs/s, tokenizing excluded")
     if arguments.output:
         at = 0
         with open(arguments.output, "w") as output:

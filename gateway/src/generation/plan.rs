@@ -66,6 +66,8 @@ pub struct Computed {
     pub n_rows: usize,
     /// Their size.
     pub size: Size,
+    /// Tokens of the longest of them.
+    pub longest: usize,
     /// How long the call took.
     pub took: Duration,
     /// Whether every row of the batch was scored. If rows were skipped, the time says nothing about the
@@ -270,6 +272,7 @@ impl Plan {
         self.totals.batches += 1;
         self.totals.rows += done.n_rows as u64;
         self.totals.tokens += done.size.tokens as u64;
+        self.totals.rectangle_tokens += (done.n_rows * done.longest) as u64;
         self.totals.inference += done.took;
     }
 
@@ -360,6 +363,7 @@ mod tests {
         let mut done = Computed {
             n_rows: 2,
             size: Size::row(40),
+            longest: 20,
             took: Duration::from_millis(4),
             is_whole: true,
         };

@@ -261,8 +261,10 @@ fn computed(batch: &RaggedBatch<'_>, scores: &Scores<'_>, took: Duration) -> Com
         ..Computed::default()
     };
     for row in scored {
+        let len = batch.row(row).input_ids.len();
         done.n_rows += 1;
-        done.size += Size::row(batch.row(row).input_ids.len());
+        done.longest = done.longest.max(len);
+        done.size += Size::row(len);
     }
     done.is_whole = done.n_rows == batch.n_rows();
     done

@@ -8,7 +8,7 @@ use crate::score::Activation;
 
 use super::config::{Config, SentenceTransformers, TokenizerConfig};
 use super::weights::{self, read_bounded};
-use super::{Folder, ModelError};
+use super::{Folder, Geometry, ModelError};
 
 /// Configuration files are a few kilobytes; classifiers with thousands of labels a few hundred.
 const CONFIG_BYTES_MAX: u64 = 4 << 20;
@@ -40,6 +40,8 @@ pub struct ModelInfo {
     /// Ids that the embedding table has, from 0; `None` if config.json does not say.
     pub vocab_size: Option<u32>,
     pub num_parameters: u64,
+    /// The encoder's sizes, where its arithmetic can be counted by them.
+    pub geometry: Option<Geometry>,
     pub tokenizer_path: PathBuf,
     /// What was guessed or could not be followed; shown at start and with the model.
     pub warnings: Vec<String>,
@@ -84,6 +86,7 @@ impl ModelInfo {
             type_vocab_size: config.type_vocab_size,
             vocab_size: config.vocab_size,
             num_parameters: summary.num_parameters,
+            geometry: Geometry::of(&read_json(&path.join(CONFIG))?),
             path: path.clone(),
             architecture,
             model_type,

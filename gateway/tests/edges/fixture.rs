@@ -266,6 +266,7 @@ fn model(name: &str, labels: &[&str], activation: Activation) -> ModelState {
             batches: 2,
             rows: 10,
             tokens: 300,
+            rectangle_tokens: 400,
             inference: Duration::from_millis(500),
         },
     }

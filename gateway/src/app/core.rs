@@ -1,0 +1,97 @@
+//! What stands behind the edge: the stages from intake to the queue, and what loads their models. Serving
+//! puts ports before it; measuring calls it directly, so that both run the same code.
+
+use super::models::Loader;
+use super::{StartError, bounds, check_backend, check_plugin_dirs, scan, sources};
+use crate::admit::Admit;
+use crate::config::{Config, Threads};
+use crate::generation::Slots;
+use crate::host::Host;
+use crate::intake::Intake;
+use crate::model::{Source, hub};
+use crate::runtime::Runtime;
+use crate::telemetry::Metrics;
+use crate::tokenize::{Pool, Tokenize};
+use std::sync::Arc;
+
+/// Jobs that may wait for a tokenizer thread; each is one request's.
+const TOKENIZER_JOBS_MAX: usize = 1_024;
+
+/// The whole way of a request but the edge.
+pub(crate) struct Core {
+    /// Where requests come in.
+    pub(crate) intake: Intake<Admit<Tokenize>>,
+    /// The tokenizer threads, of all models.
+    pub(crate) pool: Arc<Pool>,
+    /// The models' places; empty until they are [loaded](Self::load).
+    pub(crate) slots: Arc<Slots>,
+    /// Every instrument.
+    pub(crate) metrics: Arc<Metrics>,
+    /// The plugins.
+    pub(crate) host: Arc<Host>,
+    /// Starts threads and tasks.
+    pub(crate) runtime: Runtime,
+    /// How many threads there are for what; none is 0.
+    pub(crate) threads: Threads,
+    loader: Loader,
+    sources: Vec<Source>,
+}
+
+impl Core {
+    /// Everything but the models. Tasks go to the runtime that calls; `hub` is where models are fetched
+    /// from.
+    ///
+    /// # Errors
+    /// A value that turns out wrong, or a system without more threads.
+    pub(crate) fn new(config: &Config, hub: hub::Settings) -> Result<Self, StartError> {
+        let threads = config.threads();
+        let runtime = Runtime::new(tokio::runtime::Handle::current(), threads.total);
+        let threads = threads.resolve(runtime.n_threads());
+        let sources = sources(config)?;
+        check_plugin_dirs(config).map_err(StartError::Config)?;
+        let host = Arc::new(scan(config));
+        check_backend(config, &host)?;
+        let metrics = Metrics::new().map_err(StartError::Other)?;
+        let pool = Pool::start(&runtime, threads.tokenizers, TOKENIZER_JOBS_MAX)
+            .map_err(StartError::Other)?;
+        let pool = Arc::new(pool);
+        let names = config.models().sources.iter();
+        let slots = Arc::new(Slots::new(names.map(|named| named.name.as_str().into())));
+        let intake = Intake::new(
+            Arc::clone(&slots),
+            bounds(config),
+            Admit::new(Tokenize::new(Arc::clone(&pool))),
+        );
+        let loader = Loader {
+            config: config.clone(),
+            host: Arc::clone(&host),
+            hub,
+            runtime: runtime.clone(),
+            metrics: Arc::clone(&metrics),
+            threads,
+        };
+        Ok(Self {
+            intake,
+            pool,
+            slots,
+            metrics,
+            host,
+            runtime,
+            threads,
+            loader,
+            sources,
+        })
+    }
+
+    /// Loads every model on a thread of its own, and publishes each as soon as it is warm.
+    pub(crate) fn load(self) -> tokio::task::JoinHandle<Result<(), StartError>> {
+        let Self {
+            loader,
+            sources,
+            slots,
+            runtime,
+            ..
+        } = self;
+        runtime.blocking(move || loader.load_all(sources, &slots))
+    }
+}

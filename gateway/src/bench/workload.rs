@@ -1,0 +1,124 @@
+//! The requests that are measured: one JSON object a line.
+
+use serde::Deserialize;
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::path::Path;
+
+/// A line is a request; the server itself takes bodies of a few megabytes unless configured otherwise.
+const LINE_BYTES_MAX: u64 = 64 << 20;
+
+/// A query and its documents.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+pub(super) struct Request {
+    pub(super) query: String,
+    pub(super) documents: Vec<String>,
+}
+
+// === impl Request ===
+
+impl Request {
+    /// Bytes of all pairs: the query stands in each.
+    pub(super) fn row_bytes(&self) -> usize {
+        let documents: usize = self.documents.iter().map(String::len).sum();
+        documents + self.documents.len() * self.query.len()
+    }
+}
+
+/// The first `requests_max` requests of a file. Empty lines are passed over, fields that are not known too.
+///
+/// # Errors
+/// Names the file, the line and what is expected.
+pub(super) fn read(path: &Path, requests_max: usize) -> Result<Vec<Request>, String> {
+    let name = path.display();
+    let unreadable = |error: std::io::Error| {
+        format!(
+            "--workload {name} cannot be read: {error}; name a file with a request a line: {FORM}"
+        )
+    };
+    let mut file = BufReader::new(File::open(path).map_err(unreadable)?);
+    let mut requests = Vec::new();
+    for line in 1_u64.. {
+        let mut content = String::new();
+        let mut bounded = file.by_ref().take(LINE_BYTES_MAX);
+        let n_read = bounded.read_line(&mut content).map_err(|error| {
+            format!("--workload {name}:{line}: {error}; expected UTF-8, a request a line")
+        })?;
+        if n_read == 0 || requests.len() == requests_max {
+            break;
+        }
+        if n_read as u64 == LINE_BYTES_MAX {
+            return Err(format!(
+                "--workload {name}:{line}: longer than {LINE_BYTES_MAX} bytes; give a request a line"
+            ));
+        }
+        if !content.trim().is_empty() {
+            let request =
+                parse(&content).map_err(|why| format!("--workload {name}:{line}: {why}"))?;
+            requests.push(request);
+        }
+    }
+    if requests.is_empty() {
+        return Err(format!(
+            "--workload {name} holds no requests; expected one a line: {FORM}"
+        ));
+    }
+    Ok(requests)
+}
+
+const FORM: &str = r#"{"query": "…", "documents": ["…", …]}"#;
+
+fn parse(content: &str) -> Result<Request, String> {
+    let request: Request = serde_json::from_str(content).map_err(|error| {
+        // The parser counts lines of its own, of which there is one.
+        let why = error.to_string().replace("at line 1 column", "at column");
+        format!("{why}; expected {FORM}")
+    })?;
+    if request.documents.is_empty() {
+        return Err("no documents; give at least one".to_owned());
+    }
+    Ok(request)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read_text(text: &str, requests_max: usize) -> Result<Vec<Request>, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("w.jsonl");
+        std::fs::write(&path, text).unwrap();
+        read(&path, requests_max)
+    }
+
+    #[test]
+    fn lines_become_requests() {
+        let text = "{\"query\": \"a\", \"documents\": [\"x\", \"yy\"]}\n\n{\"documents\": [\"x\"], \
+                    \"query\": \"b\", \"scores\": [1]}\nnot read";
+        let requests = read_text(text, 2).unwrap();
+        assert_eq!(requests.len(), 2);
+        assert_eq!(requests[0].row_bytes(), 5);
+        assert_eq!(read_text(text, 1).unwrap().len(), 1);
+    }
+
+    #[track_caller]
+    fn check(text: &str, word: &str) {
+        let why = read_text(text, 24).unwrap_err();
+        assert!(why.contains(word), "{why:?} does not say {word:?}");
+    }
+
+    #[test]
+    fn faults_name_the_line_and_what_is_expected() {
+        check("", "holds no requests; expected one a line");
+        check(
+            "\n{\"query\": \"a\"}",
+            "w.jsonl:2: missing field `documents`",
+        );
+        check("{\"query\": \"a\"}", "\"documents\": [");
+        check(
+            "{\"query\": \"a\", \"documents\": []}",
+            "w.jsonl:1: no documents",
+        );
+        check("{\"query\": \"a\", \"documents\": [1]}", "at column");
+    }
+}
