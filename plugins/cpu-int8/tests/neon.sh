@@ -35,9 +35,10 @@ if [ ! -e "$root/ready" ]; then
 fi
 
 mkdir -p "$root/project"
-mountpoint -q "$root/project" && cannot "another run uses $root"
+mountpoint -q "$root/project" && cannot "another run uses $root, or one was killed: umount $root/project"
 mountpoint -q "$root/proc" || mount --bind /proc "$root/proc" || cannot "bind mounts are not allowed"
-trap 'umount "$root/project" "$root/proc" || true' EXIT
+trap 'umount -l "$root/project" "$root/proc" || true' EXIT
+trap 'exit 1' INT TERM
 mount --bind "$PWD" "$root/project"
 
 # inside CPU KERNELS ARGS...: cargo test for an emulated CPU that must have these kernels.
