@@ -7,6 +7,8 @@ CARGO ?= cargo
 PYTHON ?= python3
 # The plugins that are built by default: those that need no device and no foreign library.
 PLUGINS := -p cpu-int8
+# How long `make fuzz` looks.
+FUZZ_SECONDS ?= 600
 # A virtual environment for what only Python can do (real clients, reference logits).
 VENV := target/venv
 
@@ -31,6 +33,26 @@ test: ## Run every test
 	# The tests that load plugins take them from target/debug, as a user's server takes them from beside itself.
 	$(CARGO) build --workspace
 	$(CARGO) test --workspace
+
+.PHONY: test-neon
+test-neon: ## The int8 engine's tests for aarch64, in qemu (Linux, root; sets up a Debian chroot)
+	plugins/cpu-int8/tests/neon.sh
+
+# -Zsanitizer and libFuzzer are nightly's; the stable compiler has them behind RUSTC_BOOTSTRAP. The target is
+# named so that build scripts and macros are built without the sanitizer.
+HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
+
+.PHONY: test-asan
+test-asan: ## The int8 engine's tests under AddressSanitizer
+	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address CARGO_TARGET_DIR=target/asan \
+	  $(CARGO) test -p cpu-int8 --target $(HOST)
+
+.PHONY: fuzz
+fuzz: ## Fuzz the int8 engine's loader for FUZZ_SECONDS=600
+	$(CARGO) fuzz --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-fuzz
+	$(PYTHON) plugins/cpu-int8/fuzz/seeds.py plugins/cpu-int8/tests/golden plugins/cpu-int8/fuzz/corpus/folder
+	cd plugins/cpu-int8 && RUSTC_BOOTSTRAP=1 nice $(CARGO) fuzz run folder -- -max_total_time=$(FUZZ_SECONDS) \
+	  -dict=fuzz/folder.dict -max_len=16384 -rss_limit_mb=2048 -malloc_limit_mb=512 -timeout=20
 
 .PHONY: lint
 lint: ## Check formatting and lints

@@ -197,6 +197,20 @@ fn offsets_outside_the_file_are_named() {
     }
 }
 
+/// Names for the same bytes would make a large model of a small file.
+#[test]
+fn tensors_that_share_bytes_are_refused() {
+    let dir = copy("bert");
+    edit_tensors(dir.path(), |header, _| {
+        header.insert("alias".to_owned(), header[QUERY].clone());
+    });
+    refused(
+        dir.path(),
+        FaultCode::BadModel,
+        &["model.safetensors", "share bytes"],
+    );
+}
+
 #[test]
 fn shards_are_named() {
     let dir = copy("bert-sharded-3-labels");

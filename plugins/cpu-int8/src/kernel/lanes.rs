@@ -157,3 +157,126 @@ pub fn polynomial<L: Lanes, const N: usize>(lanes: L, x: L::F, coefficients: [f3
     }
     sum
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::{Dtype, Kernel, Visitor, visit_all};
+    use crate::quant::Plain;
+
+    /// Both ends, halves (which round to even), zeros of both signs.
+    const VALUES: [f32; LANES_MAX] = [
+        0.0, -0.0, 0.5, -1.5, 2.5, 126.5, -127.4, 127.0, 0.75, -3.25, 100.0, -99.5, 1e-3, 12.6,
+        -64.0, 33.3,
+    ];
+
+    /// `f` of VALUES and of VALUES backwards, a register at a time, is `expected` of each pair.
+    #[track_caller]
+    fn check<L: Lanes>(
+        lanes: L,
+        f: impl Fn(L::F, L::F) -> L::F,
+        expected: impl Fn(f32, f32) -> f32,
+    ) {
+        let mut backwards = VALUES;
+        backwards.reverse();
+        for (a, b) in VALUES.chunks_exact(L::N).zip(backwards.chunks_exact(L::N)) {
+            let mut found = [0.0; LANES_MAX];
+            lanes.store(f(lanes.load(a), lanes.load(b)), &mut found);
+            for lane in 0..L::N {
+                let expected = expected(a[lane], b[lane]);
+                assert_eq!(found[lane], expected, "of {} and {}", a[lane], b[lane]);
+            }
+        }
+    }
+
+    struct Check;
+
+    impl Visitor for Check {
+        type Output = ();
+        fn visit<K: Kernel>(&mut self, kernel: K) {
+            let lanes = kernel.float();
+            arithmetic(lanes);
+            conversions(lanes);
+            reductions(lanes);
+        }
+    }
+
+    fn arithmetic<L: Lanes>(lanes: L) {
+        check(lanes, |a, b| lanes.add(a, b), |a, b| a + b);
+        check(lanes, |a, b| lanes.sub(a, b), |a, b| a - b);
+        check(lanes, |a, b| lanes.mul(a, b), |a, b| a * b);
+        check(lanes, |a, b| lanes.max(a, b), f32::max);
+        check(lanes, |a, b| lanes.min(a, b), f32::min);
+        check(lanes, |a, _| lanes.round(a), |a, _| a.round_ties_even());
+        let (nan, half) = (lanes.splat(f32::NAN), lanes.splat(0.5));
+        check(lanes, |a, _| lanes.max(nan, a), |a, _| a);
+        check(lanes, |a, _| lanes.min(nan, a), |a, _| a);
+        // Powers of two, and sums that f32 holds: fused or not, the same.
+        check(lanes, |a, _| lanes.fma(a, half, half), |a, _| a / 2.0 + 0.5);
+        check(
+            lanes,
+            |a, _| lanes.scale(half, lanes.round(lanes.mul(a, half))),
+            |a, _| 0.5 * (a / 2.0).round_ties_even().exp2(),
+        );
+    }
+
+    fn conversions<L: Lanes>(lanes: L) {
+        let whole = |v: f32| v.round_ties_even();
+        check(
+            lanes,
+            |a, _| through(lanes, a, [0_i8; LANES_MAX], L::store_i8, f32::from),
+            |a, _| whole(a),
+        );
+        check(
+            lanes,
+            |a, _| through(lanes, a, [0_u8; LANES_MAX], L::store_u8, f32::from),
+            |a, _| whole(a) + 128.0,
+        );
+        check(
+            lanes,
+            |a, _| through(lanes, a, [0_i16; LANES_MAX], L::store_i16, f32::from),
+            |a, _| whole(a),
+        );
+        let bf16 = [Bf16::default(); LANES_MAX];
+        check(
+            lanes,
+            |a, _| through(lanes, a, bf16, L::store_bf16, Bf16::get),
+            |a, _| Bf16::of(a).get(),
+        );
+        let halves = VALUES.map(Bf16::of);
+        let mut found = [0.0; LANES_MAX];
+        lanes.store(lanes.load_bf16(&halves), &mut found);
+        assert_eq!(found[..L::N], halves.map(Bf16::get)[..L::N]);
+        // Sums beyond 2²⁴ round once, after the subtraction.
+        let (x, minus) = (VALUES.map(|v| v as i32 * 10_000_019), [3; LANES_MAX]);
+        lanes.store(lanes.load_i32(&x, &minus), &mut found);
+        assert_eq!(found[..L::N], x.map(|x| (x - 3) as f32)[..L::N]);
+    }
+
+    /// Stores a register as integers and loads them as f32.
+    fn through<L: Lanes, T: Copy>(
+        lanes: L,
+        v: L::F,
+        mut room: [T; LANES_MAX],
+        store: impl Fn(L, L::F, &mut [T]),
+        read: impl Fn(T) -> f32,
+    ) -> L::F {
+        store(lanes, v, &mut room);
+        lanes.load(&room.map(read))
+    }
+
+    fn reductions<L: Lanes>(lanes: L) {
+        let wholes: Vec<f32> = (-20..17).map(|v| v as f32).collect();
+        assert_eq!(sum_of(lanes, &wholes, 0.0, |v| v), -74.0);
+        assert_eq!(max_abs(lanes, &wholes), 20.0);
+        assert!(max_abs(lanes, &[1.0, f32::NAN, 2.0]).is_nan());
+        let start = lanes.splat(-99.0);
+        let [even, odd] = fold(lanes, &wholes, -99.0, start, |most, v| lanes.max(most, v));
+        assert_eq!(lanes.most(lanes.max(even, odd)), 16.0);
+    }
+
+    #[test]
+    fn every_instruction_set_computes_what_f32_does() {
+        visit_all(Dtype::F32, &mut Check);
+    }
+}
