@@ -249,7 +249,7 @@ mod tests {
         assert_eq!(found[..L::N], halves.map(Bf16::get)[..L::N]);
         // Sums beyond 2²⁴ round once, after the subtraction.
         let (x, minus) = (VALUES.map(|v| v as i32 * 10_000_019), [3; LANES_MAX]);
-        lanes.store(lanes.load_i32(&x, &minus), &mut found);
+        lanes.store(lanes.load_i32(&x, Some(&minus)), &mut found);
         assert_eq!(found[..L::N], x.map(|x| (x - 3) as f32)[..L::N]);
     }
 
