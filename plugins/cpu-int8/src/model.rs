@@ -5,15 +5,17 @@ pub mod names;
 pub mod smooth;
 pub mod weights;
 
-use crate::encoder::pointwise::{Activation, Norm};
+use crate::encoder::pointwise::{Activation, Norm, Stream};
+use crate::encoder::rotary::Rotary;
 use crate::gemm::pack::Packed;
 use crate::kernel::Kernel;
 use crate::quant::Code;
-use config::{Config, Family};
-use names::Names;
+use config::{Config, Family, LayerKind};
+use names::{Names, OutputNorm, Projections};
 use smooth::{Calibration, Factors, scale_inputs};
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 use weights::Weights;
 
 /// Why a folder does not become a model.
@@ -64,8 +66,10 @@ pub struct Model<K: Kernel> {
     pub embeddings: Embeddings<K::Float>,
     /// The encoder, in order.
     pub layers: Vec<Layer<K>>,
-    /// From a row's first token to its logits, in f32 always.
+    /// From a row's last state to its logits, in f32 always.
     pub head: Head<K::Float>,
+    /// The tables that layers turn queries and keys by.
+    pub rotaries: Vec<Arc<Rotary>>,
     /// A hash of the configuration and of every tensor that was read.
     pub fingerprint: u64,
 }
@@ -74,7 +78,7 @@ pub struct Model<K: Kernel> {
 pub struct Embeddings<F: Kernel> {
     /// vocab × embedding.
     pub words: Vec<f32>,
-    /// positions × embedding.
+    /// positions × embedding; empty for a family whose positions enter in attention.
     pub positions: Vec<f32>,
     /// types × embedding; empty for a family without token types.
     pub types: Vec<f32>,
@@ -95,6 +99,17 @@ pub enum PositionRule {
     FromZero,
     /// pad + 1, pad + 2, …; a padding token inside a row has position pad and does not count.
     BehindPadding(u32),
+    /// The embedding has none: attention turns queries and keys.
+    InAttention,
+}
+
+/// What the head reads of a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pooling {
+    /// The first token.
+    First,
+    /// The mean of all tokens.
+    Mean,
 }
 
 /// One encoder layer.
@@ -104,29 +119,39 @@ pub struct Layer<K: Kernel> {
     /// hidden → 2 hidden: keys, then values. Apart from the query, because the last layer needs
     /// keys and values of all tokens but the query of one.
     pub key_value: Packed<K>,
+    /// How far a token sees to either side; `None`: the whole row.
+    pub window: Option<usize>,
+    /// What turns queries and keys, if something does.
+    pub rotary: Option<Arc<Rotary>>,
     /// hidden → hidden, added to the residual.
     pub output: Packed<K>,
-    /// After attention.
+    /// Behind attention's addition, before the feed-forward layer.
     pub attention_norm: Norm,
     /// What divides each channel before it is encoded for `query` and `key_value`, as reciprocals;
     /// empty if nothing does. See [`smooth`].
     pub smooth_input: Vec<f32>,
     /// The same for `inner`.
     pub smooth_inner: Vec<f32>,
+    /// hidden → inner: what is multiplied with `inner`'s activated result, if something is.
+    pub gate: Option<Packed<K>>,
     /// hidden → inner.
     pub inner: Packed<K>,
     /// inner → hidden, added to the residual.
     pub outer: Packed<K>,
-    /// After the feed-forward layer.
+    /// Behind the feed-forward layer's addition, before the next layer.
     pub output_norm: Norm,
 }
 
-/// dense → activation → classifier.
+/// pool → dense → activation → norm, in some families → classifier.
 pub struct Head<F: Kernel> {
+    /// What is read of a row.
+    pub pooling: Pooling,
     /// hidden → hidden.
     pub dense: Packed<F>,
     /// The family's nonlinearity.
     pub activation: Activation,
+    /// Behind it, if there is one.
+    pub norm: Option<Norm>,
     /// hidden → labels.
     pub classifier: Packed<F>,
 }
@@ -147,6 +172,7 @@ impl<K: Kernel> Model<K> {
             weights: Weights::open(dir)?,
             names: Names::of(config.family),
             config: &config,
+            rotaries: Vec::new(),
         };
         let head = loader.head::<K::Float>()?;
         let shape = Shape {
@@ -180,6 +206,7 @@ impl<K: Kernel> Model<K> {
             embeddings,
             layers,
             head,
+            rotaries: loader.rotaries,
             fingerprint: fingerprint.value(),
         })
     }
@@ -199,9 +226,11 @@ impl<K: Kernel> Model<K> {
                 &layer.inner,
                 &layer.outer,
             ];
-            packed.iter().map(|packed| packed.n_bytes()).sum::<usize>()
+            let packed = packed.into_iter().chain(&layer.gate);
+            packed.map(Packed::n_bytes).sum::<usize>()
         });
-        tables * size_of::<f32>() + project + head + layers.sum::<usize>()
+        let rotaries = self.rotaries.iter().map(|rotary| rotary.n_bytes());
+        tables * size_of::<f32>() + project + head + layers.sum::<usize>() + rotaries.sum::<usize>()
     }
 }
 
@@ -216,14 +245,26 @@ impl Tensors {
     fn pack<K: Kernel>(&self) -> Packed<K> {
         Packed::new(&self.weights, &self.bias, self.n_in)
     }
+
+    /// Keeps the first `n_out` outputs and returns the others.
+    fn split_off(&mut self, n_out: usize) -> Self {
+        Self {
+            n_in: self.n_in,
+            weights: self.weights.split_off(n_out * self.n_in),
+            bias: self.bias.split_off(n_out),
+        }
+    }
 }
 
 /// An encoder layer as the files have it.
 struct RawLayer {
     query: Tensors,
     key_value: Tensors,
+    window: Option<usize>,
+    rotary: Option<Arc<Rotary>>,
     output: Tensors,
     attention_norm: Norm,
+    gate: Option<Tensors>,
     inner: Tensors,
     outer: Tensors,
     output_norm: Norm,
@@ -234,7 +275,9 @@ impl RawLayer {
     fn scale(&mut self, factors: &Factors) {
         scale_inputs(&mut self.query.weights, &factors.input);
         scale_inputs(&mut self.key_value.weights, &factors.input);
-        scale_inputs(&mut self.inner.weights, &factors.inner);
+        for inner in self.gate.iter_mut().chain([&mut self.inner]) {
+            scale_inputs(&mut inner.weights, &factors.inner);
+        }
     }
 
     fn pack<K: Kernel>(&self, factors: Option<Factors>) -> Layer<K> {
@@ -245,10 +288,13 @@ impl RawLayer {
         Layer {
             query: self.query.pack(),
             key_value: self.key_value.pack(),
+            window: self.window,
+            rotary: self.rotary.clone(),
             output: self.output.pack(),
             attention_norm: self.attention_norm.clone(),
             smooth_input,
             smooth_inner,
+            gate: self.gate.as_ref().map(Tensors::pack),
             inner: self.inner.pack(),
             outer: self.outer.pack(),
             output_norm: self.output_norm.clone(),
@@ -261,6 +307,7 @@ struct Loader<'a> {
     weights: Weights,
     names: Names,
     config: &'a Config,
+    rotaries: Vec<Arc<Rotary>>,
 }
 
 impl Loader<'_> {
@@ -275,11 +322,11 @@ impl Loader<'_> {
             pad_id,
             ..
         } = self.config;
-        let table = |part: &str| format!("{}embeddings.{part}.weight", self.names.prefix);
+        let table = |part: &str| format!("{}{part}.weight", self.names.prefix);
         let (words, places, kinds) = (
-            table("word_embeddings"),
-            table("position_embeddings"),
-            table("token_type_embeddings"),
+            table(self.names.words),
+            table("embeddings.position_embeddings"),
+            table("embeddings.token_type_embeddings"),
         );
         let project = if embedding == hidden {
             None
@@ -288,45 +335,108 @@ impl Loader<'_> {
                 &format!("{}embeddings_project", self.names.prefix),
                 hidden,
                 embedding,
+                true,
             )?)
+        };
+        let rule = match family {
+            Family::Roberta => PositionRule::BehindPadding(pad_id),
+            Family::Bert | Family::Electra | Family::DistilBert => PositionRule::FromZero,
+            Family::ModernBert => PositionRule::InAttention,
         };
         Ok(Embeddings {
             words: self.weights.read(&words, &[vocab, embedding])?,
-            positions: self.weights.read(&places, &[positions, embedding])?,
+            positions: if rule == PositionRule::InAttention {
+                Vec::new()
+            } else {
+                self.weights.read(&places, &[positions, embedding])?
+            },
             types: if types == 0 {
                 Vec::new()
             } else {
                 self.weights.read(&kinds, &[types, embedding])?
             },
             width: embedding,
-            rule: match family {
-                Family::Roberta => PositionRule::BehindPadding(pad_id),
-                Family::Bert | Family::Electra | Family::DistilBert => PositionRule::FromZero,
-            },
+            rule,
             norm: self.norm(
-                &format!("{}embeddings.LayerNorm", self.names.prefix),
+                &format!("{}{}", self.names.prefix, self.names.embedding_norm),
                 embedding,
+                Stream::Normed,
             )?,
             project,
         })
     }
 
     fn layer(&mut self, layer: usize) -> Result<RawLayer, LoadError> {
-        let &Config { hidden, inner, .. } = self.config;
+        let &Config {
+            hidden,
+            inner,
+            biases,
+            ..
+        } = self.config;
         let names = self.names;
-        let name = |part: &str| format!("{}{}{layer}.{part}", names.prefix, names.layers);
-        let mut key_value = self.tensors(&name(names.key), hidden, hidden)?;
-        let value = self.tensors(&name(names.value), hidden, hidden)?;
-        key_value.weights.extend(value.weights);
-        key_value.bias.extend(value.bias);
+        let of =
+            |layer: usize, part: &str| format!("{}{}{layer}.{part}", names.prefix, names.layers);
+        let name = |part: &str| of(layer, part);
+        let (query, key_value) = self.projections(&name)?;
+        let LayerKind { window, rope_theta } = self.config.layers[layer];
+        let n_inner = if names.gated { 2 * inner } else { inner };
+        let mut inner_rows = self.tensors(&name(names.inner), n_inner, hidden, biases.inner)?;
+        // What the residual stream keeps, and the norm behind the layer: see `OutputNorm`.
+        let last = layer + 1 == self.config.n_layers;
+        let (stream, output_norm) = match names.output_norm {
+            OutputNorm::Own(norm) => (Stream::Normed, name(norm)),
+            OutputNorm::Following { last: norm, .. } if last => {
+                (Stream::Sum, format!("{}{norm}", names.prefix))
+            }
+            OutputNorm::Following { next, .. } => (Stream::Sum, of(layer + 1, next)),
+        };
+        // Behind the last layer the head reads the stream.
+        let output_stream = if last { Stream::Normed } else { stream };
+        let output = name(names.attention_output);
         Ok(RawLayer {
-            query: self.tensors(&name(names.query), hidden, hidden)?,
+            query,
             key_value,
-            output: self.tensors(&name(names.attention_output), hidden, hidden)?,
-            attention_norm: self.norm(&name(names.attention_norm), hidden)?,
-            inner: self.tensors(&name(names.inner), inner, hidden)?,
-            outer: self.tensors(&name(names.outer), hidden, inner)?,
-            output_norm: self.norm(&name(names.output_norm), hidden)?,
+            window,
+            rotary: rope_theta.map(|theta| self.rotary(theta)),
+            output: self.tensors(&output, hidden, hidden, biases.attention)?,
+            attention_norm: self.norm(&name(names.attention_norm), hidden, stream)?,
+            gate: names.gated.then(|| inner_rows.split_off(inner)),
+            inner: inner_rows,
+            outer: self.tensors(&name(names.outer), hidden, inner, biases.inner)?,
+            output_norm: self.norm(&output_norm, hidden, output_stream)?,
+        })
+    }
+
+    /// A layer's query, and its key and value as one.
+    fn projections(
+        &mut self,
+        name: &impl Fn(&str) -> String,
+    ) -> Result<(Tensors, Tensors), LoadError> {
+        let (hidden, bias) = (self.config.hidden, self.config.biases.attention);
+        match self.names.projections {
+            Projections::Fused(fused) => {
+                let mut query = self.tensors(&name(fused), 3 * hidden, hidden, bias)?;
+                let key_value = query.split_off(hidden);
+                Ok((query, key_value))
+            }
+            Projections::Three([query, key, value]) => {
+                let mut key_value = self.tensors(&name(key), hidden, hidden, bias)?;
+                let value = self.tensors(&name(value), hidden, hidden, bias)?;
+                key_value.weights.extend(value.weights);
+                key_value.bias.extend(value.bias);
+                Ok((self.tensors(&name(query), hidden, hidden, bias)?, key_value))
+            }
+        }
+    }
+
+    /// The rotary table of this base, which the layers that have it share.
+    fn rotary(&mut self, theta: f64) -> Arc<Rotary> {
+        let found = self.rotaries.iter().find(|rotary| rotary.base() == theta);
+        found.map(Arc::clone).unwrap_or_else(|| {
+            let head_dim = self.config.hidden / self.config.n_heads;
+            let rotary = Arc::new(Rotary::new(theta, head_dim, self.config.positions));
+            self.rotaries.push(Arc::clone(&rotary));
+            rotary
         })
     }
 
@@ -343,10 +453,16 @@ impl Loader<'_> {
                 )));
             }
         };
+        let head = self.config.head;
+        let norm = self.names.head_norm;
         Ok(Head {
-            dense: self.linear(dense, hidden, hidden)?,
-            activation: self.names.head_activation,
-            classifier: self.linear(classifier, n_labels, hidden)?,
+            pooling: head.pooling,
+            dense: self.linear(dense, hidden, hidden, self.config.biases.head)?,
+            activation: head.activation.unwrap_or(self.names.head_activation),
+            norm: norm
+                .map(|norm| self.norm(norm, hidden, Stream::Normed))
+                .transpose()?,
+            classifier: self.linear(classifier, n_labels, hidden, true)?,
         })
     }
 
@@ -355,21 +471,38 @@ impl Loader<'_> {
         name: &str,
         n_out: usize,
         n_in: usize,
+        bias: bool,
     ) -> Result<Packed<K>, LoadError> {
-        Ok(self.tensors(name, n_out, n_in)?.pack())
+        Ok(self.tensors(name, n_out, n_in, bias)?.pack())
     }
 
-    fn tensors(&mut self, name: &str, n_out: usize, n_in: usize) -> Result<Tensors, LoadError> {
-        let weight = format!("{name}.weight");
+    fn tensors(
+        &mut self,
+        name: &str,
+        n_out: usize,
+        n_in: usize,
+        bias: bool,
+    ) -> Result<Tensors, LoadError> {
         Ok(Tensors {
             n_in,
-            weights: self.weights.read(&weight, &[n_out, n_in])?,
-            bias: self.weights.read(&format!("{name}.bias"), &[n_out])?,
+            weights: self
+                .weights
+                .read(&format!("{name}.weight"), &[n_out, n_in])?,
+            bias: self.bias(&format!("{name}.bias"), n_out, bias)?,
         })
     }
 
+    /// A bias that the files hold, or zeros for one that they do not.
+    fn bias(&mut self, name: &str, n_out: usize, held: bool) -> Result<Vec<f32>, LoadError> {
+        if held {
+            self.weights.read(name, &[n_out])
+        } else {
+            Ok(vec![0.0; n_out])
+        }
+    }
+
     /// A layer norm, whose parameters checkpoints from TensorFlow call gamma and beta.
-    fn norm(&mut self, name: &str, width: usize) -> Result<Norm, LoadError> {
+    fn norm(&mut self, name: &str, width: usize, stream: Stream) -> Result<Norm, LoadError> {
         let legacy = self.weights.has(&format!("{name}.gamma"));
         let (weight, bias) = if legacy {
             ("gamma", "beta")
@@ -378,8 +511,9 @@ impl Loader<'_> {
         };
         Ok(Norm {
             weight: self.weights.read(&format!("{name}.{weight}"), &[width])?,
-            bias: self.weights.read(&format!("{name}.{bias}"), &[width])?,
+            bias: self.bias(&format!("{name}.{bias}"), width, self.config.biases.norm)?,
             epsilon: self.config.epsilon,
+            stream,
         })
     }
 }
