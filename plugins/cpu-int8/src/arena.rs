@@ -106,8 +106,8 @@ pub struct Scratch<K: Kernel> {
     pub hidden: Aligned<f32>,
     /// `hidden`, encoded for the next linear layer.
     pub hidden_codes: Codes<K>,
-    /// One token, smoothed.
-    pub smoothed: Aligned<f32>,
+    /// One token normalised beside the residual stream, and one smoothed.
+    pub aside: Aligned<f32>,
     /// Queries: tokens × hidden.
     pub query: Aligned<K::Element>,
     /// Keys and values: tokens × 2 hidden.
@@ -151,7 +151,7 @@ impl<K: Kernel> Scratch<K> {
             offsets: Vec::with_capacity(rows_max + 1),
             hidden: Aligned::new(tokens_max * shape.hidden),
             hidden_codes: Codes::new(tokens_max, shape.hidden),
-            smoothed: Aligned::new(shape.hidden),
+            aside: Aligned::new(2 * shape.hidden),
             query: Aligned::new(tokens_max * shape.hidden),
             key_value: Aligned::new(tokens_max * 2 * shape.hidden),
             context: Aligned::new(tokens_max * shape.hidden),

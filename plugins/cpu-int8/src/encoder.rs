@@ -1,27 +1,33 @@
-//! The forward pass, written once for every kernel and both data types:
+//! The forward pass, written once for every kernel, data type and family:
 //!
 //! ```text
-//! embed → N × (attend, add & norm, feed-forward, add & norm) → first token → dense → classifier
+//! embed → N × (attend, add & norm, feed-forward, add & norm) → pool → dense → classifier
 //! ```
+//!
+//! Families differ in what a [`Layer`] says: ModernBERT's norms come before their sublayers, which is
+//! the same order of work: a norm stands behind each addition, the next sublayer reads its result,
+//! and only the residual stream keeps the sum ([`pointwise::Stream`]). A window, rotary positions
+//! and a gate are options of a layer.
 //!
 //! The rows of a micro-batch are concatenated: A is (sum of lengths) × hidden in every linear
 //! layer, without padding. Only attention looks at `offsets`. Scales are per token and sums are
 //! exact or in a fixed order, so a row's logits do not depend, bit for bit, on the rows beside it.
 //!
-//! The last layer computes keys and values of all tokens, and everything else for each row's first
-//! token alone: the head reads nothing else.
+//! Where the head reads each row's first token alone, the last layer computes keys and values of all
+//! tokens, and everything else for that token.
 
 pub mod attention;
 pub mod embed;
 pub mod pointwise;
+pub mod rotary;
 
 use crate::arena::{Codes, INNER_TOKENS, Scratch};
 use crate::gemm::Linear;
 use crate::gemm::finish::Finish;
 use crate::kernel::Kernel;
-use crate::model::{Layer, Model, Shape};
+use crate::model::{Layer, Model, Pooling, Shape};
 use attention::AttendRow;
-use pointwise::NormAndEncode;
+use pointwise::{MeanOfTokens, NormAndEncode};
 
 /// Computes the logits of the micro-batch whose embeddings are in `scratch.hidden` (see
 /// [`embed::embed`]), into `scratch.logits`: rows × labels.
@@ -30,7 +36,7 @@ pub fn forward<K: Kernel>(kernel: K, model: &Model<K>, scratch: &mut Scratch<K>)
     let n_tokens = scratch.offsets.last().copied().unwrap_or(0);
     let last = model.layers.len() - 1;
     for (layer_idx, layer) in model.layers.iter().enumerate() {
-        let queries = if layer_idx == last {
+        let queries = if layer_idx == last && model.head.pooling == Pooling::First {
             Queries::First
         } else {
             Queries::All
@@ -45,6 +51,13 @@ pub fn forward<K: Kernel>(kernel: K, model: &Model<K>, scratch: &mut Scratch<K>)
         let smoothing = next.map_or(&[][..], |next| &next.smooth_input);
         feed_forward(kernel, shape, layer, smoothing, scratch, n_queries);
     }
+    if model.head.pooling == Pooling::Mean {
+        kernel.float().vectorize(MeanOfTokens {
+            x: &mut scratch.hidden,
+            width: model.shape.hidden,
+            offsets: &scratch.offsets,
+        });
+    }
     score(kernel, model, scratch, n_rows);
 }
 
@@ -53,7 +66,7 @@ pub fn forward<K: Kernel>(kernel: K, model: &Model<K>, scratch: &mut Scratch<K>)
 pub enum Queries {
     /// All.
     All,
-    /// Each row's first: the last layer.
+    /// Each row's first: the last layer, if the head reads nothing else.
     First,
 }
 
@@ -122,8 +135,10 @@ pub fn attend<K: Kernel>(
             Queries::First => row * hidden..(row + 1) * hidden,
         };
         kernel.attend().vectorize(AttendRow {
-            query: &s.query[query.clone()],
-            key_value: &s.key_value[2 * ends[0] * hidden..2 * ends[1] * hidden],
+            query: &mut s.query[query.clone()],
+            key_value: &mut s.key_value[2 * ends[0] * hidden..2 * ends[1] * hidden],
+            rotary: layer.rotary.as_deref(),
+            window: layer.window,
             n_heads,
             head_dim,
             context: &mut s.context[query],
@@ -134,7 +149,7 @@ pub fn attend<K: Kernel>(
     kernel.vectorize(NormAndEncode {
         norm: None,
         smoothing: &[],
-        smoothed: &mut [],
+        aside: &mut [],
         x: &mut s.context,
         width: hidden,
         n_rows: n_queries,
@@ -153,7 +168,7 @@ pub fn attend<K: Kernel>(
     kernel.vectorize(NormAndEncode {
         norm,
         smoothing: &layer.smooth_inner,
-        smoothed: &mut s.smoothed,
+        aside: &mut s.aside,
         x: &mut s.hidden,
         width: hidden,
         n_rows: n_queries,
@@ -174,11 +189,24 @@ pub fn feed_forward<K: Kernel>(
     for start in (0..n_tokens).step_by(INNER_TOKENS) {
         let rows = start..n_tokens.min(start + INNER_TOKENS);
         let n_rows = rows.len();
+        let mut finish = Finish::Activate(shape.activation);
+        if let Some(gate) = &layer.gate {
+            Linear {
+                left: &s.hidden_codes,
+                rows: rows.clone(),
+                weights: gate,
+                finish: Finish::Store,
+                sums: &mut s.tile,
+                out: &mut s.inner[..],
+            }
+            .run(kernel);
+            finish = Finish::Gate(shape.activation);
+        }
         Linear {
             left: &s.hidden_codes,
             rows,
             weights: &layer.inner,
-            finish: Finish::Activate(shape.activation),
+            finish,
             sums: &mut s.tile,
             out: &mut s.inner[..],
         }
@@ -187,7 +215,7 @@ pub fn feed_forward<K: Kernel>(
         kernel.vectorize(NormAndEncode {
             norm: None,
             smoothing: &[],
-            smoothed: &mut [],
+            aside: &mut [],
             x: &mut s.inner,
             width: inner,
             n_rows,
@@ -207,7 +235,7 @@ pub fn feed_forward<K: Kernel>(
     kernel.vectorize(NormAndEncode {
         norm,
         smoothing,
-        smoothed: &mut s.smoothed,
+        aside: &mut s.aside,
         x: &mut s.hidden,
         width: hidden,
         n_rows: n_tokens,
@@ -223,7 +251,7 @@ fn score<K: Kernel>(kernel: K, model: &Model<K>, s: &mut Scratch<K>, n_rows: usi
     float.vectorize(NormAndEncode {
         norm: None,
         smoothing: &[],
-        smoothed: &mut [],
+        aside: &mut [],
         x: &mut s.hidden,
         width,
         n_rows,
@@ -240,9 +268,9 @@ fn score<K: Kernel>(kernel: K, model: &Model<K>, s: &mut Scratch<K>, n_rows: usi
     }
     .run(float);
     float.vectorize(NormAndEncode {
-        norm: None,
+        norm: head.norm.as_ref(),
         smoothing: &[],
-        smoothed: &mut [],
+        aside: &mut [],
         x: &mut s.pooled,
         width,
         n_rows,

@@ -1,19 +1,23 @@
 //! A model as one kernel reads it: every linear layer packed, every shape checked.
 
 pub mod config;
+mod load;
 pub mod names;
 pub mod smooth;
 pub mod weights;
 
 use crate::encoder::pointwise::{Activation, Norm};
+use crate::encoder::rotary::Rotary;
 use crate::gemm::pack::Packed;
 use crate::kernel::Kernel;
 use crate::quant::Code;
-use config::{Config, Family};
+use config::Config;
+use load::Loader;
 use names::Names;
-use smooth::{Calibration, Factors, scale_inputs};
+use smooth::Calibration;
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 use weights::Weights;
 
 /// Why a folder does not become a model.
@@ -64,8 +68,10 @@ pub struct Model<K: Kernel> {
     pub embeddings: Embeddings<K::Float>,
     /// The encoder, in order.
     pub layers: Vec<Layer<K>>,
-    /// From a row's first token to its logits, in f32 always.
+    /// From a row's last state to its logits, in f32 always.
     pub head: Head<K::Float>,
+    /// The tables that layers turn queries and keys by.
+    pub rotaries: Vec<Arc<Rotary>>,
     /// A hash of the configuration and of every tensor that was read.
     pub fingerprint: u64,
 }
@@ -74,7 +80,7 @@ pub struct Model<K: Kernel> {
 pub struct Embeddings<F: Kernel> {
     /// vocab × embedding.
     pub words: Vec<f32>,
-    /// positions × embedding.
+    /// positions × embedding; empty for a family whose positions enter in attention.
     pub positions: Vec<f32>,
     /// types × embedding; empty for a family without token types.
     pub types: Vec<f32>,
@@ -95,6 +101,17 @@ pub enum PositionRule {
     FromZero,
     /// pad + 1, pad + 2, …; a padding token inside a row has position pad and does not count.
     BehindPadding(u32),
+    /// The embedding has none: attention turns queries and keys.
+    InAttention,
+}
+
+/// What the head reads of a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pooling {
+    /// The first token.
+    First,
+    /// The mean of all tokens.
+    Mean,
 }
 
 /// One encoder layer.
@@ -104,29 +121,39 @@ pub struct Layer<K: Kernel> {
     /// hidden → 2 hidden: keys, then values. Apart from the query, because the last layer needs
     /// keys and values of all tokens but the query of one.
     pub key_value: Packed<K>,
+    /// How far a token sees to either side; `None`: the whole row.
+    pub window: Option<usize>,
+    /// What turns queries and keys, if something does.
+    pub rotary: Option<Arc<Rotary>>,
     /// hidden → hidden, added to the residual.
     pub output: Packed<K>,
-    /// After attention.
+    /// Behind attention's addition, before the feed-forward layer.
     pub attention_norm: Norm,
     /// What divides each channel before it is encoded for `query` and `key_value`, as reciprocals;
     /// empty if nothing does. See [`smooth`].
     pub smooth_input: Vec<f32>,
     /// The same for `inner`.
     pub smooth_inner: Vec<f32>,
+    /// hidden → inner: what is multiplied with `inner`'s activated result, if something is.
+    pub gate: Option<Packed<K>>,
     /// hidden → inner.
     pub inner: Packed<K>,
     /// inner → hidden, added to the residual.
     pub outer: Packed<K>,
-    /// After the feed-forward layer.
+    /// Behind the feed-forward layer's addition, before the next layer.
     pub output_norm: Norm,
 }
 
-/// dense → activation → classifier.
+/// pool → dense → activation → norm, in some families → classifier.
 pub struct Head<F: Kernel> {
+    /// What is read of a row.
+    pub pooling: Pooling,
     /// hidden → hidden.
     pub dense: Packed<F>,
     /// The family's nonlinearity.
     pub activation: Activation,
+    /// Behind it, if there is one.
+    pub norm: Option<Norm>,
     /// hidden → labels.
     pub classifier: Packed<F>,
 }
@@ -147,6 +174,7 @@ impl<K: Kernel> Model<K> {
             weights: Weights::open(dir)?,
             names: Names::of(config.family),
             config: &config,
+            rotaries: Vec::new(),
         };
         let head = loader.head::<K::Float>()?;
         let shape = Shape {
@@ -180,6 +208,7 @@ impl<K: Kernel> Model<K> {
             embeddings,
             layers,
             head,
+            rotaries: loader.rotaries,
             fingerprint: fingerprint.value(),
         })
     }
@@ -199,187 +228,10 @@ impl<K: Kernel> Model<K> {
                 &layer.inner,
                 &layer.outer,
             ];
-            packed.iter().map(|packed| packed.n_bytes()).sum::<usize>()
+            let packed = packed.into_iter().chain(&layer.gate);
+            packed.map(Packed::n_bytes).sum::<usize>()
         });
-        tables * size_of::<f32>() + project + head + layers.sum::<usize>()
-    }
-}
-
-/// A linear layer as the files have it: `[n_out][n_in]` and `n_out`.
-struct Tensors {
-    n_in: usize,
-    weights: Vec<f32>,
-    bias: Vec<f32>,
-}
-
-impl Tensors {
-    fn pack<K: Kernel>(&self) -> Packed<K> {
-        Packed::new(&self.weights, &self.bias, self.n_in)
-    }
-}
-
-/// An encoder layer as the files have it.
-struct RawLayer {
-    query: Tensors,
-    key_value: Tensors,
-    output: Tensors,
-    attention_norm: Norm,
-    inner: Tensors,
-    outer: Tensors,
-    output_norm: Norm,
-}
-
-impl RawLayer {
-    /// Multiplies the weights that meet what [`smooth`] divides.
-    fn scale(&mut self, factors: &Factors) {
-        scale_inputs(&mut self.query.weights, &factors.input);
-        scale_inputs(&mut self.key_value.weights, &factors.input);
-        scale_inputs(&mut self.inner.weights, &factors.inner);
-    }
-
-    fn pack<K: Kernel>(&self, factors: Option<Factors>) -> Layer<K> {
-        let reciprocals = |factors: Vec<f32>| factors.into_iter().map(f32::recip).collect();
-        let (smooth_input, smooth_inner) = factors.map_or_else(Default::default, |factors| {
-            (reciprocals(factors.input), reciprocals(factors.inner))
-        });
-        Layer {
-            query: self.query.pack(),
-            key_value: self.key_value.pack(),
-            output: self.output.pack(),
-            attention_norm: self.attention_norm.clone(),
-            smooth_input,
-            smooth_inner,
-            inner: self.inner.pack(),
-            outer: self.outer.pack(),
-            output_norm: self.output_norm.clone(),
-        }
-    }
-}
-
-/// Reads the parts of a model by the names of its family.
-struct Loader<'a> {
-    weights: Weights,
-    names: Names,
-    config: &'a Config,
-}
-
-impl Loader<'_> {
-    fn embeddings<F: Kernel>(&mut self) -> Result<Embeddings<F>, LoadError> {
-        let &Config {
-            vocab,
-            embedding,
-            hidden,
-            positions,
-            types,
-            family,
-            pad_id,
-            ..
-        } = self.config;
-        let table = |part: &str| format!("{}embeddings.{part}.weight", self.names.prefix);
-        let (words, places, kinds) = (
-            table("word_embeddings"),
-            table("position_embeddings"),
-            table("token_type_embeddings"),
-        );
-        let project = if embedding == hidden {
-            None
-        } else {
-            Some(self.linear(
-                &format!("{}embeddings_project", self.names.prefix),
-                hidden,
-                embedding,
-            )?)
-        };
-        Ok(Embeddings {
-            words: self.weights.read(&words, &[vocab, embedding])?,
-            positions: self.weights.read(&places, &[positions, embedding])?,
-            types: if types == 0 {
-                Vec::new()
-            } else {
-                self.weights.read(&kinds, &[types, embedding])?
-            },
-            width: embedding,
-            rule: match family {
-                Family::Roberta => PositionRule::BehindPadding(pad_id),
-                Family::Bert | Family::Electra | Family::DistilBert => PositionRule::FromZero,
-            },
-            norm: self.norm(
-                &format!("{}embeddings.LayerNorm", self.names.prefix),
-                embedding,
-            )?,
-            project,
-        })
-    }
-
-    fn layer(&mut self, layer: usize) -> Result<RawLayer, LoadError> {
-        let &Config { hidden, inner, .. } = self.config;
-        let names = self.names;
-        let name = |part: &str| format!("{}{}{layer}.{part}", names.prefix, names.layers);
-        let mut key_value = self.tensors(&name(names.key), hidden, hidden)?;
-        let value = self.tensors(&name(names.value), hidden, hidden)?;
-        key_value.weights.extend(value.weights);
-        key_value.bias.extend(value.bias);
-        Ok(RawLayer {
-            query: self.tensors(&name(names.query), hidden, hidden)?,
-            key_value,
-            output: self.tensors(&name(names.attention_output), hidden, hidden)?,
-            attention_norm: self.norm(&name(names.attention_norm), hidden)?,
-            inner: self.tensors(&name(names.inner), inner, hidden)?,
-            outer: self.tensors(&name(names.outer), hidden, inner)?,
-            output_norm: self.norm(&name(names.output_norm), hidden)?,
-        })
-    }
-
-    fn head<F: Kernel>(&mut self) -> Result<Head<F>, LoadError> {
-        let hidden = self.config.hidden;
-        let (dense, classifier) = (self.names.head_dense, self.names.classifier);
-        let weight = format!("{classifier}.weight");
-        let n_labels = match (self.config.n_labels, self.weights.shape(&weight)?) {
-            (Some(said), _) => said,
-            (None, &[rows, _]) if 0 < rows => rows,
-            (None, shape) => {
-                return Err(LoadError::Bad(format!(
-                    "{weight}: its shape is {shape:?}, not labels × {hidden}"
-                )));
-            }
-        };
-        Ok(Head {
-            dense: self.linear(dense, hidden, hidden)?,
-            activation: self.names.head_activation,
-            classifier: self.linear(classifier, n_labels, hidden)?,
-        })
-    }
-
-    fn linear<K: Kernel>(
-        &mut self,
-        name: &str,
-        n_out: usize,
-        n_in: usize,
-    ) -> Result<Packed<K>, LoadError> {
-        Ok(self.tensors(name, n_out, n_in)?.pack())
-    }
-
-    fn tensors(&mut self, name: &str, n_out: usize, n_in: usize) -> Result<Tensors, LoadError> {
-        let weight = format!("{name}.weight");
-        Ok(Tensors {
-            n_in,
-            weights: self.weights.read(&weight, &[n_out, n_in])?,
-            bias: self.weights.read(&format!("{name}.bias"), &[n_out])?,
-        })
-    }
-
-    /// A layer norm, whose parameters checkpoints from TensorFlow call gamma and beta.
-    fn norm(&mut self, name: &str, width: usize) -> Result<Norm, LoadError> {
-        let legacy = self.weights.has(&format!("{name}.gamma"));
-        let (weight, bias) = if legacy {
-            ("gamma", "beta")
-        } else {
-            ("weight", "bias")
-        };
-        Ok(Norm {
-            weight: self.weights.read(&format!("{name}.{weight}"), &[width])?,
-            bias: self.weights.read(&format!("{name}.{bias}"), &[width])?,
-            epsilon: self.config.epsilon,
-        })
+        let rotaries = self.rotaries.iter().map(|rotary| rotary.n_bytes());
+        tables * size_of::<f32>() + project + head + layers.sum::<usize>() + rotaries.sum::<usize>()
     }
 }

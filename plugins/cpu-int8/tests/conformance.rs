@@ -50,3 +50,13 @@ fn projected_electra() {
 fn distilbert() {
     check("distilbert", 1);
 }
+
+#[test]
+fn modernbert() {
+    check("modernbert", 1);
+}
+
+#[test]
+fn modernbert_that_pools_the_mean() {
+    check("modernbert-mean-older-keys", 1);
+}

@@ -107,6 +107,37 @@ fn tensors_that_are_missing_are_named() {
 }
 
 #[test]
+fn a_modernberts_tensors_are_named() {
+    for (model, tensor) in [
+        ("modernbert", "model.embeddings.tok_embeddings.weight"),
+        ("modernbert", "model.layers.1.attn_norm.weight"),
+        ("modernbert", "model.layers.2.attn.Wqkv.weight"),
+        ("modernbert", "model.layers.0.mlp.Wi.weight"),
+        ("modernbert", "model.final_norm.weight"),
+        ("modernbert", "head.norm.weight"),
+        ("modernbert-mean-older-keys", "model.layers.0.mlp.Wo.bias"),
+        ("modernbert-mean-older-keys", "head.dense.bias"),
+    ] {
+        let dir = copy(model);
+        edit_tensors(dir.path(), |header, _| drop(header.remove(tensor).unwrap()));
+        refused(dir.path(), FaultCode::BadModel, &[tensor, "no such tensor"]);
+    }
+    let dir = copy("modernbert");
+    set_config(dir.path(), "intermediate_size", json!(50));
+    refused(
+        dir.path(),
+        FaultCode::BadModel,
+        &["mlp.Wi", "[104, 64]", "[100, 64]"],
+    );
+    set_config(dir.path(), "classifier_pooling", json!("max"));
+    refused(
+        dir.path(),
+        FaultCode::Unsupported,
+        &["classifier_pooling", "max"],
+    );
+}
+
+#[test]
 fn misshapen_tensors_are_named() {
     let dir = copy("bert");
     edit_tensors(dir.path(), |header, _| {
@@ -329,6 +360,7 @@ fn the_longest_row_is_the_models_positions() {
         ("roberta", 38),
         ("roberta-pad-3-legacy-names", 36),
         ("distilbert", 40),
+        ("modernbert", 200),
     ] {
         let backend = open(&request(&golden_dir(name), "int8", "{}")).unwrap();
         assert_eq!(backend.limits().row_tokens_max, expected, "{name}");

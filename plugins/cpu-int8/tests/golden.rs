@@ -21,6 +21,22 @@ const BF16_TOLERANCE: f32 = 0.03;
 /// (see the output with `--nocapture`). Random weights are a harsher case than trained ones.
 const INT8_TOLERANCE: f32 = 0.08;
 
+/// ModernBERT's gate multiplies two such results, in layers whose stream is never normalised: 0.058
+/// and 0.111 at most, over rows of up to 25 times the window.
+const MODERN_BF16_TOLERANCE: f32 = 0.08;
+const MODERN_INT8_TOLERANCE: f32 = 0.15;
+
+/// What a model's logits may be off by.
+fn tolerance(name: &str, dtype: Dtype) -> f32 {
+    match (dtype, name.starts_with("modernbert")) {
+        (Dtype::F32, _) => F32_TOLERANCE,
+        (Dtype::Bf16, false) => BF16_TOLERANCE,
+        (Dtype::Bf16, true) => MODERN_BF16_TOLERANCE,
+        (Dtype::Int8, false) => INT8_TOLERANCE,
+        (Dtype::Int8, true) => MODERN_INT8_TOLERANCE,
+    }
+}
+
 /// The largest difference to the golden logits of one model by one kernel.
 fn worst(name: &str, dtype: Dtype, kernel: &str) -> f32 {
     let backend = open(&kernel_request(&golden_dir(name), dtype.name(), kernel)).unwrap();
@@ -42,9 +58,10 @@ fn worst(name: &str, dtype: Dtype, kernel: &str) -> f32 {
     worst
 }
 
-fn check_all(dtype: Dtype, tolerance: f32) {
+fn check_all(dtype: Dtype) {
     let mut failures = Vec::new();
     for name in GOLDEN {
+        let tolerance = tolerance(name, dtype);
         for kernel in available(dtype) {
             let worst = worst(name, dtype, kernel);
             println!("{name} by {kernel}: at most {worst:.2e} off");
@@ -60,24 +77,31 @@ fn check_all(dtype: Dtype, tolerance: f32) {
 
 #[test]
 fn f32_agrees_with_transformers() {
-    check_all(Dtype::F32, F32_TOLERANCE);
+    check_all(Dtype::F32);
 }
 
 #[test]
 fn bf16_agrees_with_transformers() {
-    check_all(Dtype::Bf16, BF16_TOLERANCE);
+    check_all(Dtype::Bf16);
 }
 
 #[test]
 fn int8_agrees_with_transformers() {
-    check_all(Dtype::Int8, INT8_TOLERANCE);
+    check_all(Dtype::Int8);
 }
 
 /// Batch, single rows, reversed batch, a second worker on another thread, a batch of copies: the
 /// same bits.
 #[test]
 fn a_rows_score_is_its_own() {
-    for name in ["bert", "roberta", "electra-projected", "distilbert"] {
+    for name in [
+        "bert",
+        "roberta",
+        "electra-projected",
+        "distilbert",
+        "modernbert",
+        "modernbert-mean-older-keys",
+    ] {
         for dtype in Dtype::ALL {
             for kernel in available(dtype) {
                 independent(name, dtype, kernel);

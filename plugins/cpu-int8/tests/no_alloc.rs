@@ -43,6 +43,8 @@ fn score_allocates_nothing_after_warm_up() {
         ("bert", "f32"),
         ("roberta", "int8"),
         ("electra-projected", "int8"),
+        ("modernbert", "int8"),
+        ("modernbert-mean-older-keys", "bf16"),
     ] {
         let rows = golden_rows(name);
         let wanted = AtomicBool::new(true);

@@ -4,20 +4,30 @@
 //! products run on a kernel's tile: the head's keys and values are packed into panels, MR queries at
 //! a time are multiplied, made into weights while in cache (32 × 512 × 4 B = 64 KiB) and multiplied
 //! again. Sums and the softmax are f32; what is multiplied is the kernel's element, f32 or bf16.
+//!
+//! Where a layer has a window, a tile of queries meets only the panels of keys that one of them sees:
+//! at most 2 · window + MR + 2 · NR columns, however long the row is.
 
 use crate::arena::AttentionScratch;
 use crate::encoder::pointwise::softmax_unscaled;
+use crate::encoder::rotary::Rotary;
 use crate::kernel::lanes::Lanes;
 use crate::kernel::tile::Tile;
 use crate::kernel::{Inside, Kernel, MR_MAX, Op};
 use crate::quant::Plain;
+use std::ops::Range;
 
 /// One row's attention over all heads.
 pub struct AttendRow<'a, A: Kernel> {
-    /// Queries: `n_queries` × hidden, the first of them the row's first token.
-    pub query: &'a [A::Left],
-    /// Keys and values: tokens × 2 hidden, the keys first.
-    pub key_value: &'a [A::Right],
+    /// Queries: `n_queries` × hidden, the first of them the row's first token. Turned in place by
+    /// `rotary`.
+    pub query: &'a mut [A::Left],
+    /// Keys and values: tokens × 2 hidden, the keys first. The keys are turned in place.
+    pub key_value: &'a mut [A::Right],
+    /// What turns queries and keys by their positions, if something does.
+    pub rotary: Option<&'a Rotary>,
+    /// How far a token sees to either side; `None`: the whole row.
+    pub window: Option<usize>,
     /// Heads.
     pub n_heads: usize,
     /// Values of a head: hidden = heads × head dim.
@@ -40,12 +50,19 @@ where
         let Self {
             query,
             key_value,
+            rotary,
+            window,
             n_heads,
             head_dim,
             context,
             scratch,
         } = self;
         let hidden = n_heads * head_dim;
+        if let Some(rotary) = rotary {
+            let lanes = inside.kernel().float();
+            rotary.turn(lanes, query, hidden, hidden);
+            rotary.turn(lanes, key_value, 2 * hidden, hidden);
+        }
         let n_tokens = key_value.len() / (2 * hidden);
         let n_queries = query.len() / hidden;
         for first in (0..hidden).step_by(head_dim) {
@@ -54,6 +71,7 @@ where
                 first,
                 head_dim,
                 n_tokens,
+                window,
             };
             pack_keys::<A>(key_value, &dims, &mut scratch.keys);
             pack_values::<A>(key_value, &dims, &mut scratch.values);
@@ -62,6 +80,7 @@ where
                 attend_tile(
                     inside,
                     &dims,
+                    start,
                     &query[range.clone()],
                     scratch,
                     &mut context[range],
@@ -84,6 +103,7 @@ struct Dims {
     first: usize,
     head_dim: usize,
     n_tokens: usize,
+    window: Option<usize>,
 }
 
 impl Dims {
@@ -95,6 +115,30 @@ impl Dims {
     /// Tokens as the second product pads them.
     fn tokens_padded<A: Kernel>(&self) -> usize {
         self.n_tokens.next_multiple_of(A::K_ALIGN)
+    }
+
+    /// The tokens that some of these see, from a whole panel's first to a whole panel's last or the
+    /// row's: what stands behind the end is padding, never a token.
+    fn columns<A: Kernel>(&self, queries: &Range<usize>) -> Range<usize> {
+        let Some(window) = self.window else {
+            return 0..self.n_tokens;
+        };
+        let start = queries.start.saturating_sub(window) / A::NR * A::NR;
+        let end = queries.end.saturating_add(window).min(self.n_tokens);
+        start..end.next_multiple_of(A::NR).min(self.n_tokens)
+    }
+}
+
+/// Sets to −∞ the scores of one query, whose columns are the tokens from `first` on, of tokens that
+/// it does not see. Without a window it sees all.
+#[inline(always)]
+fn hide(scores: &mut [f32], first: usize, query: usize, window: Option<usize>) {
+    let Some(window) = window else { return };
+    let seen_from = query.saturating_sub(window).saturating_sub(first);
+    let seen_to = query.saturating_add(window).saturating_add(1) - first;
+    scores[..seen_from].fill(f32::NEG_INFINITY);
+    if seen_to < scores.len() {
+        scores[seen_to..].fill(f32::NEG_INFINITY);
     }
 }
 
@@ -153,11 +197,24 @@ fn pack_values<A: Kernel>(key_value: &[A::Right], dims: &Dims, values: &mut [A::
     }
 }
 
-/// One tile of queries of one head.
+/// Queries: `[MR][head dim]`; what stands behind a head meets zeros of the keys.
+#[inline(always)]
+fn pack_queries<A: Kernel>(query: &[A::Left], dims: &Dims, queries: &mut [A::Left]) {
+    let head = dims.first..dims.first + dims.head_dim;
+    for (out, row) in queries
+        .chunks_exact_mut(dims.head_padded::<A>())
+        .zip(query.chunks_exact(dims.hidden))
+    {
+        out[..dims.head_dim].copy_from_slice(&row[head.clone()]);
+    }
+}
+
+/// One tile of queries of one head, the first of them token `start`.
 #[inline(always)]
 fn attend_tile<A, E>(
     inside: &Inside<A>,
     dims: &Dims,
+    start: usize,
     query: &[E],
     scratch: &mut AttentionScratch<A>,
     context: &mut [f32],
@@ -177,22 +234,18 @@ fn attend_tile<A, E>(
         hidden,
         first,
         head_dim,
-        n_tokens,
+        ..
     } = dims;
     let n_rows = query.len() / hidden;
-    let (head_padded, tokens_padded) = (dims.head_padded::<A>(), dims.tokens_padded::<A>());
-    for (out, row) in queries
-        .chunks_exact_mut(head_padded)
-        .zip(query.chunks_exact(hidden))
-    {
-        out[..head_dim].copy_from_slice(&row[first..first + head_dim]);
-    }
+    let head_padded = dims.head_padded::<A>();
+    pack_queries::<A>(query, dims, queries);
     // Of scores and of weights: whole panels, whole registers, whole groups of K_ALIGN.
-    let stride = score_stride::<A>(n_tokens);
-    let n_keys = n_tokens.next_multiple_of(A::NR);
+    let columns = dims.columns::<A>(&(start..start + n_rows));
+    let stride = score_stride::<A>(columns.len());
+    let n_keys = columns.len().next_multiple_of(A::NR);
     const { assert!(A::NR.is_multiple_of(A::K_ALIGN) && A::NR.is_multiple_of(<A::Float as Lanes>::N)) };
     let panel_len = head_padded * A::NR;
-    for (panel, right) in keys[..n_keys * head_padded]
+    for (panel, right) in keys[columns.start * head_padded..][..n_keys * head_padded]
         .chunks_exact(panel_len)
         .enumerate()
     {
@@ -212,15 +265,18 @@ fn attend_tile<A, E>(
     for (row, inverse) in inverse_sums.iter_mut().take(n_rows).enumerate() {
         let scores = &mut scores[row * stride..];
         let weights = &mut weights[row * stride..];
-        *inverse = 1.0 / softmax_unscaled(lanes, n_tokens, scores, scale, weights);
+        let seen = &mut scores[..columns.len()];
+        hide(seen, columns.start, start + row, dims.window);
+        *inverse = 1.0 / softmax_unscaled(lanes, columns.len(), scores, scale, weights);
     }
-    let panel_len = tokens_padded * A::NR;
+    let panel_len = dims.tokens_padded::<A>() * A::NR;
+    let used = columns.start * A::NR..columns.end.next_multiple_of(A::K_ALIGN) * A::NR;
     for (panel, first_dim) in (0..head_dim).step_by(A::NR).enumerate() {
         Tile {
             n_rows,
             left: weights,
             stride,
-            right: &values[panel * panel_len..][..panel_len],
+            right: &values[panel * panel_len..][used.clone()],
             out: tile,
             out_stride: A::NR,
         }

@@ -75,7 +75,7 @@ pub fn finish_rows<K: Kernel>(
         float.vectorize(NormAndEncode {
             norm: None,
             smoothing: &[],
-            smoothed: &mut [],
+            aside: &mut [],
             x: &mut s.embedded,
             width,
             n_rows,
@@ -95,7 +95,7 @@ pub fn finish_rows<K: Kernel>(
     kernel.vectorize(NormAndEncode {
         norm: None,
         smoothing,
-        smoothed: &mut s.smoothed,
+        aside: &mut s.aside,
         x: &mut s.hidden,
         width,
         n_rows,
@@ -129,13 +129,18 @@ impl<F: Kernel + Lanes> Op<F> for SumAndNorm<'_, F> {
             .zip(type_ids)
             .zip(out.chunks_exact_mut(width))
         {
+            let words = &embeddings.words[id as usize * width..][..width];
             let position = match embeddings.rule {
                 PositionRule::BehindPadding(pad) if id == pad => pad as usize,
                 PositionRule::BehindPadding(pad) => pad as usize + 1 + next,
                 PositionRule::FromZero => next,
+                PositionRule::InAttention => {
+                    out.copy_from_slice(words);
+                    layer_norm(inside.kernel(), &embeddings.norm, out);
+                    continue;
+                }
             };
             next += usize::from(embeddings.rule != PositionRule::BehindPadding(id));
-            let words = &embeddings.words[id as usize * width..][..width];
             let positions = &embeddings.positions[position * width..][..width];
             // In the order of `transformers`: word + type, then + position.
             match n_types {

@@ -4,7 +4,7 @@
 //! result depends on its length and its values alone.
 
 use crate::arena::Codes;
-use crate::kernel::lanes::{LANES_MAX, Lanes, fold, polynomial, sum_of};
+use crate::kernel::lanes::{LANES_MAX, Lanes, fold, map, polynomial, sum_of};
 use crate::kernel::{Inside, Kernel, Op};
 use crate::quant::{Code, Plain};
 
@@ -180,6 +180,18 @@ pub struct Norm {
     pub bias: Vec<f32>,
     /// Added to the variance.
     pub epsilon: f32,
+    /// What becomes of the row that was normalised.
+    pub stream: Stream,
+}
+
+/// What goes on as the residual stream where a norm stands behind an addition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    /// The norm's result: layers whose norms follow their additions, as BERT's.
+    Normed,
+    /// The sum itself, and only what reads the stream next sees the norm's result: layers whose
+    /// norms come first, as ModernBERT's.
+    Sum,
 }
 
 /// Normalises a row in place: (x − mean) / √(var + ε) · weight + bias, the variance over n.
@@ -216,14 +228,16 @@ pub fn layer_norm<L: Lanes>(lanes: L, norm: &Norm, x: &mut [f32]) {
     }
 }
 
-/// Normalises the first `n_rows` rows of `x` and encodes each while it is in L1.
+/// Normalises the first `n_rows` rows of `x`, in place or aside as the norm's [`Stream`] says, and
+/// encodes each while it is in L1.
 pub struct NormAndEncode<'a, K: Kernel> {
     /// The parameters; `None` encodes only.
     pub norm: Option<&'a Norm>,
     /// What each value is multiplied with before it is encoded; empty: nothing.
     pub smoothing: &'a [f32],
-    /// Room for a smoothed row.
-    pub smoothed: &'a mut [f32],
+    /// Room for a row that is normalised aside and for a smoothed one; not used without norm and
+    /// smoothing.
+    pub aside: &'a mut [f32],
     /// Rows of `width`.
     pub x: &'a mut [f32],
     /// Values of a row.
@@ -246,18 +260,63 @@ impl<K: Kernel> Op<K> for NormAndEncode<'_, K> {
             "codes of another width"
         );
         for row_idx in 0..self.n_rows {
-            let row = &mut self.x[row_idx * self.width..][..self.width];
+            let mut row = &mut self.x[row_idx * self.width..][..self.width];
+            let (normed, smoothed) = self.aside.split_at_mut(self.aside.len() / 2);
             if let Some(norm) = self.norm {
+                if norm.stream == Stream::Sum {
+                    normed.copy_from_slice(row);
+                    row = normed;
+                }
                 layer_norm(lanes, norm, row);
             }
             let codes = &mut self.codes.codes[row_idx * stride..][..stride];
             let values = if self.smoothing.is_empty() {
                 row
             } else {
-                smooth(lanes, row, self.smoothing, self.smoothed)
+                smooth(lanes, row, self.smoothing, smoothed)
             };
             self.codes.scales[row_idx] = K::Left::encode(lanes, values, codes);
         }
+    }
+}
+
+/// Replaces the first rows of `x` by the means of each row's tokens.
+pub struct MeanOfTokens<'a> {
+    /// Tokens of `width` values.
+    pub x: &'a mut [f32],
+    /// Values of a token.
+    pub width: usize,
+    /// Where each row's tokens start, and the end of the last; no row is empty.
+    pub offsets: &'a [usize],
+}
+
+impl<K: Kernel> Op<K> for MeanOfTokens<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self, inside: &Inside<K>) {
+        let (lanes, width) = (inside.kernel().float(), self.width);
+        for (row_idx, ends) in self.offsets.windows(2).enumerate() {
+            // Rows are not empty, so row ≤ its first token: nothing is overwritten before it is
+            // added.
+            let first = ends[0] * width;
+            self.x.copy_within(first..first + width, row_idx * width);
+            let (sums, tokens) = self.x.split_at_mut(first + width);
+            let sum = &mut sums[row_idx * width..][..width];
+            let others = &tokens[..(ends[1] - ends[0] - 1) * width];
+            for token in others.chunks_exact(width) {
+                add_to(sum, token);
+            }
+            let n_tokens = (ends[1] - ends[0]) as f32;
+            map(lanes, sum, |v| lanes.mul(v, lanes.splat(1.0 / n_tokens)));
+        }
+    }
+}
+
+#[inline(always)]
+fn add_to(sum: &mut [f32], x: &[f32]) {
+    for (sum, x) in sum.iter_mut().zip(x) {
+        *sum += x;
     }
 }
 
@@ -283,7 +342,6 @@ fn smooth<'a, L: Lanes>(lanes: L, x: &[f32], factors: &[f32], out: &'a mut [f32]
 mod tests {
     use super::*;
     use crate::kernel::Dtype::F32;
-    use crate::kernel::lanes::map;
     use crate::kernel::scalar::PortableF32;
     use crate::kernel::{Visitor, visit_all};
 

@@ -1,4 +1,4 @@
-//! What happens to a finished tile: scale, bias, and one of three endings.
+//! What happens to a finished tile: scale, bias, and one of four endings.
 
 use crate::encoder::pointwise::{Activation, gelu, gelu_coarse};
 use crate::kernel::Kernel;
@@ -14,6 +14,8 @@ pub enum Finish {
     AddTo,
     /// `out = activation(y)`
     Activate(Activation),
+    /// `out = activation(y) · out`: a gated layer's second half.
+    Gate(Activation),
 }
 
 /// The constants of one panel's columns, NR of each; columns that do not exist have zeros.
@@ -54,6 +56,8 @@ impl<K: Kernel> Sums<'_, K> {
             }
             Finish::Activate(Activation::Gelu) => self.end_all(lanes, Gelu, out),
             Finish::Activate(activation) => self.end_all(lanes, activation, out),
+            Finish::Gate(Activation::Gelu) => self.end_all(lanes, Times(Gelu), out),
+            Finish::Gate(activation) => self.end_all(lanes, Times(activation), out),
         }
     }
 
@@ -133,6 +137,17 @@ impl Ending for CoarseGelu {
     #[inline(always)]
     fn end<L: Lanes, O: Plain>(self, lanes: L, value: L::F, _: &[O]) -> L::F {
         gelu_coarse(lanes, value)
+    }
+}
+
+/// An ending, multiplied with what stood there.
+#[derive(Clone, Copy)]
+struct Times<E>(E);
+
+impl<E: Ending> Ending for Times<E> {
+    #[inline(always)]
+    fn end<L: Lanes, O: Plain>(self, lanes: L, value: L::F, old: &[O]) -> L::F {
+        lanes.mul(self.0.end(lanes, value, old), O::load(lanes, old))
     }
 }
 

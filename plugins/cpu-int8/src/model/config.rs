@@ -1,8 +1,11 @@
 //! `config.json`, raw and then checked: after [`Config::check`] nothing downstream asks again.
 
+pub mod modern;
+
 use crate::encoder::pointwise::Activation;
 use crate::kernel::K_MAX;
-use crate::model::LoadError;
+use crate::model::{LoadError, Pooling};
+use modern::RawModern;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
@@ -14,14 +17,27 @@ const VOCAB_MAX: usize = 1 << 24;
 const POSITIONS_MAX: usize = 1 << 16;
 
 /// The architectures that this engine computes, by their `transformers` class names.
-pub const ARCHITECTURES: [(&str, Family); 6] = [
+pub const ARCHITECTURES: [(&str, Family); 7] = [
     ("BertForSequenceClassification", Family::Bert),
     ("RobertaForSequenceClassification", Family::Roberta),
     ("CamembertForSequenceClassification", Family::Roberta),
     ("XLMRobertaForSequenceClassification", Family::Roberta),
     ("ElectraForSequenceClassification", Family::Electra),
     ("DistilBertForSequenceClassification", Family::DistilBert),
+    ("ModernBertForSequenceClassification", Family::ModernBert),
 ];
+
+/// What every family but ModernBERT has.
+const BERT_BIASES: Biases = Biases {
+    attention: true,
+    inner: true,
+    norm: true,
+    head: true,
+};
+const BERT_HEAD: Head = Head {
+    pooling: Pooling::First,
+    activation: None,
+};
 
 /// What tells the members of the BERT family apart: tensor names, positions and head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +51,9 @@ pub enum Family {
     Electra,
     /// No token types; dense, ReLU, classifier.
     DistilBert,
+    /// Norms before the sublayers, rotary positions, windows, gates; dense, activation, norm,
+    /// classifier.
+    ModernBert,
 }
 
 /// `config.json` as it may be. Fields that this engine does not need are passed over.
@@ -53,9 +72,10 @@ pub struct Raw {
     num_attention_heads: Option<usize>,
     #[serde(alias = "hidden_dim")]
     intermediate_size: Option<usize>,
-    #[serde(alias = "activation")]
+    #[serde(alias = "activation", alias = "hidden_activation")]
     hidden_act: Option<String>,
     layer_norm_eps: Option<f32>,
+    norm_eps: Option<f32>,
     max_position_embeddings: Option<usize>,
     position_embedding_type: Option<String>,
     type_vocab_size: Option<usize>,
@@ -65,6 +85,8 @@ pub struct Raw {
     id2label: Option<BTreeMap<String, serde_json::Value>>,
     num_labels: Option<usize>,
     quantization_config: Option<serde_json::Value>,
+    #[serde(flatten)]
+    modern: RawModern,
 }
 
 /// A configuration that this engine can compute.
@@ -88,7 +110,7 @@ pub struct Config {
     pub activation: Activation,
     /// Added to the variance by every layer norm.
     pub epsilon: f32,
-    /// Rows of the position table.
+    /// Positions: rows of the position table, if there is one.
     pub positions: usize,
     /// Rows of the token type table; 0 for a family without one.
     pub types: usize,
@@ -96,6 +118,43 @@ pub struct Config {
     pub pad_id: u32,
     /// Labels, if the configuration says; the classifier's shape has the last word.
     pub n_labels: Option<usize>,
+    /// What each layer's attention does beyond BERT's, one of `n_layers`.
+    pub layers: Vec<LayerKind>,
+    /// Which biases the files hold.
+    pub biases: Biases,
+    /// What the head does.
+    pub head: Head,
+}
+
+/// How a layer's tokens see each other. BERT's have neither.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct LayerKind {
+    /// How far a token sees to either side; `None`: the whole row.
+    pub window: Option<usize>,
+    /// The base of rotary positions.
+    pub rope_theta: Option<f64>,
+}
+
+/// Which parts of a model have biases; those of the others are zeros.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Biases {
+    /// Attention's linear layers.
+    pub attention: bool,
+    /// The feed-forward layers.
+    pub inner: bool,
+    /// The norms.
+    pub norm: bool,
+    /// The head's dense layer.
+    pub head: bool,
+}
+
+/// What the configuration says of the head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// What it reads.
+    pub pooling: Pooling,
+    /// Its nonlinearity, where it is not the family's.
+    pub activation: Option<Activation>,
 }
 
 impl Config {
@@ -127,8 +186,16 @@ impl Config {
             Family::Electra => size("embedding_size", raw.embedding_size, Some(hidden), K_MAX)?,
             _ => hidden,
         };
+        let n_layers = size("num_hidden_layers", raw.num_hidden_layers, None, LAYERS_MAX)?;
+        let (layers, biases, head) = if family == Family::ModernBert {
+            modern::check_head_dim(hidden, n_heads)?;
+            let modern = raw.modern();
+            (modern.layers(n_layers)?, modern.biases(), modern.head()?)
+        } else {
+            (vec![LayerKind::default(); n_layers], BERT_BIASES, BERT_HEAD)
+        };
         let types = match family {
-            Family::DistilBert => 0,
+            Family::DistilBert | Family::ModernBert => 0,
             Family::Roberta => size("type_vocab_size", raw.type_vocab_size, Some(1), VOCAB_MAX)?,
             Family::Bert | Family::Electra => {
                 size("type_vocab_size", raw.type_vocab_size, Some(2), VOCAB_MAX)?
@@ -139,11 +206,11 @@ impl Config {
             vocab: size("vocab_size", raw.vocab_size, None, VOCAB_MAX)?,
             hidden,
             embedding,
-            n_layers: size("num_hidden_layers", raw.num_hidden_layers, None, LAYERS_MAX)?,
+            n_layers,
             n_heads,
             inner: size("intermediate_size", raw.intermediate_size, None, K_MAX)?,
-            activation: activation(raw.hidden_act.as_deref().unwrap_or("gelu"))?,
-            epsilon: epsilon(family, raw.layer_norm_eps)?,
+            activation: activation("hidden_act", raw.hidden_act.as_deref().unwrap_or("gelu"))?,
+            epsilon: epsilon(family, &raw)?,
             positions: size(
                 "max_position_embeddings",
                 raw.max_position_embeddings,
@@ -155,6 +222,9 @@ impl Config {
                 .pad_token_id
                 .unwrap_or(if family == Family::Roberta { 1 } else { 0 }),
             n_labels: n_labels(&raw)?,
+            layers,
+            biases,
+            head,
         };
         if config.row_tokens_max() == 0 {
             return Err(LoadError::Bad(format!(
@@ -169,7 +239,9 @@ impl Config {
     pub fn row_tokens_max(&self) -> usize {
         match self.family {
             Family::Roberta => self.positions.saturating_sub(self.pad_id as usize + 1),
-            Family::Bert | Family::Electra | Family::DistilBert => self.positions,
+            Family::Bert | Family::Electra | Family::DistilBert | Family::ModernBert => {
+                self.positions
+            }
         }
     }
 }
@@ -193,6 +265,7 @@ fn family(raw: &Raw) -> Result<Family, LoadError> {
         Some("roberta" | "camembert" | "xlm-roberta") => Ok(Family::Roberta),
         Some("electra") => Ok(Family::Electra),
         Some("distilbert") => Ok(Family::DistilBert),
+        Some("modernbert") => Ok(Family::ModernBert),
         other => Err(LoadError::Unsupported(format!(
             "config.json: no architectures, and model_type = {other:?}; this engine computes {}",
             known()
@@ -245,30 +318,31 @@ fn size(
     }
 }
 
-fn activation(name: &str) -> Result<Activation, LoadError> {
+fn activation(key: &str, name: &str) -> Result<Activation, LoadError> {
     match name {
         "gelu" | "gelu_python" => Ok(Activation::Gelu),
         "gelu_new" | "gelu_pytorch_tanh" => Ok(Activation::GeluTanh),
         "relu" => Ok(Activation::Relu),
         "silu" | "swish" => Ok(Activation::Silu),
         other => Err(LoadError::Unsupported(format!(
-            "config.json: hidden_act = {other:?}; this engine computes gelu, gelu_new, gelu_pytorch_tanh, relu and silu"
+            "config.json: {key} = {other:?}; this engine computes gelu, gelu_new, gelu_pytorch_tanh, relu and silu"
         ))),
     }
 }
 
-fn epsilon(family: Family, value: Option<f32>) -> Result<f32, LoadError> {
-    // DistilBERT's is in its code, not in its configuration.
-    let value = if family == Family::DistilBert {
-        1e-12
-    } else {
-        value.unwrap_or(1e-12)
+fn epsilon(family: Family, raw: &Raw) -> Result<f32, LoadError> {
+    let (key, value) = match family {
+        // DistilBERT's is in its code, not in its configuration.
+        Family::DistilBert => ("layer_norm_eps", 1e-12),
+        // A ModernBERT's configuration may hold the other key too, which nobody reads.
+        Family::ModernBert => ("norm_eps", raw.norm_eps.unwrap_or(1e-5)),
+        _ => ("layer_norm_eps", raw.layer_norm_eps.unwrap_or(1e-12)),
     };
     if value.is_finite() && 0.0 <= value {
         Ok(value)
     } else {
         Err(LoadError::Bad(format!(
-            "config.json: layer_norm_eps = {value} is not a finite number from 0 up"
+            "config.json: {key} = {value} is not a finite number from 0 up"
         )))
     }
 }

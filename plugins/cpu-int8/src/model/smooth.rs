@@ -38,7 +38,7 @@ pub struct Factors {
     pub inner: Vec<f32>,
 }
 
-impl<F: Kernel<Float = F>> Calibration<F> {
+impl<F: Kernel<Left = f32, Float = F>> Calibration<F> {
     /// Embeds the rows.
     pub fn new(kernel: F, shape: &Shape, embeddings: &Embeddings<F>) -> Self {
         let row_tokens = ROW_TOKENS.min(shape.row_tokens_max);
@@ -75,9 +75,9 @@ impl<F: Kernel<Float = F>> Calibration<F> {
 
     fn factors(&self) -> Vec<f32> {
         let mut largest = vec![0.0_f32; self.shape.hidden];
-        for row in
-            self.scratch.hidden[..self.n_tokens * self.shape.hidden].chunks_exact(self.shape.hidden)
-        {
+        // What the next linear layer reads, which need not be the residual stream.
+        let read = &self.scratch.hidden_codes;
+        for row in read.codes.chunks_exact(read.stride).take(self.n_tokens) {
             for (largest, v) in largest.iter_mut().zip(row) {
                 *largest = largest.max(v.abs());
             }

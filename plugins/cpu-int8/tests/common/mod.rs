@@ -13,7 +13,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 /// The folders of tests/golden.
-pub const GOLDEN: [&str; 9] = [
+pub const GOLDEN: [&str; 11] = [
     "bert",
     "bert-sharded-3-labels",
     "roberta",
@@ -23,6 +23,8 @@ pub const GOLDEN: [&str; 9] = [
     "electra",
     "electra-projected",
     "distilbert",
+    "modernbert",
+    "modernbert-mean-older-keys",
 ];
 
 /// A row and its logits by `transformers`.

@@ -21,6 +21,12 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 SIZES = dict(vocab_size=120, hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=100,
              max_position_embeddings=40)
 
+MODERN = dict(vocab_size=120, num_attention_heads=4, intermediate_size=52, max_position_embeddings=200, pad_token_id=0,
+              bos_token_id=1, cls_token_id=1, eos_token_id=2, sep_token_id=2)
+
+# Families without token types, whose models do not take them.
+WITHOUT_TYPES = (t.DistilBertForSequenceClassification, t.ModernBertForSequenceClassification)
+
 # Families whose positions start behind the padding token's id.
 BEHIND_PADDING = (t.RobertaConfig, t.CamembertConfig, t.XLMRobertaConfig)
 
@@ -51,6 +57,19 @@ MODELS = {
         t.DistilBertForSequenceClassification,
         t.DistilBertConfig(vocab_size=120, dim=48, n_layers=2, n_heads=4, hidden_dim=100, max_position_embeddings=40,
                            num_labels=1), torch.float32, {}),
+    # Each token of a local layer sees 8 to either side; the last layer is local; heads of 16.
+    "modernbert": (
+        t.ModernBertForSequenceClassification,
+        t.ModernBertConfig(**MODERN, hidden_size=64, num_hidden_layers=3, local_attention=16, num_labels=1), torch.float16, {}),
+    # Heads of 12, all biases, the last layer global, and the keys that transformers 4 wrote.
+    "modernbert-mean-older-keys": (
+        t.ModernBertForSequenceClassification,
+        t.ModernBertConfig(**MODERN, hidden_size=48, num_hidden_layers=3, local_attention=10, num_labels=2,
+                           classifier_pooling="mean", classifier_activation="silu", hidden_activation="gelu_pytorch_tanh",
+                           attention_bias=True, mlp_bias=True, norm_bias=True, classifier_bias=True,
+                           global_attn_every_n_layers=2, global_rope_theta=5000.0, local_rope_theta=300.0,
+                           layer_types=["full_attention", "sliding_attention", "full_attention"]),
+        torch.bfloat16, {"older_keys": dict(global_attn_every_n_layers=2, global_rope_theta=5000.0, local_rope_theta=300.0)}),
 }
 
 
@@ -58,7 +77,7 @@ def seed_parameters(model):
     """Large enough that every part of the model moves the logits, norms and biases included."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "LayerNorm" in name or "layer_norm" in name:
+            if "LayerNorm" in name or "norm." in name:
                 parameter.normal_(1.0 if name.endswith("weight") else 0.0, 0.2)
             elif name.endswith("bias"):
                 parameter.normal_(0.0, 0.2)
@@ -83,7 +102,7 @@ def rows(config, lengths):
 
 def logits(model, ids, types):
     feed = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
-    if not isinstance(model, t.DistilBertForSequenceClassification):
+    if not isinstance(model, WITHOUT_TYPES):
         feed["token_type_ids"] = torch.tensor([types])
     with torch.no_grad():
         return model(**feed).logits[0].tolist()
@@ -97,6 +116,17 @@ def legacy_names(folder):
     save_file(renamed, path, metadata={"format": "pt"})
 
 
+def older_keys(folder, keys):
+    """Writes a configuration as transformers 4 did: with these keys instead of the newer ones."""
+    path = os.path.join(folder, "config.json")
+    with open(path) as file:
+        config = json.load(file)
+    del config["layer_types"], config["rope_parameters"]
+    with open(path, "w") as file:
+        json.dump(config | keys, file, indent=2, sort_keys=True)
+        file.write("\n")
+
+
 def main():
     for number, (name, (kind, config, dtype, special)) in enumerate(MODELS.items()):
         folder = os.path.join(HERE, name)
@@ -106,7 +136,9 @@ def main():
         seed_parameters(model)
         model = model.to(dtype)
         model.save_pretrained(folder, max_shard_size="60KB" if special.get("shards") else "5GB")
-        model = model.float()  # the stored weights, exactly
+        # The stored weights, exactly. Loaded, because `to` rounds what is not stored as well: rotary
+        # frequencies in bf16 move ModernBERT's logits by 3e-3.
+        model = kind.from_pretrained(folder, dtype=torch.float32).eval()
         longest = config.max_position_embeddings
         if isinstance(config, BEHIND_PADDING):
             longest -= config.pad_token_id + 1
@@ -114,6 +146,8 @@ def main():
                   for ids, types in rows(config, [1, 2, 3, 6, 7, 16, 17, 25, longest])]
         if special.get("legacy"):
             legacy_names(folder)
+        if special.get("older_keys"):
+            older_keys(folder, special["older_keys"])
         for file in os.listdir(folder):
             os.chmod(os.path.join(folder, file), 0o644)
         with open(os.path.join(folder, "golden.json"), "w") as file:
