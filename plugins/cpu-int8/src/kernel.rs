@@ -97,8 +97,6 @@ pub trait Kernel: Copy + Send + Sync + 'static {
     /// Activations are read in groups of this many rows, whatever a tile's height: a buffer ends on
     /// such a group. What stands in rows that nobody asked for does not matter.
     const ROW_GROUP: usize = 1;
-    /// Whether `f32::mul_add` is one instruction here and not a call into libm.
-    const FMA: bool;
 
     /// Element of the activations.
     type Left: Code;
@@ -133,12 +131,6 @@ pub trait Kernel: Copy + Send + Sync + 'static {
     /// Within [`vectorize`](Self::vectorize) of this kernel, and with a tile that
     /// [`Tile::compute`](tile::Tile::compute) has checked.
     unsafe fn multiply(self, tile: tile::Tile<'_, Self>);
-}
-
-/// `a · b + c`, fused where the instruction set has it, two roundings elsewhere.
-#[inline(always)]
-pub fn mul_add<K: Kernel>(a: f32, b: f32, c: f32) -> f32 {
-    if K::FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
 /// A piece of code that wants to know the kernel as a type: the one place where a run-time choice

@@ -228,7 +228,6 @@ macro_rules! kernel {
             const K_STEP: usize = $step;
             const K_ALIGN: usize = ROWS * $step;
             const ROW_GROUP: usize = ROWS;
-            const FMA: bool = true;
             type Left = $element;
             type Right = $element;
             type Acc = $acc;

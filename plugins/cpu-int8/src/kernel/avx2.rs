@@ -27,7 +27,6 @@ impl Kernel for Avx2Int8 {
     const MR: usize = 6;
     const NR: usize = 16;
     const K_STEP: usize = 2;
-    const FMA: bool = true;
     type Left = i16;
     type Right = i16;
     type Acc = i32;
@@ -121,7 +120,6 @@ impl Kernel for Avx2F32 {
     const MR: usize = 6;
     const NR: usize = 16;
     const K_STEP: usize = 1;
-    const FMA: bool = true;
     type Left = f32;
     type Right = f32;
     type Acc = f32;

@@ -37,7 +37,6 @@ impl Kernel for Avx512F32 {
     const MR: usize = 12;
     const NR: usize = 32;
     const K_STEP: usize = 1;
-    const FMA: bool = true;
     type Left = f32;
     type Right = f32;
     type Acc = f32;
@@ -126,7 +125,6 @@ impl Kernel for Avx512Bf16 {
     const MR: usize = 12;
     const NR: usize = 32;
     const K_STEP: usize = 2;
-    const FMA: bool = true;
     type Left = Bf16;
     type Right = Bf16;
     type Acc = f32;

@@ -48,7 +48,6 @@ impl Kernel for NeonDot {
     const MR: usize = 6;
     const NR: usize = 4 * V;
     const K_STEP: usize = 4;
-    const FMA: bool = true;
     type Left = i8;
     type Right = i8;
     type Acc = i32;
@@ -132,7 +131,6 @@ impl Kernel for NeonF32 {
     const MR: usize = 6;
     const NR: usize = 4 * V;
     const K_STEP: usize = 1;
-    const FMA: bool = true;
     type Left = f32;
     type Right = f32;
     type Acc = f32;

@@ -4,7 +4,7 @@
 
 use crate::kernel::lanes::Lanes;
 use crate::kernel::tile::{Dot, Tile, by_dots};
-use crate::kernel::{Inside, Kernel, Op, mul_add};
+use crate::kernel::{Inside, Kernel, Op};
 use crate::quant::{Bf16, Plain};
 
 /// The oracle: a plain triple loop over row-major `a` (rows × k) and `b` (columns × k), summed in
@@ -35,7 +35,6 @@ impl Kernel for ScalarInt8 {
     const MR: usize = 4;
     const NR: usize = NR;
     const K_STEP: usize = 1;
-    const FMA: bool = PortableF32::FMA;
     type Left = i8;
     type Right = i8;
     type Acc = i32;
@@ -101,7 +100,6 @@ impl Kernel for EmulatedDpbusd {
     const MR: usize = 12;
     const NR: usize = 2 * NR;
     const K_STEP: usize = 4;
-    const FMA: bool = PortableF32::FMA;
     type Left = u8;
     type Right = i8;
     type Acc = i32;
@@ -171,8 +169,6 @@ impl Kernel for PortableF32 {
     const MR: usize = 4;
     const NR: usize = NR;
     const K_STEP: usize = 1;
-    // Without the instruction, `mul_add` is a call of some 20 ns.
-    const FMA: bool = cfg!(any(target_arch = "aarch64", target_feature = "fma"));
     type Left = f32;
     type Right = f32;
     type Acc = f32;
@@ -219,7 +215,7 @@ impl Dot for PortableF32 {
     }
     #[inline(always)]
     fn dot(self, sum: [f32; NR], left: f32, right: [f32; NR]) -> [f32; NR] {
-        std::array::from_fn(|c| mul_add::<Self>(left, right[c], sum[c]))
+        std::array::from_fn(|c| mul_add(left, right[c], sum[c]))
     }
     #[inline(always)]
     unsafe fn store(self, sum: [f32; NR], out: *mut f32) {
@@ -237,7 +233,6 @@ impl Kernel for PortableBf16 {
     const MR: usize = 4;
     const NR: usize = NR;
     const K_STEP: usize = 2;
-    const FMA: bool = PortableF32::FMA;
     type Left = Bf16;
     type Right = Bf16;
     type Acc = f32;
@@ -285,8 +280,8 @@ impl Dot for PortableBf16 {
     #[inline(always)]
     fn dot(self, sum: [f32; NR], left: [f32; 2], right: [[Bf16; 2]; NR]) -> [f32; NR] {
         std::array::from_fn(|c| {
-            let first = mul_add::<Self>(left[0], right[c][0].get(), sum[c]);
-            mul_add::<Self>(left[1], right[c][1].get(), first)
+            let first = mul_add(left[0], right[c][0].get(), sum[c]);
+            mul_add(left[1], right[c][1].get(), first)
         })
     }
     #[inline(always)]
@@ -352,7 +347,7 @@ impl Lanes for PortableF32 {
     }
     #[inline(always)]
     fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
-        std::array::from_fn(|lane| mul_add::<Self>(a[lane], b[lane], c[lane]))
+        std::array::from_fn(|lane| mul_add(a[lane], b[lane], c[lane]))
     }
     #[inline(always)]
     fn max(self, a: Self::F, b: Self::F) -> Self::F {
@@ -412,4 +407,14 @@ fn whole(v: f32) -> i32 {
         .to_bits()
         .wrapping_sub(ROUND.to_bits())
         .cast_signed()
+}
+
+/// `a · b + c`, fused where that is one instruction: without it, `f32::mul_add` is a call of some 20 ns.
+#[inline(always)]
+fn mul_add(a: f32, b: f32, c: f32) -> f32 {
+    if cfg!(any(target_arch = "aarch64", target_feature = "fma")) {
+        a.mul_add(b, c)
+    } else {
+        a * b + c
+    }
 }

@@ -49,7 +49,6 @@ impl Kernel for NeonMatrix {
     const NR: usize = NR;
     const K_STEP: usize = STEP;
     const ROW_GROUP: usize = 2;
-    const FMA: bool = true;
     type Left = i8;
     type Right = i8;
     type Acc = i32;

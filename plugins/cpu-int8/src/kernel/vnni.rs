@@ -42,7 +42,6 @@ impl Kernel for Avx512Vnni {
     const MR: usize = 12;
     const NR: usize = 32;
     const K_STEP: usize = 4;
-    const FMA: bool = true;
     type Left = u8;
     type Right = i8;
     type Acc = i32;
@@ -136,7 +135,6 @@ impl Kernel for AvxVnni {
     const MR: usize = 6;
     const NR: usize = 16;
     const K_STEP: usize = 4;
-    const FMA: bool = true;
     type Left = u8;
     type Right = i8;
     type Acc = i32;
