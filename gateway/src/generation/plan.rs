@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 const RETRY_AFTER_MIN: Duration = Duration::from_secs(1);
 /// The most that `Retry-After` says: beyond this the prediction is no better than a guess.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
+/// What a batch costs beside its rows is at most this share of theirs, if they are divided among workers.
+const OWN_COST_SHARE_MAX: f64 = 0.1;
 
 /// The queue and what is known about it.
 #[derive(Debug)]
@@ -233,7 +235,11 @@ impl Plan {
     /// Takes the next batch into `batch`. `None` when nothing waits.
     pub fn cut(&mut self, now: Instant, batch: &mut Vec<Taken>) -> Option<Cut> {
         let speed = (self.pace.ratio(), self.workers);
-        self.queue.cut(now, &self.batch, &self.cost, speed, batch);
+        let bounds = BatchBounds {
+            time_max: self.batch.time_max.min(self.part_of_what_waits()),
+            ..self.batch
+        };
+        self.queue.cut(now, &bounds, &self.cost, speed, batch);
         if batch.is_empty() {
             return None;
         }
@@ -248,6 +254,18 @@ impl Plan {
             at: now,
             predicted_s,
         })
+    }
+
+    /// A worker's equal part of what waits or will, to the nearest row, in predicted time: so a request
+    /// that waits alone is computed by all workers, and they end at about the same time. A part is never so
+    /// small that the batch's own cost counts.
+    fn part_of_what_waits(&self) -> Duration {
+        let Amount { rows, size } = self.queue.amount();
+        let [own_s, ..] = self.cost.coefficients();
+        let row_s = self.cost.rows_s(size) / rows.max(1) as f64;
+        let part_s = row_s * (rows as f64 / self.workers.max(1) as f64 + 0.5);
+        let part_s = own_s.max(0.0) + part_s.max(own_s / OWN_COST_SHARE_MAX);
+        Duration::try_from_secs_f64(part_s).unwrap_or(Duration::MAX)
     }
 
     /// A worker has come back at `now` from a batch, of which every row was scored if it `is_whole`.
