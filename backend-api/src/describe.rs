@@ -113,6 +113,11 @@ facts! {
         bitwise: bool = false,
         /// Bytes that weights and scratch take, estimated.
         memory_bytes: u64 = 0,
+        /// What one worker's multipliers can do at most in linear layers, in millions of operations a second
+        /// (a multiplication and an addition are two), measured at open: the roofline. 0: not known.
+        linear_mop_per_s: u64 = 0,
+        /// The same in attention's products, which may be of another data type.
+        attention_mop_per_s: u64 = 0,
     }
 }
 

@@ -5,7 +5,7 @@ use super::{Options, Stage};
 use crate::config::Threads;
 use crate::load::Totals;
 use crate::model::Operations;
-use backend_api::Layout;
+use backend_api::{Description, Layout};
 use serde::Serialize;
 use std::fmt;
 use std::time::Duration;
@@ -92,6 +92,13 @@ struct Arithmetic {
     total_gop_per_s: f64,
     /// Over the time inside the backend: what one worker makes of its core.
     worker_gop_per_s: f64,
+    /// What a worker's multipliers can do at most, as the backend measured it when it was opened; `null` if it
+    /// does not say.
+    peak_linear_gop_per_s: Option<f64>,
+    /// The same for attention's products.
+    peak_attention_gop_per_s: Option<f64>,
+    /// The time that the arithmetic takes at those peaks, of the time inside the backend.
+    roofline_ratio: Option<f64>,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -143,7 +150,7 @@ impl Report {
             latency_ms: Latency::new(driver.stage, rounds),
             arithmetic: operations(driver).filter(|_| scores).map(|needed| {
                 let inside_s = done.inference.as_secs_f64() / rounds.len() as f64;
-                Arithmetic::new(needed, median_s, inside_s)
+                Arithmetic::new(needed, median_s, inside_s, &facts.description)
             }),
             answers: Answers {
                 finite: true,
@@ -275,9 +282,18 @@ impl Quantiles {
 
 impl Arithmetic {
     /// `inside_s` is spent in the backend by all workers together.
-    fn new(needed: Operations, seconds: f64, inside_s: f64) -> Self {
+    fn new(needed: Operations, seconds: f64, inside_s: f64, description: &Description) -> Self {
         let [linear, attention] = [needed.linear, needed.attention].map(|n| n as f64 / 1e9);
+        let peak = |mop_per_s: u64| (mop_per_s > 0).then_some(mop_per_s as f64 / 1e3);
+        let peak_linear = peak(description.linear_mop_per_s);
+        let peak_attention = peak(description.attention_mop_per_s);
+        let least_s = peak_linear
+            .zip(peak_attention)
+            .map(|(by_linear, by_attention)| linear / by_linear + attention / by_attention);
         Self {
+            peak_linear_gop_per_s: peak_linear,
+            peak_attention_gop_per_s: peak_attention,
+            roofline_ratio: least_s.map(|least_s| least_s / inside_s),
             linear_gop_per_s: linear / seconds,
             attention_gop_per_s: attention / seconds,
             total_gop_per_s: (linear + attention) / seconds,
@@ -390,10 +406,17 @@ impl fmt::Display for Arithmetic {
             self.attention_gop_per_s,
             self.worker_gop_per_s
         )?;
-        writeln!(
-            f,
-            "            (only the kernels know the machine's peak: `cargo bench -p cpu-int8` measures it)"
-        )
+        let (linear, attention) = (self.peak_linear_gop_per_s, self.peak_attention_gop_per_s);
+        if let (Some(linear), Some(attention), Some(ratio)) =
+            (linear, attention, self.roofline_ratio)
+        {
+            writeln!(
+                f,
+                "roofline    {:.1} %: what the arithmetic would take at the multipliers' peak, {linear:.0} GOP/s linear and {attention:.0} attention, of a worker's time",
+                100.0 * ratio
+            )?;
+        }
+        Ok(())
     }
 }
 

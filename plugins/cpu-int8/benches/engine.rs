@@ -20,8 +20,7 @@ use cpu_int8::gemm::Linear;
 use cpu_int8::gemm::finish::Finish;
 use cpu_int8::gemm::pack::Packed;
 use cpu_int8::kernel::scalar::PortableF32;
-use cpu_int8::kernel::tile::Tile;
-use cpu_int8::kernel::{Dtype, Inside, Kernel, MR_MAX, NR_MAX, Op, Visitor, available, visit_all};
+use cpu_int8::kernel::{Dtype, Kernel, MR_MAX, NR_MAX, Visitor, available, peak, visit_all};
 use cpu_int8::quant::Code;
 use serde::Deserialize;
 use std::hint::black_box;
@@ -78,7 +77,7 @@ impl Visitor for Kernels {
     type Output = ();
 
     fn visit<K: Kernel>(&mut self, kernel: K) {
-        let peak = best(|| peak(kernel));
+        let peak = best(|| peak::operations_per_s(kernel)) / 1e9;
         println!("{}: multipliers {peak:.0} GOP/s", K::NAME);
         for (k, n) in LAYERS {
             for m in [6, 74, 256] {
@@ -88,55 +87,6 @@ impl Visitor for Kernels {
                     100.0 * found / peak
                 );
             }
-        }
-    }
-}
-
-/// GOP/s of the kernel on one full tile that stays in L1, over so long a `k` that its beginning and
-/// its end do not count: what the multipliers give when nothing else is in their way.
-fn peak<K: Kernel>(kernel: K) -> f64 {
-    let k = (PEAK_BYTES / (K::MR + K::NR) / size_of::<K::Right>()).next_multiple_of(K::K_ALIGN);
-    let left = Aligned::<K::Left>::new(K::MR * k);
-    let right = Aligned::<K::Right>::new(K::NR * k);
-    let mut out = Aligned::<K::Acc>::new(K::MR * K::NR);
-    let started = Instant::now();
-    kernel.vectorize(Repeat {
-        left: &left,
-        right: &right,
-        k,
-        out: &mut out,
-    });
-    let elapsed = started.elapsed();
-    black_box(&out[..]);
-    (2 * K::MR * K::NR * k * PEAK_TILES) as f64 / elapsed.as_nanos() as f64
-}
-
-/// Bytes of both operands: they stay in an L1 of 32 KiB.
-const PEAK_BYTES: usize = 24 * 1024;
-const PEAK_TILES: usize = 1_000;
-
-struct Repeat<'a, K: Kernel> {
-    left: &'a [K::Left],
-    right: &'a [K::Right],
-    k: usize,
-    out: &'a mut [K::Acc],
-}
-
-impl<K: Kernel> Op<K> for Repeat<'_, K> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run(self, inside: &Inside<K>) {
-        for _ in 0..PEAK_TILES {
-            Tile {
-                n_rows: K::MR,
-                left: black_box(self.left),
-                stride: self.k,
-                right: self.right,
-                out: self.out,
-                out_stride: K::NR,
-            }
-            .compute(inside);
         }
     }
 }

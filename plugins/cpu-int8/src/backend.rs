@@ -3,7 +3,7 @@
 use crate::arena::{MICRO_TOKENS, Scratch};
 use crate::encoder;
 use crate::encoder::embed;
-use crate::kernel::{self, Dtype, Kernel, Visitor};
+use crate::kernel::{self, Dtype, Kernel, Visitor, peak};
 use crate::model::config::ARCHITECTURES;
 use crate::model::{LoadError, Model};
 use backend_api::{
@@ -152,6 +152,8 @@ impl<K: Kernel> CpuBackend<K> {
             cancels: true,
             bitwise: true,
             memory_bytes: 0,
+            linear_mop_per_s: mop_per_s(kernel),
+            attention_mop_per_s: mop_per_s(kernel.attend()),
         };
         let scratch = Scratch::<K>::bytes(&model.shape, micro_batch(&description).tokens_max);
         description.memory_bytes =
@@ -193,6 +195,10 @@ fn micro_batch(description: &Description) -> MicroBatch {
         tokens_max,
         row_tokens_max,
     }
+}
+
+fn mop_per_s<K: Kernel>(kernel: K) -> u64 {
+    (peak::operations_per_s(kernel) / 1e6) as u64
 }
 
 fn load_fault(error: &LoadError) -> Fault {

@@ -31,6 +31,7 @@ pub mod avx512;
 pub mod lanes;
 #[cfg(target_arch = "aarch64")]
 pub mod neon;
+pub mod peak;
 pub mod proof;
 pub mod scalar;
 #[cfg(target_arch = "aarch64")]

@@ -85,6 +85,8 @@ impl Backend for FakeBackend {
             cancels: true,
             bitwise: true,
             memory_bytes: 0,
+            linear_mop_per_s: 0,
+            attention_mop_per_s: 0,
         }
     }
 
