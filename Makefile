@@ -45,6 +45,7 @@ HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 .PHONY: test-asan
 test-asan: ## The int8 engine's tests under AddressSanitizer
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address CARGO_TARGET_DIR=target/asan \
+	  LSAN_OPTIONS=suppressions=$(CURDIR)/plugins/cpu-int8/tests/asan.supp \
 	  $(CARGO) test -p cpu-int8 --target $(HOST)
 
 .PHONY: fuzz

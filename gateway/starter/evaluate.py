@@ -3,6 +3,13 @@
 
     python evaluate.py MODEL_DIR DATA_DIR --format beir|cranfield|vaswani [--top 50] [--tokens 512]
 
+or of what a backend makes of it, with scores from outside:
+
+    python evaluate.py --candidates pairs.jsonl DATA_DIR --format cranfield
+    crossgate bench --stage inference --workload pairs.jsonl --requests 225 --rounds 1 \\
+        --output scores.jsonl --dtype int8
+    python evaluate.py --scores scores.jsonl DATA_DIR --format cranfield
+
 The candidates of a query are the first --top documents by plain BM25 (k1 0.9,
 b 0.4, lower-cased words, no stemming, no stop words) over the whole collection,
 title and text together. "Random" is the mean over --shuffles orders of the same
@@ -14,7 +21,7 @@ Formats:
                number the queries by their order in the file; -1 counts as 0
     vaswani    corpus/doc-text.trec, query-text.trec, qrels
 
-Needs torch, transformers and numpy.
+Needs numpy, and with MODEL_DIR torch and transformers.
 """
 import argparse
 import collections
@@ -26,11 +33,8 @@ import re
 import time
 
 import numpy as np
-import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bm25 import BM25
-
 
 
 def squeeze(text):
@@ -96,16 +100,21 @@ def mrr(grades, judged, depth=10):
     return next((1 / (i + 1) for i, g in enumerate(grades[:depth]) if g > 0), 0.0)
 
 
-@torch.no_grad()
-def score(model, tokenizer, pairs, tokens, batch=16):
+def score(folder, pairs, tokens, batch=16):
     """Logits, in order of the pairs; pairs of like length share a batch."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
     encoded = tokenizer([q for q, _ in pairs], [d for _, d in pairs], truncation="longest_first", max_length=tokens)
     order = sorted(range(len(pairs)), key=lambda i: len(encoded["input_ids"][i]))
     out, started = np.zeros(len(pairs)), time.time()
     for start in range(0, len(order), batch):
         part = order[start:start + batch]
         rows = tokenizer.pad([{k: v[i] for k, v in encoded.items()} for i in part], return_tensors="pt")
-        out[part] = model(**rows).logits[:, 0].float().numpy()
+        with torch.no_grad():
+            out[part] = model(**rows).logits[:, 0].float().numpy()
         if start % (batch * 100) == 0:
             print(f"  {start} of {len(pairs)} pairs, {time.time() - started:.0f} s", flush=True)
     return out
@@ -113,16 +122,18 @@ def score(model, tokenizer, pairs, tokens, batch=16):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("model")
-    parser.add_argument("data")
+    parser.add_argument("model", nargs="?", metavar="MODEL_DIR", help="scored here, by transformers")
+    parser.add_argument("data", metavar="DATA_DIR")
     parser.add_argument("--format", choices=sorted(LOADERS), required=True)
     parser.add_argument("--split", default="test")
     parser.add_argument("--top", type=int, default=50)
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--shuffles", type=int, default=20)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--candidates", metavar="FILE", help="write {query, documents} of each query there, and end")
+    parser.add_argument("--scores", metavar="FILE", help="{query, scores} of each, in that order, instead of MODEL_DIR")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    if sum(map(bool, (args.model, args.candidates, args.scores))) != 1:
+        parser.error("give one of MODEL_DIR, --candidates and --scores")
 
     documents, queries, qrels = LOADERS[args.format](args.data, args.split)
     queries = {i: q for i, q in queries.items() if any(qrels.get(i, {}).values())}
@@ -131,10 +142,19 @@ def main():
     index = BM25(list(documents.values()))
     found = {i: [ids[n] for n in index.top(q, args.top)] for i, q in queries.items()}
 
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
-    model = AutoModelForSequenceClassification.from_pretrained(args.model, dtype=torch.float32).eval()
-    pairs = [(queries[i], documents[d]) for i, hits in found.items() for d in hits]
-    logits = iter(score(model, tokenizer, pairs, args.tokens))
+    if args.candidates:
+        with open(args.candidates, "w", encoding="utf-8") as file:
+            for i, hits in found.items():
+                file.write(json.dumps({"query": queries[i], "documents": [documents[d] for d in hits]}) + "\n")
+        return
+    if args.scores:
+        with open(args.scores, encoding="utf-8") as file:
+            lines = [json.loads(line) for line in file]
+        if [(line["query"], len(line["scores"])) for line in lines] != [(queries[i], len(h)) for i, h in found.items()]:
+            parser.error(f"{args.scores} is not of these candidates")
+        logits = iter(score for line in lines for score in line["scores"])
+    else:
+        logits = iter(score(args.model, [(queries[i], documents[d]) for i, hits in found.items() for d in hits], args.tokens))
     scored = {i: [next(logits) for _ in hits] for i, hits in found.items()}
 
     rng = random.Random(0)

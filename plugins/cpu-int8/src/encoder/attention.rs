@@ -150,9 +150,16 @@ fn pack_keys<A: Kernel>(key_value: &[A::Right], dims: &Dims, keys: &mut [A::Righ
     for (token, row) in key_value.chunks_exact(2 * dims.hidden).enumerate() {
         let panel = &mut keys[token / A::NR * panel_len..][..panel_len];
         let lane = token % A::NR * A::K_STEP;
-        let key = row[dims.first..][..dims.head_dim].chunks(A::K_STEP);
-        for (step, part) in panel.chunks_exact_mut(A::NR * A::K_STEP).zip(key) {
-            step[lane..lane + part.len()].copy_from_slice(part);
+        let key = row[dims.first..][..dims.head_dim].chunks_exact(A::K_STEP);
+        let rest = key.remainder();
+        let mut steps = panel.chunks_exact_mut(A::NR * A::K_STEP);
+        // Of a length known at compile time: a call of memmove for each four bytes took 7 % of all.
+        for (part, step) in key.zip(&mut steps) {
+            step[lane..lane + A::K_STEP].copy_from_slice(part);
+        }
+        if !rest.is_empty() {
+            let step = steps.next().expect("the head is padded to whole steps");
+            step[lane..lane + rest.len()].copy_from_slice(rest);
         }
     }
     // What the last panel holds behind the last token is an earlier row's: finite or not, it must
@@ -179,11 +186,7 @@ fn pack_values<A: Kernel>(key_value: &[A::Right], dims: &Dims, values: &mut [A::
         let n_used = tokens.len();
         for (step, rows) in panel.chunks_exact_mut(step_len).zip(tokens) {
             if rows.len() == A::K_STEP * row_len && n_dims == A::NR {
-                for (dim, out) in step.chunks_exact_mut(A::K_STEP).enumerate() {
-                    for (s, out) in out.iter_mut().enumerate() {
-                        *out = rows[s * row_len + column + dim];
-                    }
-                }
+                interleave::<A>(&rows[column..], row_len, step);
             } else {
                 step.fill(A::Right::default());
                 for (s, row) in rows.chunks_exact(row_len).enumerate() {
@@ -194,6 +197,25 @@ fn pack_values<A: Kernel>(key_value: &[A::Right], dims: &Dims, values: &mut [A::
             }
         }
         panel[n_used * step_len..].fill(A::Right::default());
+    }
+}
+
+/// K_STEP rows' first NR values, `[NR][K_STEP]`.
+#[inline(always)]
+fn interleave<A: Kernel>(rows: &[A::Right], row_len: usize, step: &mut [A::Right]) {
+    if A::K_STEP == 2 {
+        // Two slices of known length: that, the compiler interleaves in registers.
+        let pairs = rows[..A::NR].iter().zip(&rows[row_len..][..A::NR]);
+        for (out, (&even, &odd)) in step.chunks_exact_mut(2).zip(pairs) {
+            out[0] = even;
+            out[1] = odd;
+        }
+    } else {
+        for s in 0..A::K_STEP {
+            for (dim, &value) in rows[s * row_len..][..A::NR].iter().enumerate() {
+                step[dim * A::K_STEP + s] = value;
+            }
+        }
     }
 }
 
