@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 /// Counts changes of this crate that change scores; part of the numerics id.
-const NUMERICS_VERSION: u32 = 3;
+const NUMERICS_VERSION: u32 = 4;
 
 /// Workers share nothing that is written, so any number may run; this only bounds a request.
 const WORKERS_MAX: u32 = 1_024;

@@ -31,6 +31,9 @@ pub trait Code: Copy + Default + Send + Sync + 'static {
 
 /// An element that stands for a number by itself, without a scale.
 pub trait Plain: Code {
+    /// Whether an element has so few bits that an error of 1e-4 of itself is lost in its rounding.
+    const COARSE: bool;
+
     /// The nearest element.
     fn of(value: f32) -> Self;
     /// The number.
@@ -128,6 +131,8 @@ impl Code for f32 {
 }
 
 impl Plain for f32 {
+    const COARSE: bool = false;
+
     #[inline(always)]
     fn of(value: f32) -> Self {
         value
@@ -147,6 +152,8 @@ impl Plain for f32 {
 }
 
 impl Plain for Bf16 {
+    const COARSE: bool = true;
+
     /// Rounds half away from zero: to even would be three instructions more, for one value in 65,536.
     /// A NaN stays one if it is quiet, as every NaN is that arithmetic makes.
     #[inline(always)]

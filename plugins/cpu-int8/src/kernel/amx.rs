@@ -190,6 +190,12 @@ macro_rules! multiply {
                     concat!($instruction, " tmm0, tmm4, tmm6"),
                     "tileloadd tmm7, [{right} + {right_stride} + 64]",
                     concat!($instruction, " tmm1, tmm4, tmm7"),
+                    // A panel comes from L2, whose latency a tile load does not hide: its lines are called
+                    // for four steps ahead, beyond its end those of the next panel.
+                    ".irp line, 0, 64, 128, 192, 256, 320, 384, 448, 512, 576, 640, 704, 768, 832, 896, 960",
+                    "prefetcht0 [{right} + 8192 + \\line]",
+                    "prefetcht0 [{right} + 9216 + \\line]",
+                    ".endr",
                     "tileloadd tmm5, [{below} + {left_stride}]",
                     concat!($instruction, " tmm2, tmm5, tmm6"),
                     concat!($instruction, " tmm3, tmm5, tmm7"),
