@@ -34,6 +34,10 @@ test: ## Run every test
 	$(CARGO) build --workspace
 	$(CARGO) test --workspace
 
+.PHONY: test-large
+test-large: ## Load a model of XLM-R large's size (1.1 GB in TMPDIR): its memory, its time
+	$(CARGO) test --release -p cpu-int8 --test large -- --ignored --nocapture
+
 .PHONY: test-neon
 test-neon: ## The int8 engine's tests for aarch64, in qemu (Linux, root; sets up a Debian chroot)
 	plugins/cpu-int8/tests/neon.sh

@@ -20,6 +20,12 @@ const NUMERICS_VERSION: u32 = 4;
 /// Workers share nothing that is written, so any number may run; this only bounds a request.
 const WORKERS_MAX: u32 = 1_024;
 
+/// Threads that load a model, unless the request says otherwise: the chain of calibrations, half of
+/// XLM-R large's work, does not become shorter with more, and each holds a layer in f32.
+const LOAD_THREADS_MAX: usize = 4;
+/// The most that a request may ask for.
+const LOAD_THREADS_BOUND: usize = 64;
+
 /// The plugin.
 pub struct CpuInt8;
 
@@ -29,6 +35,8 @@ pub struct CpuInt8;
 struct Options {
     /// A kernel's name, instead of the fastest that this CPU has.
     kernel: Option<String>,
+    /// Threads that load the model, instead of one for each processor it may use, up to four.
+    load_threads: Option<usize>,
 }
 
 /// A model opened for one kernel.
@@ -97,8 +105,14 @@ impl Plugin for CpuInt8 {
                 )));
             }
         }
+        let n_threads = load_threads(&options, request)?;
         let name = options.kernel.as_deref();
-        kernel::visit_one(dtype, name, &mut Open { request, dtype }).unwrap_or_else(|| {
+        let mut open = Open {
+            request,
+            dtype,
+            n_threads,
+        };
+        kernel::visit_one(dtype, name, &mut open).unwrap_or_else(|| {
             Err(Fault::bad_request(format!(
                 "options.kernel = {name:?}: for {} this CPU has {}",
                 dtype.name(),
@@ -108,9 +122,30 @@ impl Plugin for CpuInt8 {
     }
 }
 
+/// Threads that load the model. The request's `cpus` say what this plugin may use, or else the
+/// system does; workers are not running yet.
+fn load_threads(options: &Options, request: &OpenRequest) -> Result<usize, Fault> {
+    if let Some(n_threads) = options.load_threads {
+        return if (1..=LOAD_THREADS_BOUND).contains(&n_threads) {
+            Ok(n_threads)
+        } else {
+            Err(Fault::bad_request(format!(
+                "options.load_threads = {n_threads}: from 1 to {LOAD_THREADS_BOUND}"
+            )))
+        };
+    }
+    let available = std::thread::available_parallelism().map_or(1, usize::from);
+    let allowed = match request.cpus.len() {
+        0 => available,
+        n_cpus => available.min(n_cpus),
+    };
+    Ok(allowed.min(LOAD_THREADS_MAX))
+}
+
 struct Open<'a> {
     request: &'a OpenRequest,
     dtype: Dtype,
+    n_threads: usize,
 }
 
 impl Visitor for Open<'_> {
@@ -121,6 +156,7 @@ impl Visitor for Open<'_> {
             kernel,
             self.dtype,
             self.request,
+            self.n_threads,
         )?))
     }
 }
@@ -128,8 +164,14 @@ impl Visitor for Open<'_> {
 // === impl CpuBackend ===
 
 impl<K: Kernel> CpuBackend<K> {
-    fn open(kernel: K, dtype: Dtype, request: &OpenRequest) -> Result<Self, Fault> {
-        let model = Model::load(kernel, &request.model_dir).map_err(|error| load_fault(&error))?;
+    fn open(
+        kernel: K,
+        dtype: Dtype,
+        request: &OpenRequest,
+        n_threads: usize,
+    ) -> Result<Self, Fault> {
+        let model = Model::load(kernel, &request.model_dir, n_threads)
+            .map_err(|error| load_fault(&error))?;
         let row_tokens_max = (request.row_tokens_max as usize).min(model.shape.row_tokens_max);
         let n_labels = u32::try_from(model.shape.n_labels)
             .map_err(|error| Fault::bad_model(error.to_string()))?;

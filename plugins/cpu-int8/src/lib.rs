@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`backend`] is what the host calls; [`model`] what a folder becomes at load;
 //! [`encoder`] the forward pass; [`gemm`] its linear layers; [`kernel`] the instructions; [`quant`]
-//! the numbers; [`arena`] the memory. README.md has the numerics, the kernels and the figures.
+//! the numbers; [`arena`] the memory; [`threads`] those of a load. README.md has the numerics, the kernels and the figures.
 //!
 //! Everything below `backend` is generic over [`kernel::Kernel`], and the choice is made once, at
 //! open.
@@ -14,6 +14,7 @@ pub mod gemm;
 pub mod kernel;
 pub mod model;
 pub mod quant;
+pub mod threads;
 
 pub use backend::CpuInt8;
 

@@ -1,10 +1,13 @@
 //! A model as one kernel reads it: every linear layer packed, every shape checked.
 
 pub mod config;
+mod decode;
 mod load;
 pub mod names;
+mod pipeline;
 pub mod smooth;
 pub mod weights;
+pub mod words;
 
 use crate::encoder::pointwise::{Activation, Norm};
 use crate::encoder::rotary::Rotary;
@@ -17,8 +20,9 @@ use names::Names;
 use smooth::Calibration;
 use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use weights::Weights;
+use words::{Words, WordsIn};
 
 /// Why a folder does not become a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,10 +80,10 @@ pub struct Model<K: Kernel> {
     pub fingerprint: u64,
 }
 
-/// Tables of f32, and what to look up in them.
+/// Tables, and what to look up in them.
 pub struct Embeddings<F: Kernel> {
-    /// vocab × embedding.
-    pub words: Vec<f32>,
+    /// vocab × embedding, as narrow as the weights.
+    pub words: Words,
     /// positions × embedding; empty for a family whose positions enter in attention.
     pub positions: Vec<f32>,
     /// types × embedding; empty for a family without token types.
@@ -161,11 +165,12 @@ pub struct Head<F: Kernel> {
 // === impl Model ===
 
 impl<K: Kernel> Model<K> {
-    /// Loads and packs the model in `dir`.
+    /// Loads and packs the model in `dir` on `n_threads`, the caller's included. The model does not
+    /// depend on their number, nor does the error.
     ///
     /// # Errors
     /// Names the file, and the key or tensor that is wrong.
-    pub fn load(kernel: K, dir: &Path) -> Result<Self, LoadError> {
+    pub fn load(kernel: K, dir: &Path, n_threads: usize) -> Result<Self, LoadError> {
         let path = dir.join("config.json");
         let text = std::fs::read_to_string(&path)
             .map_err(|error| LoadError::Bad(format!("{}: {error}", path.display())))?;
@@ -175,8 +180,11 @@ impl<K: Kernel> Model<K> {
             names: Names::of(config.family),
             config: &config,
             rotaries: Vec::new(),
+            layer_rotaries: Vec::new(),
+            spare: Mutex::default(),
         };
-        let head = loader.head::<K::Float>()?;
+        let float = kernel.float();
+        let head = loader.head(float)?;
         let shape = Shape {
             hidden: config.hidden,
             embedding: config.embedding,
@@ -187,37 +195,26 @@ impl<K: Kernel> Model<K> {
             row_tokens_max: config.row_tokens_max(),
             activation: config.activation,
         };
-        let embeddings = loader.embeddings()?;
-        let mut calibration =
-            (K::Left::QUANTISED).then(|| Calibration::new(kernel.float(), &shape, &embeddings));
-        let mut layers = Vec::new();
-        for layer in 0..config.n_layers {
-            let mut raw = loader.layer(layer)?;
-            let factors = calibration
-                .as_mut()
-                .map(|calibration| calibration.pass(&raw.pack(None)));
-            if let Some(factors) = &factors {
-                raw.scale(factors);
-            }
-            layers.push(raw.pack(factors));
-        }
-        let mut fingerprint = loader.weights.fingerprint();
-        fingerprint.add(text.as_bytes());
+        let embeddings = loader.embeddings(float, WordsIn::of::<K>(), n_threads)?;
+        loader.make_rotaries();
+        let calibration =
+            (K::Left::QUANTISED).then(|| Calibration::new(float, &shape, &embeddings));
+        let layers = pipeline::load(kernel, &loader, calibration, n_threads)?;
+        let fingerprint = loader.weights.fingerprint();
+        fingerprint.add("config.json", 0, text.as_bytes());
         Ok(Self {
             shape,
             embeddings,
             layers,
             head,
-            rotaries: loader.rotaries,
             fingerprint: fingerprint.value(),
+            rotaries: loader.rotaries,
         })
     }
 
     /// Bytes on the heap.
     pub fn n_bytes(&self) -> usize {
-        let tables = self.embeddings.words.len()
-            + self.embeddings.positions.len()
-            + self.embeddings.types.len();
+        let tables = self.embeddings.positions.len() + self.embeddings.types.len();
         let project = self.embeddings.project.as_ref().map_or(0, Packed::n_bytes);
         let head = self.head.dense.n_bytes() + self.head.classifier.n_bytes();
         let layers = self.layers.iter().map(|layer| {
@@ -232,6 +229,12 @@ impl<K: Kernel> Model<K> {
             packed.map(Packed::n_bytes).sum::<usize>()
         });
         let rotaries = self.rotaries.iter().map(|rotary| rotary.n_bytes());
-        tables * size_of::<f32>() + project + head + layers.sum::<usize>() + rotaries.sum::<usize>()
+        let words = self.embeddings.words.n_bytes();
+        words
+            + tables * size_of::<f32>()
+            + project
+            + head
+            + layers.sum::<usize>()
+            + rotaries.sum::<usize>()
     }
 }

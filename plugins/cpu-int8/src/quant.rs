@@ -104,6 +104,7 @@ macro_rules! quantised {
             fn encode<L: Lanes>(lanes: L, x: &[f32], out: &mut [Self]) -> f32 {
                 quantise(lanes, x, out, $zero, |v, out| lanes.$store(v, out))
             }
+            #[inline(always)]
             fn quantum(self) -> i32 {
                 i32::from(self) - $zero
             }

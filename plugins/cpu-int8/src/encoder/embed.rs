@@ -16,7 +16,7 @@ pub fn is_known<F: Kernel>(
     type_ids: &[u32],
 ) -> bool {
     let (vocab, types) = (
-        embeddings.words.len() / embeddings.width,
+        embeddings.words.n_rows(),
         embeddings.types.len() / embeddings.width,
     );
     // A model with one type or none does not look at them: tokenizers of RoBERTa's relatives number
@@ -129,13 +129,12 @@ impl<F: Kernel + Lanes> Op<F> for SumAndNorm<'_, F> {
             .zip(type_ids)
             .zip(out.chunks_exact_mut(width))
         {
-            let words = &embeddings.words[id as usize * width..][..width];
+            embeddings.words.row(id as usize, out);
             let position = match embeddings.rule {
                 PositionRule::BehindPadding(pad) if id == pad => pad as usize,
                 PositionRule::BehindPadding(pad) => pad as usize + 1 + next,
                 PositionRule::FromZero => next,
                 PositionRule::InAttention => {
-                    out.copy_from_slice(words);
                     layer_norm(inside.kernel(), &embeddings.norm, out);
                     continue;
                 }
@@ -143,33 +142,19 @@ impl<F: Kernel + Lanes> Op<F> for SumAndNorm<'_, F> {
             next += usize::from(embeddings.rule != PositionRule::BehindPadding(id));
             let positions = &embeddings.positions[position * width..][..width];
             // In the order of `transformers`: word + type, then + position.
-            match n_types {
-                0 => add2(out, words, positions),
-                n => {
-                    let kind = if n == 1 { 0 } else { kind as usize };
-                    add3(
-                        out,
-                        words,
-                        &embeddings.types[kind * width..][..width],
-                        positions,
-                    );
-                }
+            if 0 < n_types {
+                let kind = if n_types == 1 { 0 } else { kind as usize };
+                add_to(out, &embeddings.types[kind * width..][..width]);
             }
+            add_to(out, positions);
             layer_norm(inside.kernel(), &embeddings.norm, out);
         }
     }
 }
 
 #[inline(always)]
-fn add2(out: &mut [f32], a: &[f32], b: &[f32]) {
-    for ((out, a), b) in out.iter_mut().zip(a).zip(b) {
-        *out = a + b;
-    }
-}
-
-#[inline(always)]
-fn add3(out: &mut [f32], a: &[f32], b: &[f32], c: &[f32]) {
-    for (((out, a), b), c) in out.iter_mut().zip(a).zip(b).zip(c) {
-        *out = a + b + c;
+fn add_to(sum: &mut [f32], x: &[f32]) {
+    for (sum, x) in sum.iter_mut().zip(x) {
+        *sum += x;
     }
 }

@@ -5,8 +5,8 @@
 
 use crate::arena::Aligned;
 use crate::gemm::finish::Columns;
-use crate::kernel::scalar::PortableF32;
-use crate::kernel::{K_MAX, Kernel};
+use crate::kernel::lanes::Lanes;
+use crate::kernel::{Inside, K_MAX, Kernel, Op};
 use crate::quant::{Code, Sum};
 
 /// A linear layer's weights and bias, packed for one kernel.
@@ -26,40 +26,42 @@ impl<K: Kernel> Packed<K> {
     ///
     /// # Panics
     /// If the lengths disagree or `n_in` exceeds [`K_MAX`]: the loader has checked both.
-    pub fn new(weights: &[f32], bias: &[f32], n_in: usize) -> Self {
-        let n_out = bias.len();
-        assert_eq!(weights.len(), n_out * n_in);
-        assert!(0 < n_in && n_in <= K_MAX);
-        let stride = n_in.next_multiple_of(K::K_ALIGN);
-        let mut packed = Self {
-            panels: Aligned::new(n_out.next_multiple_of(K::NR) * stride),
-            scales: vec![0.0; n_out.next_multiple_of(K::NR)],
-            corrections: vec![K::Acc::default(); n_out.next_multiple_of(K::NR)],
-            bias: vec![0.0; n_out.next_multiple_of(K::NR)],
-            stride,
-            n_out,
-        };
-        packed.bias[..n_out].copy_from_slice(bias);
-        let mut column = vec![K::Right::default(); stride];
-        for (column_idx, weights) in weights.chunks_exact(n_in).enumerate() {
-            packed.scales[column_idx] = K::Right::encode(PortableF32, weights, &mut column);
-            let quanta = column.iter().map(|q| q.quantum()).sum();
-            packed.corrections[column_idx] = K::Acc::correction(K::Left::ZERO_POINT, quanta);
-            packed.place(column_idx, &column);
-        }
+    pub fn new(kernel: K, weights: &[f32], bias: &[f32], n_in: usize) -> Self {
+        let mut packed = Self::empty(bias.len(), n_in);
+        packed.fill(kernel, weights, &[], bias);
         packed
     }
 
-    fn place(&mut self, column_idx: usize, column: &[K::Right]) {
-        let (panel_idx, lane) = (column_idx / K::NR, column_idx % K::NR);
-        let panel_len = K::NR * self.stride;
-        let panel = &mut self.panels[panel_idx * panel_len..][..panel_len];
-        for (step, group) in panel
-            .chunks_exact_mut(K::NR * K::K_STEP)
-            .zip(column.chunks_exact(K::K_STEP))
-        {
-            step[lane * K::K_STEP..][..K::K_STEP].copy_from_slice(group);
+    /// Room for `n_out` outputs of `n_in` inputs, all zeros.
+    ///
+    /// # Panics
+    /// If `n_in` exceeds [`K_MAX`].
+    pub fn empty(n_out: usize, n_in: usize) -> Self {
+        assert!(0 < n_in && n_in <= K_MAX);
+        let stride = n_in.next_multiple_of(K::K_ALIGN);
+        let n_columns = n_out.next_multiple_of(K::NR);
+        Self {
+            panels: Aligned::new(n_columns * stride),
+            scales: vec![0.0; n_columns],
+            corrections: vec![K::Acc::default(); n_columns],
+            bias: vec![0.0; n_columns],
+            stride,
+            n_out,
         }
+    }
+
+    /// Replaces everything by `weights`, each row multiplied by `factors` (none: as it is), and
+    /// `bias`.
+    ///
+    /// # Panics
+    /// If the lengths are not those of the room.
+    pub fn fill(&mut self, kernel: K, weights: &[f32], factors: &[f32], bias: &[f32]) {
+        self.bias[..self.n_out].copy_from_slice(bias);
+        kernel.float().vectorize(Fill {
+            packed: self,
+            weights,
+            factors,
+        });
     }
 
     /// Panels, the last of which may have columns of zeros.
@@ -88,5 +90,80 @@ impl<K: Kernel> Packed<K> {
     /// Bytes on the heap.
     pub fn n_bytes(&self) -> usize {
         self.panels.n_bytes() + self.n_out * 3 * size_of::<f32>()
+    }
+}
+
+/// Work of [`Packed::fill`].
+struct Fill<'a, K: Kernel> {
+    packed: &'a mut Packed<K>,
+    weights: &'a [f32],
+    factors: &'a [f32],
+}
+
+impl<F: Kernel + Lanes, K: Kernel<Float = F>> Op<F> for Fill<'_, K> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self, inside: &Inside<F>) {
+        let (lanes, packed) = (inside.kernel(), self.packed);
+        let (stride, n_in) = (packed.stride, self.weights.len() / packed.n_out.max(1));
+        assert_eq!(self.weights.len(), packed.n_out * n_in);
+        assert_eq!(stride, n_in.next_multiple_of(K::K_ALIGN));
+        assert!(self.factors.is_empty() || self.factors.len() == n_in);
+        let mut scaled = vec![0.0; self.factors.len()];
+        // One panel's columns, encoded; columns that the last panel lacks stay zeros.
+        let mut columns = vec![K::Right::default(); K::NR * stride];
+        for (panel_idx, (weights, panel)) in self
+            .weights
+            .chunks(K::NR * n_in)
+            .zip(packed.panels.chunks_exact_mut(K::NR * stride))
+            .enumerate()
+        {
+            let column_idx = panel_idx * K::NR;
+            let n_columns = weights.len() / n_in;
+            columns[n_columns * stride..].fill(K::Right::default());
+            for ((column, weights), lane) in columns
+                .chunks_exact_mut(stride)
+                .zip(weights.chunks_exact(n_in))
+                .zip(column_idx..)
+            {
+                let weights = times(weights, self.factors, &mut scaled);
+                packed.scales[lane] = K::Right::encode(lanes, weights, column);
+                if K::Left::ZERO_POINT != 0 {
+                    let quanta = column.iter().map(|q| q.quantum()).sum();
+                    packed.corrections[lane] = K::Acc::correction(K::Left::ZERO_POINT, quanta);
+                }
+            }
+            interleave::<K>(&columns, stride, panel);
+        }
+    }
+}
+
+#[inline(always)]
+fn times<'a>(weights: &'a [f32], factors: &[f32], scaled: &'a mut [f32]) -> &'a [f32] {
+    if factors.is_empty() {
+        return weights;
+    }
+    for ((scaled, weight), factor) in scaled.iter_mut().zip(weights).zip(factors) {
+        *scaled = weight * factor;
+    }
+    scaled
+}
+
+/// Steps of a panel that are written together: 2 KiB in f32, where a column's elements lie 128 B
+/// apart, stay in L1 while all columns pass.
+const BLOCK_STEPS: usize = 16;
+
+/// `[NR][stride]` to `[stride / K_STEP][NR][K_STEP]`.
+#[inline(always)]
+fn interleave<K: Kernel>(columns: &[K::Right], stride: usize, panel: &mut [K::Right]) {
+    let step_len = K::NR * K::K_STEP;
+    for (block_idx, block) in panel.chunks_mut(BLOCK_STEPS * step_len).enumerate() {
+        for (lane, column) in columns.chunks_exact(stride).enumerate() {
+            let groups = column[block_idx * BLOCK_STEPS * K::K_STEP..].chunks_exact(K::K_STEP);
+            for (step, group) in block.chunks_exact_mut(step_len).zip(groups) {
+                step[lane * K::K_STEP..][..K::K_STEP].copy_from_slice(group);
+            }
+        }
     }
 }

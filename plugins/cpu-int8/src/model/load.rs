@@ -2,14 +2,17 @@
 
 use super::config::{Config, Family, LayerKind};
 use super::names::{Names, OutputNorm, Projections};
-use super::smooth::{Factors, scale_inputs};
+use super::smooth::Factors;
 use super::weights::Weights;
+use super::words::{Words, WordsIn};
 use super::{Embeddings, Head, Layer, LoadError, PositionRule};
 use crate::encoder::pointwise::{Norm, Stream};
 use crate::encoder::rotary::Rotary;
 use crate::gemm::pack::Packed;
 use crate::kernel::Kernel;
-use std::sync::Arc;
+use crate::kernel::lanes::Lanes;
+use crate::threads::lock;
+use std::sync::{Arc, Mutex};
 
 /// A linear layer as the files have it: `[n_out][n_in]` and `n_out`.
 struct Tensors {
@@ -19,17 +22,11 @@ struct Tensors {
 }
 
 impl Tensors {
-    fn pack<K: Kernel>(&self) -> Packed<K> {
-        Packed::new(&self.weights, &self.bias, self.n_in)
-    }
-
-    /// Keeps the first `n_out` outputs and returns the others.
-    fn split_off(&mut self, n_out: usize) -> Self {
-        Self {
-            n_in: self.n_in,
-            weights: self.weights.split_off(n_out * self.n_in),
-            bias: self.bias.split_off(n_out),
-        }
+    /// Packs them, each input multiplied by its factor if there are any, into `room` if there is some.
+    fn pack<K: Kernel>(&self, kernel: K, factors: &[f32], room: Option<Packed<K>>) -> Packed<K> {
+        let mut packed = room.unwrap_or_else(|| Packed::empty(self.bias.len(), self.n_in));
+        packed.fill(kernel, &self.weights, factors, &self.bias);
+        packed
     }
 }
 
@@ -48,47 +45,98 @@ pub(super) struct RawLayer {
 }
 
 impl RawLayer {
-    /// Multiplies the weights that meet what [`smooth`] divides.
-    pub(super) fn scale(&mut self, factors: &Factors) {
-        scale_inputs(&mut self.query.weights, &factors.input);
-        scale_inputs(&mut self.key_value.weights, &factors.input);
-        for inner in self.gate.iter_mut().chain([&mut self.inner]) {
-            scale_inputs(&mut inner.weights, &factors.inner);
-        }
+    /// Packs it; what [`smooth`](super::smooth) divides by factors, the weights are multiplied by.
+    pub(super) fn pack<K: Kernel>(&self, kernel: K, factors: Option<Factors>) -> Layer<K> {
+        self.pack_all(kernel, factors, None)
     }
 
-    pub(super) fn pack<K: Kernel>(&self, factors: Option<Factors>) -> Layer<K> {
-        let reciprocals = |factors: Vec<f32>| factors.into_iter().map(f32::recip).collect();
-        let (smooth_input, smooth_inner) = factors.map_or_else(Default::default, |factors| {
-            (reciprocals(factors.input), reciprocals(factors.inner))
-        });
+    /// Packs it as it is, into another layer of the same shape if there is one.
+    pub(super) fn pack_into<K: Kernel>(&self, kernel: K, room: Option<Layer<K>>) -> Layer<K> {
+        self.pack_all(kernel, None, room)
+    }
+
+    fn pack_all<K: Kernel>(
+        &self,
+        kernel: K,
+        factors: Option<Factors>,
+        room: Option<Layer<K>>,
+    ) -> Layer<K> {
+        let (input, inner) = match &factors {
+            Some(factors) => (&factors.input[..], &factors.inner[..]),
+            None => (&[][..], &[][..]),
+        };
+        let [query, key_value, output, gate, inner_room, outer] = match room {
+            Some(room) => [
+                Some(room.query),
+                Some(room.key_value),
+                Some(room.output),
+                room.gate,
+                Some(room.inner),
+                Some(room.outer),
+            ],
+            None => [const { None }; 6],
+        };
+        let reciprocals = |factors: &[f32]| factors.iter().map(|factor| factor.recip()).collect();
         Layer {
-            query: self.query.pack(),
-            key_value: self.key_value.pack(),
+            query: self.query.pack(kernel, input, query),
+            key_value: self.key_value.pack(kernel, input, key_value),
             window: self.window,
             rotary: self.rotary.clone(),
-            output: self.output.pack(),
+            output: self.output.pack(kernel, &[], output),
             attention_norm: self.attention_norm.clone(),
-            smooth_input,
-            smooth_inner,
-            gate: self.gate.as_ref().map(Tensors::pack),
-            inner: self.inner.pack(),
-            outer: self.outer.pack(),
+            smooth_input: reciprocals(input),
+            smooth_inner: reciprocals(inner),
+            gate: self
+                .gate
+                .as_ref()
+                .map(|tensors| tensors.pack(kernel, inner, gate)),
+            inner: self.inner.pack(kernel, inner, inner_room),
+            outer: self.outer.pack(kernel, &[], outer),
             output_norm: self.output_norm.clone(),
         }
     }
 }
 
-/// Reads the parts of a model by the names of its family.
+/// Reads the parts of a model by the names of its family; layers, on any thread.
 pub(super) struct Loader<'a> {
     pub(super) weights: Weights,
     pub(super) names: Names,
     pub(super) config: &'a Config,
     pub(super) rotaries: Vec<Arc<Rotary>>,
+    /// Each layer's, if it has one.
+    pub(super) layer_rotaries: Vec<Option<Arc<Rotary>>>,
+    /// Weights in f32 that were packed: the next layer's go where they were. Fresh memory would
+    /// cost more than reading does, and the allocator keeps what it got in pieces.
+    pub(super) spare: Mutex<Vec<Vec<f32>>>,
 }
 
 impl Loader<'_> {
-    pub(super) fn embeddings<F: Kernel>(&mut self) -> Result<Embeddings<F>, LoadError> {
+    /// Makes the rotary tables of all layers, which are read behind it.
+    pub(super) fn make_rotaries(&mut self) {
+        for kind in &self.config.layers {
+            let rotary = kind.rope_theta.map(|theta| self.rotary(theta));
+            self.layer_rotaries.push(rotary);
+        }
+    }
+
+    /// The rotary table of this base, which the layers that have it share.
+    fn rotary(&mut self, theta: f64) -> Arc<Rotary> {
+        let found = self.rotaries.iter().find(|rotary| rotary.base() == theta);
+        found.map(Arc::clone).unwrap_or_else(|| {
+            let head_dim = self.config.hidden / self.config.n_heads;
+            let rotary = Arc::new(Rotary::new(theta, head_dim, self.config.positions));
+            self.rotaries.push(Arc::clone(&rotary));
+            rotary
+        })
+    }
+
+    /// `words_in` is how the table of words is to be held, `n_threads` how many read it.
+    pub(super) fn embeddings<F: Kernel<Float = F> + Lanes>(
+        &self,
+        float: F,
+        words_in: WordsIn,
+        n_threads: usize,
+    ) -> Result<Embeddings<F>, LoadError> {
         let &Config {
             vocab,
             embedding,
@@ -109,6 +157,7 @@ impl Loader<'_> {
             None
         } else {
             Some(self.linear(
+                float,
                 &format!("{}embeddings_project", self.names.prefix),
                 hidden,
                 embedding,
@@ -120,8 +169,9 @@ impl Loader<'_> {
             Family::Bert | Family::Electra | Family::DistilBert => PositionRule::FromZero,
             Family::ModernBert => PositionRule::InAttention,
         };
+        let words = self.weights.tensor(&words, &[vocab, embedding])?;
         Ok(Embeddings {
-            words: self.weights.read(&words, &[vocab, embedding])?,
+            words: Words::read(float, &words, embedding, words_in, n_threads)?,
             positions: if rule == PositionRule::InAttention {
                 Vec::new()
             } else {
@@ -143,7 +193,7 @@ impl Loader<'_> {
         })
     }
 
-    pub(super) fn layer(&mut self, layer: usize) -> Result<RawLayer, LoadError> {
+    pub(super) fn layer(&self, layer: usize) -> Result<RawLayer, LoadError> {
         let &Config {
             hidden,
             inner,
@@ -155,7 +205,7 @@ impl Loader<'_> {
             |layer: usize, part: &str| format!("{}{}{layer}.{part}", names.prefix, names.layers);
         let name = |part: &str| of(layer, part);
         let (query, key_value) = self.projections(&name)?;
-        let LayerKind { window, rope_theta } = self.config.layers[layer];
+        let LayerKind { window, .. } = self.config.layers[layer];
         let n_inner = if names.gated { 2 * inner } else { inner };
         let mut inner_rows = self.tensors(&name(names.inner), n_inner, hidden, biases.inner)?;
         // What the residual stream keeps, and the norm behind the layer: see `OutputNorm`.
@@ -174,10 +224,10 @@ impl Loader<'_> {
             query,
             key_value,
             window,
-            rotary: rope_theta.map(|theta| self.rotary(theta)),
+            rotary: self.layer_rotaries[layer].clone(),
             output: self.tensors(&output, hidden, hidden, biases.attention)?,
             attention_norm: self.norm(&name(names.attention_norm), hidden, stream)?,
-            gate: names.gated.then(|| inner_rows.split_off(inner)),
+            gate: names.gated.then(|| self.split_off(&mut inner_rows, inner)),
             inner: inner_rows,
             outer: self.tensors(&name(names.outer), hidden, inner, biases.inner)?,
             output_norm: self.norm(&output_norm, hidden, output_stream)?,
@@ -185,39 +235,32 @@ impl Loader<'_> {
     }
 
     /// A layer's query, and its key and value as one.
-    fn projections(
-        &mut self,
-        name: &impl Fn(&str) -> String,
-    ) -> Result<(Tensors, Tensors), LoadError> {
+    fn projections(&self, name: &impl Fn(&str) -> String) -> Result<(Tensors, Tensors), LoadError> {
         let (hidden, bias) = (self.config.hidden, self.config.biases.attention);
         match self.names.projections {
             Projections::Fused(fused) => {
                 let mut query = self.tensors(&name(fused), 3 * hidden, hidden, bias)?;
-                let key_value = query.split_off(hidden);
+                let key_value = self.split_off(&mut query, hidden);
                 Ok((query, key_value))
             }
             Projections::Three([query, key, value]) => {
-                let mut key_value = self.tensors(&name(key), hidden, hidden, bias)?;
-                let value = self.tensors(&name(value), hidden, hidden, bias)?;
-                key_value.weights.extend(value.weights);
-                key_value.bias.extend(value.bias);
+                // Memory only for what the files do hold.
+                let of_key = format!("{}.weight", name(key));
+                self.weights.tensor(&of_key, &[hidden, hidden])?;
+                let mut key_value = Tensors {
+                    n_in: hidden,
+                    weights: self.room(2 * hidden * hidden),
+                    bias: Vec::with_capacity(2 * hidden),
+                };
+                for part in [key, value] {
+                    self.append(&name(part), hidden, bias, &mut key_value)?;
+                }
                 Ok((self.tensors(&name(query), hidden, hidden, bias)?, key_value))
             }
         }
     }
 
-    /// The rotary table of this base, which the layers that have it share.
-    fn rotary(&mut self, theta: f64) -> Arc<Rotary> {
-        let found = self.rotaries.iter().find(|rotary| rotary.base() == theta);
-        found.map(Arc::clone).unwrap_or_else(|| {
-            let head_dim = self.config.hidden / self.config.n_heads;
-            let rotary = Arc::new(Rotary::new(theta, head_dim, self.config.positions));
-            self.rotaries.push(Arc::clone(&rotary));
-            rotary
-        })
-    }
-
-    pub(super) fn head<F: Kernel>(&mut self) -> Result<Head<F>, LoadError> {
+    pub(super) fn head<F: Kernel>(&self, float: F) -> Result<Head<F>, LoadError> {
         let hidden = self.config.hidden;
         let (dense, classifier) = (self.names.head_dense, self.names.classifier);
         let weight = format!("{classifier}.weight");
@@ -234,43 +277,110 @@ impl Loader<'_> {
         let norm = self.names.head_norm;
         Ok(Head {
             pooling: head.pooling,
-            dense: self.linear(dense, hidden, hidden, self.config.biases.head)?,
+            dense: self.linear(float, dense, hidden, hidden, self.config.biases.head)?,
             activation: head.activation.unwrap_or(self.names.head_activation),
             norm: norm
                 .map(|norm| self.norm(norm, hidden, Stream::Normed))
                 .transpose()?,
-            classifier: self.linear(classifier, n_labels, hidden, true)?,
+            classifier: self.linear(float, classifier, n_labels, hidden, true)?,
         })
     }
 
     fn linear<K: Kernel>(
-        &mut self,
+        &self,
+        kernel: K,
         name: &str,
         n_out: usize,
         n_in: usize,
         bias: bool,
     ) -> Result<Packed<K>, LoadError> {
-        Ok(self.tensors(name, n_out, n_in, bias)?.pack())
+        let tensors = self.tensors(name, n_out, n_in, bias)?;
+        Ok(tensors.pack(kernel, &[], None))
     }
 
     fn tensors(
-        &mut self,
+        &self,
         name: &str,
         n_out: usize,
         n_in: usize,
         bias: bool,
     ) -> Result<Tensors, LoadError> {
-        Ok(Tensors {
+        let mut tensors = Tensors {
             n_in,
-            weights: self
-                .weights
-                .read(&format!("{name}.weight"), &[n_out, n_in])?,
-            bias: self.bias(&format!("{name}.bias"), n_out, bias)?,
-        })
+            weights: Vec::new(),
+            bias: Vec::new(),
+        };
+        self.append(name, n_out, bias, &mut tensors)?;
+        Ok(tensors)
+    }
+
+    /// Appends `n_out` outputs to `tensors`.
+    fn append(
+        &self,
+        name: &str,
+        n_out: usize,
+        bias: bool,
+        tensors: &mut Tensors,
+    ) -> Result<(), LoadError> {
+        let name_of_weights = format!("{name}.weight");
+        let found = self
+            .weights
+            .tensor(&name_of_weights, &[n_out, tensors.n_in])?;
+        if tensors.weights.capacity() == 0 {
+            tensors.weights = self.room(found.n_values());
+        }
+        found.read(0..found.n_values(), &mut tensors.weights)?;
+        let bias = self.bias(&format!("{name}.bias"), n_out, bias)?;
+        tensors.bias.extend(bias);
+        Ok(())
+    }
+
+    /// Keeps the first `n_out` outputs and returns the others.
+    fn split_off(&self, tensors: &mut Tensors, n_out: usize) -> Tensors {
+        let others = &tensors.weights[n_out * tensors.n_in..];
+        let mut weights = self.room(others.len());
+        weights.extend_from_slice(others);
+        tensors.weights.truncate(n_out * tensors.n_in);
+        Tensors {
+            n_in: tensors.n_in,
+            weights,
+            bias: tensors.bias.split_off(n_out),
+        }
+    }
+
+    /// An empty vector with room for `n_values`: the smallest spare one that has it.
+    fn room(&self, n_values: usize) -> Vec<f32> {
+        let mut spare = lock(&self.spare);
+        let large_enough = spare.iter().enumerate();
+        let large_enough = large_enough.filter(|(_, room)| n_values <= room.capacity());
+        let smallest = large_enough.min_by_key(|(_, room)| room.capacity());
+        match smallest.map(|(at, _)| at) {
+            Some(at) => spare.swap_remove(at),
+            None => Vec::with_capacity(n_values),
+        }
+    }
+
+    /// Keeps the memory of a layer that was packed.
+    pub(super) fn recycle(&self, layer: RawLayer) {
+        let RawLayer {
+            query,
+            key_value,
+            output,
+            gate,
+            inner,
+            outer,
+            ..
+        } = layer;
+        let tensors = [query, key_value, output, inner, outer];
+        let mut spare = lock(&self.spare);
+        for mut tensors in tensors.into_iter().chain(gate) {
+            tensors.weights.clear();
+            spare.push(tensors.weights);
+        }
     }
 
     /// A bias that the files hold, or zeros for one that they do not.
-    fn bias(&mut self, name: &str, n_out: usize, held: bool) -> Result<Vec<f32>, LoadError> {
+    fn bias(&self, name: &str, n_out: usize, held: bool) -> Result<Vec<f32>, LoadError> {
         if held {
             self.weights.read(name, &[n_out])
         } else {
@@ -279,7 +389,7 @@ impl Loader<'_> {
     }
 
     /// A layer norm, whose parameters checkpoints from TensorFlow call gamma and beta.
-    fn norm(&mut self, name: &str, width: usize, stream: Stream) -> Result<Norm, LoadError> {
+    fn norm(&self, name: &str, width: usize, stream: Stream) -> Result<Norm, LoadError> {
         let legacy = self.weights.has(&format!("{name}.gamma"));
         let (weight, bias) = if legacy {
             ("gamma", "beta")

@@ -28,6 +28,8 @@ pub struct Calibration<F: Kernel> {
     shape: Shape,
     scratch: Scratch<F>,
     n_tokens: usize,
+    /// The layer at hand, packed in f32; its memory is used again for the next.
+    layer: Option<Layer<F>>,
 }
 
 /// Factors of a layer, one a channel.
@@ -45,7 +47,7 @@ impl<F: Kernel<Left = f32, Float = F>> Calibration<F> {
         let n_tokens = N_ROWS * row_tokens;
         let mut scratch = Scratch::new(shape, n_tokens, row_tokens);
         let mut random = Random(1);
-        let vocab = embeddings.words.len() / embeddings.width;
+        let vocab = embeddings.words.n_rows();
         let n_types = (embeddings.types.len() / embeddings.width).max(1);
         for row in 0..N_ROWS {
             let ids: Vec<u32> = (0..row_tokens).map(|_| random.below(vocab)).collect();
@@ -60,11 +62,20 @@ impl<F: Kernel<Left = f32, Float = F>> Calibration<F> {
             shape: *shape,
             scratch,
             n_tokens,
+            layer: None,
         }
     }
 
-    /// Passes the rows through a layer, and says what should smooth it.
-    pub fn pass(&mut self, layer: &Layer<F>) -> Factors {
+    /// Passes the rows through a layer, and says what should smooth it. `pack` packs it, into the
+    /// one before where there was one.
+    pub fn pass(&mut self, pack: impl FnOnce(F, Option<Layer<F>>) -> Layer<F>) -> Factors {
+        let layer = pack(self.kernel, self.layer.take());
+        let factors = self.factors_of(&layer);
+        self.layer = Some(layer);
+        factors
+    }
+
+    fn factors_of(&mut self, layer: &Layer<F>) -> Factors {
         let (kernel, shape, n) = (self.kernel, &self.shape, self.n_tokens);
         let input = self.factors();
         attend(kernel, shape, layer, &mut self.scratch, n, Queries::All);
@@ -93,15 +104,6 @@ fn factor(largest: f32) -> f32 {
         return 1.0;
     }
     ((POWER * 4.0 * largest.log2()).round() / 4.0).exp2()
-}
-
-/// Divides by factors what rows of `weights` are multiplied with, by multiplying the weights.
-pub fn scale_inputs(weights: &mut [f32], factors: &[f32]) {
-    for row in weights.chunks_exact_mut(factors.len()) {
-        for (weight, factor) in row.iter_mut().zip(factors) {
-            *weight *= factor;
-        }
-    }
 }
 
 /// A congruential generator: the same rows at every load.
@@ -134,12 +136,5 @@ mod tests {
             assert_eq!(factor(largest), expected, "{largest}");
         }
         assert_eq!(factor(3.0), factor(3.001));
-    }
-
-    #[test]
-    fn weights_take_what_activations_give() {
-        let mut weights = [1.0, 2.0, 3.0, 4.0];
-        scale_inputs(&mut weights, &[2.0, 0.5]);
-        assert_eq!(weights, [2.0, 1.0, 6.0, 2.0]);
     }
 }
