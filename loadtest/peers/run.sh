@@ -73,7 +73,7 @@ if [[ ! -e $model/openvino/int8.xml ]]; then
   "$python" "$here/make_model.py" "$model" --calibrate "${workloads[0]}" >&2
 fi
 
-(cd "$here" && "$python" -m unittest -q test_figures)
+PYTHONPATH=$here "$python" -m unittest -q test_figures
 cargo build --release -p gateway -p cpu-int8
 exec "$python" "$here/duel.py" --crossgate target/release/crossgate --model "$model" \
   ${servers[@]+"${servers[@]}"} "${workloads[@]}" "$@"
