@@ -1,5 +1,5 @@
 //! From token ids to the first residual stream: word + position + type, layer norm, ELECTRA's
-//! projection.
+//! projection; or DeBERTa's, and then the norm.
 
 use crate::arena::Scratch;
 use crate::encoder::pointwise::{NormAndEncode, layer_norm};
@@ -93,7 +93,7 @@ pub fn finish_rows<K: Kernel>(
     }
     let (width, codes) = (shape.hidden, &mut s.hidden_codes);
     kernel.vectorize(NormAndEncode {
-        norm: None,
+        norm: embeddings.norm_last.then_some(&embeddings.norm),
         smoothing,
         aside: &mut s.aside,
         x: &mut s.hidden,
@@ -131,31 +131,28 @@ impl<F: Kernel + Lanes> Op<F> for SumAndNorm<'_, F> {
         {
             let words = &embeddings.words[id as usize * width..][..width];
             let position = match embeddings.rule {
-                PositionRule::BehindPadding(pad) if id == pad => pad as usize,
-                PositionRule::BehindPadding(pad) => pad as usize + 1 + next,
-                PositionRule::FromZero => next,
-                PositionRule::InAttention => {
-                    out.copy_from_slice(words);
-                    layer_norm(inside.kernel(), &embeddings.norm, out);
-                    continue;
-                }
+                PositionRule::BehindPadding(pad) if id == pad => Some(pad as usize),
+                PositionRule::BehindPadding(pad) => Some(pad as usize + 1 + next),
+                PositionRule::FromZero => Some(next),
+                PositionRule::InAttention => None,
             };
             next += usize::from(embeddings.rule != PositionRule::BehindPadding(id));
-            let positions = &embeddings.positions[position * width..][..width];
+            let kind = match n_types {
+                0 => None,
+                1 => Some(0),
+                _ => Some(kind as usize),
+            };
+            let positions = position.map(|at| &embeddings.positions[at * width..][..width]);
+            let types = kind.map(|at| &embeddings.types[at * width..][..width]);
             // In the order of `transformers`: word + type, then + position.
-            match n_types {
-                0 => add2(out, words, positions),
-                n => {
-                    let kind = if n == 1 { 0 } else { kind as usize };
-                    add3(
-                        out,
-                        words,
-                        &embeddings.types[kind * width..][..width],
-                        positions,
-                    );
-                }
+            match (types, positions) {
+                (None, None) => out.copy_from_slice(words),
+                (None, Some(other)) | (Some(other), None) => add2(out, words, other),
+                (Some(types), Some(positions)) => add3(out, words, types, positions),
             }
-            layer_norm(inside.kernel(), &embeddings.norm, out);
+            if !embeddings.norm_last {
+                layer_norm(inside.kernel(), &embeddings.norm, out);
+            }
         }
     }
 }

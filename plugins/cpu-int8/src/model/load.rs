@@ -1,14 +1,20 @@
 //! From tensors by their family's names to layers: what [`Model::load`](super::Model::load) does.
 
-use super::config::{Config, Family, LayerKind};
+use super::config::{Config, Family, LayerKind, deberta};
 use super::names::{Names, OutputNorm, Projections};
 use super::smooth::{Factors, scale_inputs};
 use super::weights::Weights;
 use super::{Embeddings, Head, Layer, LoadError, PositionRule};
-use crate::encoder::pointwise::{Norm, Stream};
+use crate::arena::{Aligned, Codes};
+use crate::encoder::pointwise::{Norm, Stream, layer_norm};
+use crate::encoder::relative::{Offsets, Relative, Tables};
 use crate::encoder::rotary::Rotary;
+use crate::gemm::Linear;
+use crate::gemm::finish::Finish;
 use crate::gemm::pack::Packed;
-use crate::kernel::Kernel;
+use crate::kernel::scalar::PortableF32;
+use crate::kernel::{Kernel, MR_MAX, NR_MAX};
+use crate::quant::Code;
 use std::sync::Arc;
 
 /// A linear layer as the files have it: `[n_out][n_in]` and `n_out`.
@@ -39,6 +45,8 @@ pub(super) struct RawLayer {
     key_value: Tensors,
     window: Option<usize>,
     rotary: Option<Arc<Rotary>>,
+    relative: Option<Tables>,
+    scale: f32,
     output: Tensors,
     attention_norm: Norm,
     gate: Option<Tensors>,
@@ -67,6 +75,8 @@ impl RawLayer {
             key_value: self.key_value.pack(),
             window: self.window,
             rotary: self.rotary.clone(),
+            relative: self.relative.as_ref().map(Relative::new),
+            scale: self.scale,
             output: self.output.pack(),
             attention_norm: self.attention_norm.clone(),
             smooth_input,
@@ -85,6 +95,13 @@ pub(super) struct Loader<'a> {
     pub(super) names: Names,
     pub(super) config: &'a Config,
     pub(super) rotaries: Vec<Arc<Rotary>>,
+    pub(super) distances: Option<Arc<DistanceTable>>,
+}
+
+/// The table of relative embeddings, which all layers project: a row a rank of the offsets.
+pub(super) struct DistanceTable {
+    offsets: Arc<Offsets>,
+    rows: Vec<f32>,
 }
 
 impl Loader<'_> {
@@ -109,16 +126,16 @@ impl Loader<'_> {
             None
         } else {
             Some(self.linear(
-                &format!("{}embeddings_project", self.names.prefix),
+                &format!("{}{}", self.names.prefix, self.names.embedding_project),
                 hidden,
                 embedding,
-                true,
+                !self.names.project_first,
             )?)
         };
         let rule = match family {
+            _ if !self.config.position_table => PositionRule::InAttention,
             Family::Roberta => PositionRule::BehindPadding(pad_id),
-            Family::Bert | Family::Electra | Family::DistilBert => PositionRule::FromZero,
-            Family::ModernBert => PositionRule::InAttention,
+            _ => PositionRule::FromZero,
         };
         Ok(Embeddings {
             words: self.weights.read(&words, &[vocab, embedding])?,
@@ -136,18 +153,28 @@ impl Loader<'_> {
             rule,
             norm: self.norm(
                 &format!("{}{}", self.names.prefix, self.names.embedding_norm),
-                embedding,
+                if self.names.project_first {
+                    hidden
+                } else {
+                    embedding
+                },
                 Stream::Normed,
             )?,
+            norm_last: self.names.project_first && project.is_some(),
             project,
         })
     }
 
-    pub(super) fn layer(&mut self, layer: usize) -> Result<RawLayer, LoadError> {
+    pub(super) fn layer<F>(&mut self, float: F, layer: usize) -> Result<RawLayer, LoadError>
+    where
+        F: Kernel<Left = f32, Element = f32>,
+    {
         let &Config {
             hidden,
+            n_heads,
             inner,
             biases,
+            score_terms,
             ..
         } = self.config;
         let names = self.names;
@@ -155,6 +182,7 @@ impl Loader<'_> {
             |layer: usize, part: &str| format!("{}{}{layer}.{part}", names.prefix, names.layers);
         let name = |part: &str| of(layer, part);
         let (query, key_value) = self.projections(&name)?;
+        let relative = self.relative(float, &name, &query, &key_value)?;
         let LayerKind { window, rope_theta } = self.config.layers[layer];
         let n_inner = if names.gated { 2 * inner } else { inner };
         let mut inner_rows = self.tensors(&name(names.inner), n_inner, hidden, biases.inner)?;
@@ -175,6 +203,8 @@ impl Loader<'_> {
             key_value,
             window,
             rotary: rope_theta.map(|theta| self.rotary(theta)),
+            relative,
+            scale: 1.0 / ((hidden / n_heads * score_terms) as f32).sqrt(),
             output: self.tensors(&output, hidden, hidden, biases.attention)?,
             attention_norm: self.norm(&name(names.attention_norm), hidden, stream)?,
             gate: names.gated.then(|| inner_rows.split_off(inner)),
@@ -215,6 +245,76 @@ impl Loader<'_> {
             self.rotaries.push(Arc::clone(&rotary));
             rotary
         })
+    }
+
+    /// A layer's projections of relative positions. `query` and `key_value` serve where the model has
+    /// none of their own.
+    fn relative<F>(
+        &mut self,
+        float: F,
+        name: &impl Fn(&str) -> String,
+        query: &Tensors,
+        key_value: &Tensors,
+    ) -> Result<Option<Tables>, LoadError>
+    where
+        F: Kernel<Left = f32, Element = f32>,
+    {
+        let (hidden, names) = (self.config.hidden, self.names.relative);
+        let Some(kind) = self.config.relative else {
+            return Ok(None);
+        };
+        let table = self.distance_table(&kind)?;
+        let mut project = |wanted: bool, own: &str, shared: &Tensors| {
+            let own = match (wanted, kind.shared) {
+                (false, _) => return Ok(None),
+                (true, true) => None,
+                (true, false) => Some(self.tensors(&name(own), hidden, hidden, true)?),
+            };
+            let tensors = own.as_ref().unwrap_or(shared);
+            let (weights, bias) = (&tensors.weights[..hidden * hidden], &tensors.bias[..hidden]);
+            Ok(Some(projected(float, &table.rows, weights, bias)))
+        };
+        let keys = project(kind.keys, names.key, key_value)?;
+        let queries = project(kind.queries, names.query, query)?;
+        Ok(Some(Tables {
+            offsets: Arc::clone(&table.offsets),
+            head_dim: hidden / self.config.n_heads,
+            keys,
+            queries,
+        }))
+    }
+
+    /// The table of relative embeddings, read at the first layer.
+    fn distance_table(
+        &mut self,
+        kind: &deberta::Relative,
+    ) -> Result<Arc<DistanceTable>, LoadError> {
+        if let Some(table) = &self.distances {
+            return Ok(Arc::clone(table));
+        }
+        let (hidden, names) = (self.config.hidden, self.names.relative);
+        let name = |part: &str| format!("{}{part}", self.names.prefix);
+        let (embeddings, norm) = (
+            name(&format!("{}.weight", names.embeddings)),
+            name(names.norm),
+        );
+        let rows = [2 * kind.distances.span, hidden];
+        let embeddings = self.weights.read(&embeddings, &rows)?;
+        let offsets = Offsets::new(&kind.distances, self.config.row_tokens_max());
+        let rows = offsets.rows().iter();
+        let mut rows: Vec<f32> = rows
+            .flat_map(|row| &embeddings[row * hidden..][..hidden])
+            .copied()
+            .collect();
+        if kind.normed {
+            let norm = self.norm(&norm, hidden, Stream::Normed)?;
+            for row in rows.chunks_exact_mut(hidden) {
+                layer_norm(PortableF32, &norm, row);
+            }
+        }
+        let offsets = Arc::new(offsets);
+        let table = Arc::new(DistanceTable { offsets, rows });
+        Ok(Arc::clone(self.distances.insert(table)))
     }
 
     pub(super) fn head<F: Kernel>(&mut self) -> Result<Head<F>, LoadError> {
@@ -293,4 +393,33 @@ impl Loader<'_> {
             stream,
         })
     }
+}
+
+/// `rows · weights + bias`, in f32: the few products of a load that are worth a kernel.
+fn projected<F>(float: F, rows: &[f32], weights: &[f32], bias: &[f32]) -> Vec<f32>
+where
+    F: Kernel<Left = f32, Element = f32>,
+{
+    let n_in = weights.len() / bias.len();
+    let n_rows = rows.len() / n_in;
+    let mut left = Codes::<F>::new(n_rows, n_in);
+    let stride = left.stride;
+    for ((row, out), scale) in rows
+        .chunks_exact(n_in)
+        .zip(left.codes.chunks_exact_mut(stride))
+        .zip(&mut left.scales)
+    {
+        *scale = F::Left::encode(PortableF32, row, out);
+    }
+    let mut out = vec![0.0; n_rows * bias.len()];
+    Linear {
+        left: &left,
+        rows: 0..n_rows,
+        weights: &Packed::new(weights, bias, n_in),
+        finish: Finish::Store,
+        sums: &mut Aligned::new(MR_MAX * NR_MAX),
+        out: &mut out,
+    }
+    .run(float);
+    out
 }
