@@ -1,6 +1,7 @@
 //! Memory: buffers that start on a cache line, and a worker's scratch, allocated once.
 
 use crate::encoder::attention::score_stride;
+use crate::encoder::relative::RelativeScratch;
 use crate::kernel::Kernel;
 use crate::model::Shape;
 use std::ops::{Deref, DerefMut};
@@ -94,6 +95,8 @@ pub struct AttentionScratch<A: Kernel> {
     pub weights: Aligned<A::Left>,
     /// A finished tile: `[MR][NR]`.
     pub tile: Aligned<f32>,
+    /// What relative positions need.
+    pub relative: RelativeScratch,
 }
 
 /// Everything a worker writes while it scores, sized for the largest micro-batch.
@@ -161,7 +164,7 @@ impl<K: Kernel> Scratch<K> {
             float_codes: Codes::new(tokens_max, shape.hidden.max(projected)),
             pooled: Aligned::new(rows_max * shape.hidden),
             logits: Aligned::new(rows_max * shape.n_labels),
-            attention: AttentionScratch::new(row_tokens_max, shape.head_dim),
+            attention: AttentionScratch::new(shape, row_tokens_max),
             tile: Aligned::new(tile_len),
             float_tile: Aligned::new(tile_len),
         }
@@ -179,7 +182,8 @@ impl<K: Kernel> Scratch<K> {
 }
 
 impl<A: Kernel> AttentionScratch<A> {
-    fn new(row_tokens_max: usize, head_dim: usize) -> Self {
+    fn new(shape: &Shape, row_tokens_max: usize) -> Self {
+        let head_dim = shape.head_dim;
         let tokens = row_tokens_max
             .next_multiple_of(A::NR)
             .next_multiple_of(A::K_ALIGN);
@@ -191,6 +195,7 @@ impl<A: Kernel> AttentionScratch<A> {
             scores: Aligned::new(A::MR * score_stride::<A>(row_tokens_max)),
             weights: Aligned::new(A::MR * score_stride::<A>(row_tokens_max)),
             tile: Aligned::new(A::MR * A::NR),
+            relative: RelativeScratch::new::<A>(if shape.relative { row_tokens_max } else { 0 }),
         }
     }
 }

@@ -6,8 +6,8 @@
 //!
 //! Families differ in what a [`Layer`] says: ModernBERT's norms come before their sublayers, which is
 //! the same order of work: a norm stands behind each addition, the next sublayer reads its result,
-//! and only the residual stream keeps the sum ([`pointwise::Stream`]). A window, rotary positions
-//! and a gate are options of a layer.
+//! and only the residual stream keeps the sum ([`pointwise::Stream`]). A window, rotary or relative
+//! positions and a gate are options of a layer.
 //!
 //! The rows of a micro-batch are concatenated: A is (sum of lengths) × hidden in every linear
 //! layer, without padding. Only attention looks at `offsets`. Scales are per token and sums are
@@ -19,6 +19,7 @@
 pub mod attention;
 pub mod embed;
 pub mod pointwise;
+pub mod relative;
 pub mod rotary;
 
 use crate::arena::{Codes, INNER_TOKENS, Scratch};
@@ -138,6 +139,8 @@ pub fn attend<K: Kernel>(
             query: &mut s.query[query.clone()],
             key_value: &mut s.key_value[2 * ends[0] * hidden..2 * ends[1] * hidden],
             rotary: layer.rotary.as_deref(),
+            relative: layer.relative.as_ref(),
+            scale: layer.scale,
             window: layer.window,
             n_heads,
             head_dim,

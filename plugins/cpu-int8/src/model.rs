@@ -10,6 +10,7 @@ pub mod weights;
 pub mod words;
 
 use crate::encoder::pointwise::{Activation, Norm};
+use crate::encoder::relative::Relative;
 use crate::encoder::rotary::Rotary;
 use crate::gemm::pack::Packed;
 use crate::kernel::Kernel;
@@ -62,6 +63,8 @@ pub struct Shape {
     pub row_tokens_max: usize,
     /// The feed-forward layers' nonlinearity.
     pub activation: Activation,
+    /// Whether scores have terms of relative positions.
+    pub relative: bool,
 }
 
 /// A model, packed for a kernel. Shared by all workers.
@@ -92,10 +95,12 @@ pub struct Embeddings<F: Kernel> {
     pub width: usize,
     /// How a token's position and type are found.
     pub rule: PositionRule,
-    /// Applied to the sum.
+    /// Applied to the sum, or to what is projected.
     pub norm: Norm,
-    /// ELECTRA's projection from embedding to hidden.
+    /// ELECTRA's and DeBERTa's projection from embedding to hidden.
     pub project: Option<Packed<F>>,
+    /// Whether the norm stands behind the projection, as DeBERTa's, and not before it.
+    pub norm_last: bool,
 }
 
 /// How a family numbers positions.
@@ -105,7 +110,7 @@ pub enum PositionRule {
     FromZero,
     /// pad + 1, pad + 2, …; a padding token inside a row has position pad and does not count.
     BehindPadding(u32),
-    /// The embedding has none: attention turns queries and keys.
+    /// The embedding has none: attention turns queries and keys, or scores by distance.
     InAttention,
 }
 
@@ -129,6 +134,10 @@ pub struct Layer<K: Kernel> {
     pub window: Option<usize>,
     /// What turns queries and keys, if something does.
     pub rotary: Option<Arc<Rotary>>,
+    /// What adds to scores by distance, if something does.
+    pub relative: Option<Relative<K::Attend>>,
+    /// What scores are multiplied with: 1 / √(head dim · terms).
+    pub scale: f32,
     /// hidden → hidden, added to the residual.
     pub output: Packed<K>,
     /// Behind attention's addition, before the feed-forward layer.
@@ -182,6 +191,7 @@ impl<K: Kernel> Model<K> {
             rotaries: Vec::new(),
             layer_rotaries: Vec::new(),
             spare: Mutex::default(),
+            distances: None,
         };
         let float = kernel.float();
         let head = loader.head(float)?;
@@ -194,9 +204,11 @@ impl<K: Kernel> Model<K> {
             n_labels: head.classifier.n_out,
             row_tokens_max: config.row_tokens_max(),
             activation: config.activation,
+            relative: config.relative.is_some(),
         };
         let embeddings = loader.embeddings(float, WordsIn::of::<K>(), n_threads)?;
         loader.make_rotaries();
+        loader.make_distances()?;
         let calibration =
             (K::Left::QUANTISED).then(|| Calibration::new(float, &shape, &embeddings));
         let layers = pipeline::load(kernel, &loader, calibration, n_threads)?;
@@ -227,6 +239,7 @@ impl<K: Kernel> Model<K> {
             ];
             let packed = packed.into_iter().chain(&layer.gate);
             packed.map(Packed::n_bytes).sum::<usize>()
+                + layer.relative.as_ref().map_or(0, Relative::n_bytes)
         });
         let rotaries = self.rotaries.iter().map(|rotary| rotary.n_bytes());
         let words = self.embeddings.words.n_bytes();

@@ -57,6 +57,16 @@ fn modernbert() {
 }
 
 #[test]
+fn deberta() {
+    check("deberta-v3", 1);
+}
+
+#[test]
+fn deberta_with_projections_and_types() {
+    check("deberta-v2-projected", 2);
+}
+
+#[test]
 fn modernbert_that_pools_the_mean() {
     check("modernbert-mean-older-keys", 1);
 }

@@ -138,6 +138,67 @@ fn a_modernberts_tensors_are_named() {
 }
 
 #[test]
+fn a_debertas_tensors_are_named() {
+    for (model, tensor) in [
+        ("deberta-v3", "deberta.encoder.rel_embeddings.weight"),
+        ("deberta-v3", "deberta.encoder.LayerNorm.bias"),
+        (
+            "deberta-v3",
+            "deberta.encoder.layer.1.attention.self.value_proj.weight",
+        ),
+        ("deberta-v3", "pooler.dense.bias"),
+        (
+            "deberta-v2-projected",
+            "deberta.embeddings.embed_proj.weight",
+        ),
+        (
+            "deberta-v2-projected",
+            "deberta.embeddings.position_embeddings.weight",
+        ),
+        (
+            "deberta-v2-projected",
+            "deberta.encoder.layer.0.attention.self.pos_key_proj.bias",
+        ),
+        (
+            "deberta-v2-projected",
+            "deberta.encoder.layer.1.attention.self.pos_query_proj.weight",
+        ),
+    ] {
+        let dir = copy(model);
+        edit_tensors(dir.path(), |header, _| drop(header.remove(tensor).unwrap()));
+        refused(dir.path(), FaultCode::BadModel, &[tensor, "no such tensor"]);
+    }
+    let dir = copy("deberta-v3");
+    set_config(dir.path(), "position_buckets", json!(20));
+    refused(
+        dir.path(),
+        FaultCode::BadModel,
+        &["rel_embeddings", "[32, 64]", "[40, 64]"],
+    );
+    // Keys whose text or number says what is not computed, or cannot be.
+    for (key, value, code) in [
+        ("conv_kernel_size", json!(3), FaultCode::Unsupported),
+        ("pos_att_type", json!("c2p|p2p"), FaultCode::Unsupported),
+        ("pooler_hidden_act", json!("mish"), FaultCode::Unsupported),
+        ("pooler_hidden_size", json!(128), FaultCode::BadModel),
+        ("position_buckets", json!(1), FaultCode::BadModel),
+        ("max_relative_positions", json!(9), FaultCode::BadModel),
+    ] {
+        let dir = copy("deberta-v3");
+        set_config(dir.path(), key, value);
+        refused(dir.path(), code, &["config.json", key]);
+    }
+    let first = copy("deberta-v3");
+    let names = json!(["DebertaForSequenceClassification"]);
+    set_config(first.path(), "architectures", names);
+    refused(
+        first.path(),
+        FaultCode::Unsupported,
+        &["DebertaForSequenceClassification"],
+    );
+}
+
+#[test]
 fn misshapen_tensors_are_named() {
     let dir = copy("bert");
     edit_tensors(dir.path(), |header, _| {
@@ -361,6 +422,7 @@ fn the_longest_row_is_the_models_positions() {
         ("roberta-pad-3-legacy-names", 36),
         ("distilbert", 40),
         ("modernbert", 200),
+        ("deberta-v3", 240),
     ] {
         let backend = open(&request(&golden_dir(name), "int8", "{}")).unwrap();
         assert_eq!(backend.limits().row_tokens_max, expected, "{name}");
@@ -404,7 +466,7 @@ fn a_row_with_unknown_ids_fails_alone() {
 /// second text 1.
 #[test]
 fn a_model_without_token_types_ignores_them() {
-    for name in ["roberta", "distilbert"] {
+    for name in ["roberta", "distilbert", "deberta-v3"] {
         let backend = open(&request(&golden_dir(name), "int8", "{}")).unwrap();
         let mut worker = backend.worker().unwrap();
         let row = golden_rows(name).pop().unwrap();

@@ -102,6 +102,10 @@ fn a_rows_score_is_its_own() {
         "distilbert",
         "modernbert",
         "modernbert-mean-older-keys",
+        "deberta-v3",
+        "deberta-v2-projected",
+        "deberta-v2-c2p",
+        "deberta-v2-p2c",
     ] {
         for dtype in Dtype::ALL {
             for kernel in available(dtype) {
@@ -114,7 +118,7 @@ fn a_rows_score_is_its_own() {
 fn independent(name: &str, dtype: Dtype, kernel: &str) {
     let backend = open(&kernel_request(&golden_dir(name), dtype.name(), kernel)).unwrap();
     let rows = golden_rows(name);
-    // 9 rows of up to 40 tokens, three times: several micro-batches, with every row in each height
+    // 9 rows or more, most of up to 40 tokens, three times: several micro-batches, with every row in each height
     // of tile.
     let many: Vec<&GoldenRow> = rows.iter().chain(&rows).chain(rows.iter().rev()).collect();
     let mut worker = backend.worker().unwrap();

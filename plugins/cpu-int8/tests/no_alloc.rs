@@ -45,6 +45,8 @@ fn score_allocates_nothing_after_warm_up() {
         ("electra-projected", "int8"),
         ("modernbert", "int8"),
         ("modernbert-mean-older-keys", "bf16"),
+        ("deberta-v3", "int8"),
+        ("deberta-v2-projected", "f32"),
     ] {
         let rows = golden_rows(name);
         let wanted = AtomicBool::new(true);

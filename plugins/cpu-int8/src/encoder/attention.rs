@@ -1,4 +1,4 @@
-//! Attention of one row of the batch: for each head, softmax(Q Kᵀ / √d) V.
+//! Attention of one row of the batch: for each head, softmax(scale · Q Kᵀ) V.
 //!
 //! Rows of a batch never meet here: `offsets` cuts them apart and nothing is padded or masked. Both
 //! products run on a kernel's tile: the head's keys and values are packed into panels, MR queries at
@@ -6,10 +6,12 @@
 //! again. Sums and the softmax are f32; what is multiplied is the kernel's element, f32 or bf16.
 //!
 //! Where a layer has a window, a tile of queries meets only the panels of keys that one of them sees:
-//! at most 2 · window + MR + 2 · NR columns, however long the row is.
+//! at most 2 · window + MR + 2 · NR columns, however long the row is. Where it has relative positions,
+//! their terms are added to the scores ([`relative`](crate::encoder::relative)).
 
 use crate::arena::AttentionScratch;
 use crate::encoder::pointwise::softmax_unscaled;
+use crate::encoder::relative::{QUERY_BLOCK, Relative, TilePlace};
 use crate::encoder::rotary::Rotary;
 use crate::kernel::lanes::Lanes;
 use crate::kernel::tile::Tile;
@@ -26,6 +28,10 @@ pub struct AttendRow<'a, A: Kernel> {
     pub key_value: &'a mut [A::Right],
     /// What turns queries and keys by their positions, if something does.
     pub rotary: Option<&'a Rotary>,
+    /// What adds to scores by distance, if something does; not together with a window.
+    pub relative: Option<&'a Relative<A>>,
+    /// What scores are multiplied with.
+    pub scale: f32,
     /// How far a token sees to either side; `None`: the whole row.
     pub window: Option<usize>,
     /// Heads.
@@ -51,6 +57,8 @@ where
             query,
             key_value,
             rotary,
+            relative,
+            scale,
             window,
             n_heads,
             head_dim,
@@ -65,26 +73,47 @@ where
         }
         let n_tokens = key_value.len() / (2 * hidden);
         let n_queries = query.len() / hidden;
+        let block_len = relative.map_or(usize::MAX, |_| QUERY_BLOCK);
         for first in (0..hidden).step_by(head_dim) {
+            let head = first / head_dim;
             let dims = Dims {
                 hidden,
                 first,
                 head_dim,
                 n_tokens,
                 window,
+                scale,
             };
             pack_keys::<A>(key_value, &dims, &mut scratch.keys);
             pack_values::<A>(key_value, &dims, &mut scratch.values);
-            for start in (0..n_queries).step_by(A::MR) {
-                let range = start * hidden..n_queries.min(start + A::MR) * hidden;
-                attend_tile(
-                    inside,
-                    &dims,
-                    start,
-                    &query[range.clone()],
-                    scratch,
-                    &mut context[range],
-                );
+            for block in (0..n_queries).step_by(block_len) {
+                let block = block..n_queries.min(block.saturating_add(block_len));
+                if let Some(relative) = relative {
+                    let AttentionScratch {
+                        keys,
+                        relative: room,
+                        ..
+                    } = &mut *scratch;
+                    relative.meet_keys(inside, head, n_tokens, &block, keys, room);
+                }
+                for start in block.clone().step_by(A::MR) {
+                    let queries = start..block.end.min(start + A::MR);
+                    let range = start * hidden..queries.end * hidden;
+                    attend_tile(
+                        inside,
+                        &dims,
+                        relative,
+                        &TilePlace {
+                            head,
+                            n_tokens,
+                            block: block.start,
+                            queries,
+                        },
+                        &query[range.clone()],
+                        scratch,
+                        &mut context[range],
+                    );
+                }
             }
         }
     }
@@ -104,6 +133,7 @@ struct Dims {
     head_dim: usize,
     n_tokens: usize,
     window: Option<usize>,
+    scale: f32,
 }
 
 impl Dims {
@@ -231,12 +261,13 @@ fn pack_queries<A: Kernel>(query: &[A::Left], dims: &Dims, queries: &mut [A::Lef
     }
 }
 
-/// One tile of queries of one head, the first of them token `start`.
+/// One tile of queries of one head.
 #[inline(always)]
 fn attend_tile<A, E>(
     inside: &Inside<A>,
     dims: &Dims,
-    start: usize,
+    relative: Option<&Relative<A>>,
+    place: &TilePlace,
     query: &[E],
     scratch: &mut AttentionScratch<A>,
     context: &mut [f32],
@@ -251,18 +282,20 @@ fn attend_tile<A, E>(
         scores,
         weights,
         tile,
+        relative: room,
     } = scratch;
     let &Dims {
         hidden,
         first,
         head_dim,
+        scale,
         ..
     } = dims;
-    let n_rows = query.len() / hidden;
+    let (start, n_rows) = (place.queries.start, place.queries.len());
     let head_padded = dims.head_padded::<A>();
     pack_queries::<A>(query, dims, queries);
     // Of scores and of weights: whole panels, whole registers, whole groups of K_ALIGN.
-    let columns = dims.columns::<A>(&(start..start + n_rows));
+    let columns = dims.columns::<A>(&place.queries);
     let stride = score_stride::<A>(columns.len());
     let n_keys = columns.len().next_multiple_of(A::NR);
     const { assert!(A::NR.is_multiple_of(A::K_ALIGN) && A::NR.is_multiple_of(<A::Float as Lanes>::N)) };
@@ -281,8 +314,10 @@ fn attend_tile<A, E>(
         }
         .compute(inside);
     }
+    if let Some(relative) = relative {
+        relative.add_to(inside, place, queries, scores, stride, room);
+    }
     let lanes = inside.kernel().float();
-    let scale = 1.0 / (head_dim as f32).sqrt();
     let mut inverse_sums = [0.0; MR_MAX];
     for (row, inverse) in inverse_sums.iter_mut().take(n_rows).enumerate() {
         let scores = &mut scores[row * stride..];

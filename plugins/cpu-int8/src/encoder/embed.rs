@@ -1,5 +1,5 @@
 //! From token ids to the first residual stream: word + position + type, layer norm, ELECTRA's
-//! projection.
+//! projection; or DeBERTa's, and then the norm.
 
 use crate::arena::Scratch;
 use crate::encoder::pointwise::{NormAndEncode, layer_norm};
@@ -93,7 +93,7 @@ pub fn finish_rows<K: Kernel>(
     }
     let (width, codes) = (shape.hidden, &mut s.hidden_codes);
     kernel.vectorize(NormAndEncode {
-        norm: None,
+        norm: embeddings.norm_last.then_some(&embeddings.norm),
         smoothing,
         aside: &mut s.aside,
         x: &mut s.hidden,
@@ -131,23 +131,29 @@ impl<F: Kernel + Lanes> Op<F> for SumAndNorm<'_, F> {
         {
             embeddings.words.row(id as usize, out);
             let position = match embeddings.rule {
-                PositionRule::BehindPadding(pad) if id == pad => pad as usize,
-                PositionRule::BehindPadding(pad) => pad as usize + 1 + next,
-                PositionRule::FromZero => next,
-                PositionRule::InAttention => {
-                    layer_norm(inside.kernel(), &embeddings.norm, out);
-                    continue;
-                }
+                PositionRule::BehindPadding(pad) if id == pad => Some(pad as usize),
+                PositionRule::BehindPadding(pad) => Some(pad as usize + 1 + next),
+                PositionRule::FromZero => Some(next),
+                PositionRule::InAttention => None,
             };
             next += usize::from(embeddings.rule != PositionRule::BehindPadding(id));
-            let positions = &embeddings.positions[position * width..][..width];
+            let kind = match n_types {
+                0 => None,
+                1 => Some(0),
+                _ => Some(kind as usize),
+            };
+            let positions = position.map(|at| &embeddings.positions[at * width..][..width]);
+            let types = kind.map(|at| &embeddings.types[at * width..][..width]);
             // In the order of `transformers`: word + type, then + position.
-            if 0 < n_types {
-                let kind = if n_types == 1 { 0 } else { kind as usize };
-                add_to(out, &embeddings.types[kind * width..][..width]);
+            if let Some(types) = types {
+                add_to(out, types);
             }
-            add_to(out, positions);
-            layer_norm(inside.kernel(), &embeddings.norm, out);
+            if let Some(positions) = positions {
+                add_to(out, positions);
+            }
+            if !embeddings.norm_last {
+                layer_norm(inside.kernel(), &embeddings.norm, out);
+            }
         }
     }
 }

@@ -311,6 +311,25 @@ impl Lanes for Avx2F32 {
         }
     }
     #[inline(always)]
+    fn blend(self, bits: u32, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: see above. The highest bit of a lane chooses.
+        unsafe {
+            let highest = _mm256_setr_epi32(31, 30, 29, 28, 27, 26, 25, 24);
+            let bits = _mm256_sllv_epi32(_mm256_set1_epi32(bits.cast_signed()), highest);
+            _mm256_blendv_ps(a, b, _mm256_castsi256_ps(bits))
+        }
+    }
+    #[inline(always)]
+    fn near(self, x: &[f32], at: &[u32]) -> __m256 {
+        assert!(Self::N <= x.len() && Self::N <= at.len());
+        // SAFETY: see above.
+        unsafe {
+            let places = _mm256_loadu_si256(at.as_ptr().cast());
+            let first = _mm256_set1_epi32(at[0].cast_signed());
+            _mm256_permutevar8x32_ps(_mm256_loadu_ps(x.as_ptr()), _mm256_sub_epi32(places, first))
+        }
+    }
+    #[inline(always)]
     fn no_magnitude(self) -> __m256i {
         // SAFETY: see above.
         unsafe { _mm256_setzero_si256() }

@@ -326,6 +326,21 @@ impl Lanes for Avx512F32 {
         unsafe { _mm512_scalef_ps(x, n) }
     }
     #[inline(always)]
+    fn blend(self, bits: u32, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: see above.
+        unsafe { _mm512_mask_blend_ps(bits as u16, a, b) }
+    }
+    #[inline(always)]
+    fn near(self, x: &[f32], at: &[u32]) -> __m512 {
+        assert!(Self::N <= x.len() && Self::N <= at.len());
+        // SAFETY: see above.
+        unsafe {
+            let places = _mm512_loadu_si512(at.as_ptr().cast());
+            let first = _mm512_set1_epi32(at[0].cast_signed());
+            _mm512_permutexvar_ps(_mm512_sub_epi32(places, first), _mm512_loadu_ps(x.as_ptr()))
+        }
+    }
+    #[inline(always)]
     fn no_magnitude(self) -> __m512i {
         // SAFETY: see above.
         unsafe { _mm512_setzero_si512() }

@@ -58,6 +58,20 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     /// x · 2ⁿ for whole n in [−126, 127] and x in [0.5, 2).
     fn scale(self, x: Self::F, n: Self::F) -> Self::F;
 
+    /// Each lane of `b` whose bit is set in `bits`, and of `a` elsewhere.
+    fn blend(self, bits: u32, a: Self::F, b: Self::F) -> Self::F;
+
+    /// `x[at[lane] − at[0]]` in each lane, where `at` grows by at most 1 from lane to lane. (The
+    /// first N of both are there.)
+    #[inline(always)]
+    fn near(self, x: &[f32], at: &[u32]) -> Self::F {
+        let mut lanes = [0.0; LANES_MAX];
+        for (lane, &place) in lanes.iter_mut().zip(&at[..Self::N]) {
+            *lane = x[(place - at[0]) as usize];
+        }
+        self.load(&lanes)
+    }
+
     /// The bits of +0.0.
     fn no_magnitude(self) -> Self::U;
     /// The greater of `most` and |x|, as bits: magnitudes of floats order like their bits, and
@@ -196,6 +210,7 @@ mod tests {
         fn visit<K: Kernel>(&mut self, kernel: K) {
             let lanes = kernel.float();
             arithmetic(lanes);
+            moves(lanes);
             conversions(lanes);
             reductions(lanes);
         }
@@ -218,6 +233,30 @@ mod tests {
             |a, _| lanes.scale(half, lanes.round(lanes.mul(a, half))),
             |a, _| 0.5 * (a / 2.0).round_ties_even().exp2(),
         );
+    }
+
+    fn moves<L: Lanes>(lanes: L) {
+        let backwards = |lane: usize| VALUES[LANES_MAX - 1 - lane];
+        let (bits, mut found) = (0b1001_0110_1100_0101, [0.0; LANES_MAX]);
+        let (a, b) = (lanes.load(&VALUES), {
+            let b: [f32; LANES_MAX] = std::array::from_fn(backwards);
+            lanes.load(&b)
+        });
+        lanes.store(lanes.blend(bits, a, b), &mut found);
+        for (lane, &found) in found[..L::N].iter().enumerate() {
+            let expected = [VALUES[lane], backwards(lane)][usize::from(bits >> lane & 1 == 1)];
+            assert_eq!(found, expected, "lane {lane} of a blend");
+        }
+        // Every step, no step, and some of each; from a place that is no multiple of N.
+        for steps in [0xFFFF, 0, bits] {
+            let mut at = [37_u32; LANES_MAX];
+            for lane in 1..LANES_MAX {
+                at[lane] = at[lane - 1] + (steps >> lane & 1);
+            }
+            lanes.store(lanes.near(&VALUES, &at), &mut found);
+            let expected = at.map(|at| VALUES[(at - 37) as usize]);
+            assert_eq!(found[..L::N], expected[..L::N], "steps {steps:b}");
+        }
     }
 
     fn conversions<L: Lanes>(lanes: L) {

@@ -332,6 +332,15 @@ impl Lanes for NeonF32 {
         })
     }
     #[inline(always)]
+    fn blend(self, bits: u32, a: F, b: F) -> F {
+        const LANES: [[u32; 4]; 2] = [[1, 2, 4, 8], [16, 32, 64, 128]];
+        // SAFETY: see above.
+        let chosen: Self::U = from_fn(|half| unsafe {
+            vtstq_u32(vld1q_u32(LANES[half].as_ptr()), vdupq_n_u32(bits))
+        });
+        lanewise!(vbslq_f32, chosen, b, a)
+    }
+    #[inline(always)]
     fn no_magnitude(self) -> Self::U {
         // SAFETY: see above.
         [unsafe { vdupq_n_u32(0) }; 2]

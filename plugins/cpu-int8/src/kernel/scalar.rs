@@ -374,6 +374,16 @@ impl Lanes for PortableF32 {
         })
     }
     #[inline(always)]
+    fn blend(self, bits: u32, a: Self::F, b: Self::F) -> Self::F {
+        std::array::from_fn(|lane| {
+            if bits & (1 << lane) != 0 {
+                b[lane]
+            } else {
+                a[lane]
+            }
+        })
+    }
+    #[inline(always)]
     fn no_magnitude(self) -> Self::U {
         [0; 16]
     }

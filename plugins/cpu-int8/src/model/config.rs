@@ -1,10 +1,12 @@
 //! `config.json`, raw and then checked: after [`Config::check`] nothing downstream asks again.
 
+pub mod deberta;
 pub mod modern;
 
 use crate::encoder::pointwise::Activation;
 use crate::kernel::K_MAX;
 use crate::model::{LoadError, Pooling};
+use deberta::{Deberta, RawDeberta, Relative};
 use modern::RawModern;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -17,7 +19,7 @@ const VOCAB_MAX: usize = 1 << 24;
 const POSITIONS_MAX: usize = 1 << 16;
 
 /// The architectures that this engine computes, by their `transformers` class names.
-pub const ARCHITECTURES: [(&str, Family); 7] = [
+pub const ARCHITECTURES: [(&str, Family); 8] = [
     ("BertForSequenceClassification", Family::Bert),
     ("RobertaForSequenceClassification", Family::Roberta),
     ("CamembertForSequenceClassification", Family::Roberta),
@@ -25,6 +27,7 @@ pub const ARCHITECTURES: [(&str, Family); 7] = [
     ("ElectraForSequenceClassification", Family::Electra),
     ("DistilBertForSequenceClassification", Family::DistilBert),
     ("ModernBertForSequenceClassification", Family::ModernBert),
+    ("DebertaV2ForSequenceClassification", Family::DebertaV2),
 ];
 
 /// What every family but ModernBERT has.
@@ -37,6 +40,13 @@ const BERT_BIASES: Biases = Biases {
 const BERT_HEAD: Head = Head {
     pooling: Pooling::First,
     activation: None,
+};
+
+const NO_DEBERTA: Deberta = Deberta {
+    position_table: true,
+    score_terms: 1,
+    relative: None,
+    head: BERT_HEAD,
 };
 
 /// What tells the members of the BERT family apart: tensor names, positions and head.
@@ -54,6 +64,9 @@ pub enum Family {
     /// Norms before the sublayers, rotary positions, windows, gates; dense, activation, norm,
     /// classifier.
     ModernBert,
+    /// Also DeBERTa-v3. Relative positions; embeddings may be projected; dense, activation,
+    /// classifier.
+    DebertaV2,
 }
 
 /// `config.json` as it may be. Fields that this engine does not need are passed over.
@@ -87,6 +100,8 @@ pub struct Raw {
     quantization_config: Option<serde_json::Value>,
     #[serde(flatten)]
     modern: RawModern,
+    #[serde(flatten)]
+    deberta: RawDeberta,
 }
 
 /// A configuration that this engine can compute.
@@ -98,7 +113,7 @@ pub struct Config {
     pub vocab: usize,
     /// Values of a token between layers: heads × head dim.
     pub hidden: usize,
-    /// Values of an embedding; differs from `hidden` in small ELECTRAs only.
+    /// Values of an embedding; differs from `hidden` in small ELECTRAs and some DeBERTas only.
     pub embedding: usize,
     /// Encoder layers.
     pub n_layers: usize,
@@ -112,6 +127,8 @@ pub struct Config {
     pub epsilon: f32,
     /// Positions: rows of the position table, if there is one.
     pub positions: usize,
+    /// Whether there is one.
+    pub position_table: bool,
     /// Rows of the token type table; 0 for a family without one.
     pub types: usize,
     /// The padding token. RoBERTa's positions count from it.
@@ -120,6 +137,10 @@ pub struct Config {
     pub n_labels: Option<usize>,
     /// What each layer's attention does beyond BERT's, one of `n_layers`.
     pub layers: Vec<LayerKind>,
+    /// Terms of a score, whether computed or not: what it is divided by grows with them.
+    pub score_terms: usize,
+    /// The terms beyond the product of query and key.
+    pub relative: Option<Relative>,
     /// Which biases the files hold.
     pub biases: Biases,
     /// What the head does.
@@ -183,23 +204,35 @@ impl Config {
             )));
         }
         let embedding = match family {
-            Family::Electra => size("embedding_size", raw.embedding_size, Some(hidden), K_MAX)?,
+            Family::Electra | Family::DebertaV2 => {
+                size("embedding_size", raw.embedding_size, Some(hidden), K_MAX)?
+            }
             _ => hidden,
         };
         let n_layers = size("num_hidden_layers", raw.num_hidden_layers, None, LAYERS_MAX)?;
+        let positions = size(
+            "max_position_embeddings",
+            raw.max_position_embeddings,
+            None,
+            POSITIONS_MAX,
+        )?;
+        let deberta = match family {
+            Family::DebertaV2 => raw.deberta.check(hidden, n_heads, positions)?,
+            _ => Deberta {
+                position_table: family != Family::ModernBert,
+                ..NO_DEBERTA
+            },
+        };
         let (layers, biases, head) = if family == Family::ModernBert {
             modern::check_head_dim(hidden, n_heads)?;
             let modern = raw.modern();
             (modern.layers(n_layers)?, modern.biases(), modern.head()?)
         } else {
-            (vec![LayerKind::default(); n_layers], BERT_BIASES, BERT_HEAD)
-        };
-        let types = match family {
-            Family::DistilBert | Family::ModernBert => 0,
-            Family::Roberta => size("type_vocab_size", raw.type_vocab_size, Some(1), VOCAB_MAX)?,
-            Family::Bert | Family::Electra => {
-                size("type_vocab_size", raw.type_vocab_size, Some(2), VOCAB_MAX)?
-            }
+            (
+                vec![LayerKind::default(); n_layers],
+                BERT_BIASES,
+                deberta.head,
+            )
         };
         let config = Self {
             family,
@@ -211,18 +244,16 @@ impl Config {
             inner: size("intermediate_size", raw.intermediate_size, None, K_MAX)?,
             activation: activation("hidden_act", raw.hidden_act.as_deref().unwrap_or("gelu"))?,
             epsilon: epsilon(family, &raw)?,
-            positions: size(
-                "max_position_embeddings",
-                raw.max_position_embeddings,
-                None,
-                POSITIONS_MAX,
-            )?,
-            types,
+            positions,
+            position_table: deberta.position_table,
+            types: types(family, &raw)?,
             pad_id: raw
                 .pad_token_id
                 .unwrap_or(if family == Family::Roberta { 1 } else { 0 }),
             n_labels: n_labels(&raw)?,
             layers,
+            score_terms: deberta.score_terms,
+            relative: deberta.relative,
             biases,
             head,
         };
@@ -239,9 +270,11 @@ impl Config {
     pub fn row_tokens_max(&self) -> usize {
         match self.family {
             Family::Roberta => self.positions.saturating_sub(self.pad_id as usize + 1),
-            Family::Bert | Family::Electra | Family::DistilBert | Family::ModernBert => {
-                self.positions
-            }
+            Family::Bert
+            | Family::Electra
+            | Family::DistilBert
+            | Family::ModernBert
+            | Family::DebertaV2 => self.positions,
         }
     }
 }
@@ -266,6 +299,7 @@ fn family(raw: &Raw) -> Result<Family, LoadError> {
         Some("electra") => Ok(Family::Electra),
         Some("distilbert") => Ok(Family::DistilBert),
         Some("modernbert") => Ok(Family::ModernBert),
+        Some("deberta-v2") => Ok(Family::DebertaV2),
         other => Err(LoadError::Unsupported(format!(
             "config.json: no architectures, and model_type = {other:?}; this engine computes {}",
             known()
@@ -324,9 +358,28 @@ fn activation(key: &str, name: &str) -> Result<Activation, LoadError> {
         "gelu_new" | "gelu_pytorch_tanh" => Ok(Activation::GeluTanh),
         "relu" => Ok(Activation::Relu),
         "silu" | "swish" => Ok(Activation::Silu),
+        "tanh" => Ok(Activation::Tanh),
         other => Err(LoadError::Unsupported(format!(
-            "config.json: {key} = {other:?}; this engine computes gelu, gelu_new, gelu_pytorch_tanh, relu and silu"
+            "config.json: {key} = {other:?}; this engine computes gelu, gelu_new, gelu_pytorch_tanh, relu, silu and tanh"
         ))),
+    }
+}
+
+/// Rows of the token type table; 0 without one.
+fn types(family: Family, raw: &Raw) -> Result<usize, LoadError> {
+    let size = |default| {
+        size(
+            "type_vocab_size",
+            raw.type_vocab_size,
+            Some(default),
+            VOCAB_MAX,
+        )
+    };
+    match family {
+        Family::DistilBert | Family::ModernBert => Ok(0),
+        Family::DebertaV2 if raw.type_vocab_size.unwrap_or(0) == 0 => Ok(0),
+        Family::Roberta => size(1),
+        Family::Bert | Family::Electra | Family::DebertaV2 => size(2),
     }
 }
 
@@ -336,6 +389,7 @@ fn epsilon(family: Family, raw: &Raw) -> Result<f32, LoadError> {
         Family::DistilBert => ("layer_norm_eps", 1e-12),
         // A ModernBERT's configuration may hold the other key too, which nobody reads.
         Family::ModernBert => ("norm_eps", raw.norm_eps.unwrap_or(1e-5)),
+        Family::DebertaV2 => ("layer_norm_eps", raw.layer_norm_eps.unwrap_or(1e-7)),
         _ => ("layer_norm_eps", raw.layer_norm_eps.unwrap_or(1e-12)),
     };
     if value.is_finite() && 0.0 <= value {

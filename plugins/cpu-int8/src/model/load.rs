@@ -6,11 +6,17 @@ use super::smooth::Factors;
 use super::weights::Weights;
 use super::words::{Words, WordsIn};
 use super::{Embeddings, Head, Layer, LoadError, PositionRule};
-use crate::encoder::pointwise::{Norm, Stream};
+use crate::arena::{Aligned, Codes};
+use crate::encoder::pointwise::{Norm, Stream, layer_norm};
+use crate::encoder::relative::{Offsets, Relative, Tables};
 use crate::encoder::rotary::Rotary;
+use crate::gemm::Linear;
+use crate::gemm::finish::Finish;
 use crate::gemm::pack::Packed;
-use crate::kernel::Kernel;
 use crate::kernel::lanes::Lanes;
+use crate::kernel::scalar::PortableF32;
+use crate::kernel::{Kernel, MR_MAX, NR_MAX};
+use crate::quant::Code;
 use crate::threads::lock;
 use std::sync::{Arc, Mutex};
 
@@ -36,6 +42,8 @@ pub(super) struct RawLayer {
     key_value: Tensors,
     window: Option<usize>,
     rotary: Option<Arc<Rotary>>,
+    relative: Option<Tables>,
+    scale: f32,
     output: Tensors,
     attention_norm: Norm,
     gate: Option<Tensors>,
@@ -82,6 +90,11 @@ impl RawLayer {
             key_value: self.key_value.pack(kernel, input, key_value),
             window: self.window,
             rotary: self.rotary.clone(),
+            relative: self
+                .relative
+                .as_ref()
+                .map(|tables| Relative::new(kernel.attend(), tables)),
+            scale: self.scale,
             output: self.output.pack(kernel, &[], output),
             attention_norm: self.attention_norm.clone(),
             smooth_input: reciprocals(input),
@@ -108,6 +121,14 @@ pub(super) struct Loader<'a> {
     /// Weights in f32 that were packed: the next layer's go where they were. Fresh memory would
     /// cost more than reading does, and the allocator keeps what it got in pieces.
     pub(super) spare: Mutex<Vec<Vec<f32>>>,
+    /// What relative attention projects, if the model has it.
+    pub(super) distances: Option<DistanceTable>,
+}
+
+/// The table of relative embeddings, which all layers project: a row a rank of the offsets.
+pub(super) struct DistanceTable {
+    offsets: Arc<Offsets>,
+    rows: Vec<f32>,
 }
 
 impl Loader<'_> {
@@ -158,16 +179,16 @@ impl Loader<'_> {
         } else {
             Some(self.linear(
                 float,
-                &format!("{}embeddings_project", self.names.prefix),
+                &format!("{}{}", self.names.prefix, self.names.embedding_project),
                 hidden,
                 embedding,
-                true,
+                !self.names.project_first,
             )?)
         };
         let rule = match family {
+            _ if !self.config.position_table => PositionRule::InAttention,
             Family::Roberta => PositionRule::BehindPadding(pad_id),
-            Family::Bert | Family::Electra | Family::DistilBert => PositionRule::FromZero,
-            Family::ModernBert => PositionRule::InAttention,
+            _ => PositionRule::FromZero,
         };
         let words = self.weights.tensor(&words, &[vocab, embedding])?;
         Ok(Embeddings {
@@ -186,18 +207,28 @@ impl Loader<'_> {
             rule,
             norm: self.norm(
                 &format!("{}{}", self.names.prefix, self.names.embedding_norm),
-                embedding,
+                if self.names.project_first {
+                    hidden
+                } else {
+                    embedding
+                },
                 Stream::Normed,
             )?,
+            norm_last: self.names.project_first && project.is_some(),
             project,
         })
     }
 
-    pub(super) fn layer(&self, layer: usize) -> Result<RawLayer, LoadError> {
+    pub(super) fn layer<F>(&self, float: F, layer: usize) -> Result<RawLayer, LoadError>
+    where
+        F: Kernel<Left = f32, Element = f32>,
+    {
         let &Config {
             hidden,
+            n_heads,
             inner,
             biases,
+            score_terms,
             ..
         } = self.config;
         let names = self.names;
@@ -205,6 +236,7 @@ impl Loader<'_> {
             |layer: usize, part: &str| format!("{}{}{layer}.{part}", names.prefix, names.layers);
         let name = |part: &str| of(layer, part);
         let (query, key_value) = self.projections(&name)?;
+        let relative = self.relative(float, &name, &query, &key_value)?;
         let LayerKind { window, .. } = self.config.layers[layer];
         let n_inner = if names.gated { 2 * inner } else { inner };
         let mut inner_rows = self.tensors(&name(names.inner), n_inner, hidden, biases.inner)?;
@@ -225,6 +257,8 @@ impl Loader<'_> {
             key_value,
             window,
             rotary: self.layer_rotaries[layer].clone(),
+            relative,
+            scale: 1.0 / ((hidden / n_heads * score_terms) as f32).sqrt(),
             output: self.tensors(&output, hidden, hidden, biases.attention)?,
             attention_norm: self.norm(&name(names.attention_norm), hidden, stream)?,
             gate: names.gated.then(|| self.split_off(&mut inner_rows, inner)),
@@ -258,6 +292,72 @@ impl Loader<'_> {
                 Ok((self.tensors(&name(query), hidden, hidden, bias)?, key_value))
             }
         }
+    }
+
+    /// A layer's projections of relative positions. `query` and `key_value` serve where the model has
+    /// none of their own.
+    fn relative<F>(
+        &self,
+        float: F,
+        name: &impl Fn(&str) -> String,
+        query: &Tensors,
+        key_value: &Tensors,
+    ) -> Result<Option<Tables>, LoadError>
+    where
+        F: Kernel<Left = f32, Element = f32>,
+    {
+        let (hidden, names) = (self.config.hidden, self.names.relative);
+        let (Some(kind), Some(table)) = (self.config.relative, &self.distances) else {
+            return Ok(None);
+        };
+        let project = |wanted: bool, own: &str, shared: &Tensors| {
+            let own = match (wanted, kind.shared) {
+                (false, _) => return Ok(None),
+                (true, true) => None,
+                (true, false) => Some(self.tensors(&name(own), hidden, hidden, true)?),
+            };
+            let tensors = own.as_ref().unwrap_or(shared);
+            let (weights, bias) = (&tensors.weights[..hidden * hidden], &tensors.bias[..hidden]);
+            Ok(Some(projected(float, &table.rows, weights, bias)))
+        };
+        let keys = project(kind.keys, names.key, key_value)?;
+        let queries = project(kind.queries, names.query, query)?;
+        Ok(Some(Tables {
+            offsets: Arc::clone(&table.offsets),
+            head_dim: hidden / self.config.n_heads,
+            keys,
+            queries,
+        }))
+    }
+
+    /// Reads the table of relative embeddings, if the model has one, before any layer is read.
+    pub(super) fn make_distances(&mut self) -> Result<(), LoadError> {
+        let Some(kind) = &self.config.relative else {
+            return Ok(());
+        };
+        let (hidden, names) = (self.config.hidden, self.names.relative);
+        let name = |part: &str| format!("{}{part}", self.names.prefix);
+        let (embeddings, norm) = (
+            name(&format!("{}.weight", names.embeddings)),
+            name(names.norm),
+        );
+        let rows = [2 * kind.distances.span, hidden];
+        let embeddings = self.weights.read(&embeddings, &rows)?;
+        let offsets = Offsets::new(&kind.distances, self.config.row_tokens_max());
+        let rows = offsets.rows().iter();
+        let mut rows: Vec<f32> = rows
+            .flat_map(|row| &embeddings[row * hidden..][..hidden])
+            .copied()
+            .collect();
+        if kind.normed {
+            let norm = self.norm(&norm, hidden, Stream::Normed)?;
+            for row in rows.chunks_exact_mut(hidden) {
+                layer_norm(PortableF32, &norm, row);
+            }
+        }
+        let offsets = Arc::new(offsets);
+        self.distances = Some(DistanceTable { offsets, rows });
+        Ok(())
     }
 
     pub(super) fn head<F: Kernel>(&self, float: F) -> Result<Head<F>, LoadError> {
@@ -403,4 +503,33 @@ impl Loader<'_> {
             stream,
         })
     }
+}
+
+/// `rows · weights + bias`, in f32: the few products of a load that are worth a kernel.
+fn projected<F>(float: F, rows: &[f32], weights: &[f32], bias: &[f32]) -> Vec<f32>
+where
+    F: Kernel<Left = f32, Element = f32>,
+{
+    let n_in = weights.len() / bias.len();
+    let n_rows = rows.len() / n_in;
+    let mut left = Codes::<F>::new(n_rows, n_in);
+    let stride = left.stride;
+    for ((row, out), scale) in rows
+        .chunks_exact(n_in)
+        .zip(left.codes.chunks_exact_mut(stride))
+        .zip(&mut left.scales)
+    {
+        *scale = F::Left::encode(PortableF32, row, out);
+    }
+    let mut out = vec![0.0; n_rows * bias.len()];
+    Linear {
+        left: &left,
+        rows: 0..n_rows,
+        weights: &Packed::new(float, weights, bias, n_in),
+        finish: Finish::Store,
+        sums: &mut Aligned::new(MR_MAX * NR_MAX),
+        out: &mut out,
+    }
+    .run(float);
+    out
 }

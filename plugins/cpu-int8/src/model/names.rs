@@ -13,8 +13,14 @@ pub struct Names {
     /// Embeddings, behind the prefix.
     pub words: &'static str,
     pub embedding_norm: &'static str,
+    /// From embeddings to the hidden width, where they differ.
+    pub embedding_project: &'static str,
+    /// Whether that comes before the norm and has no bias, as DeBERTa's.
+    pub project_first: bool,
     /// Projections of attention.
     pub projections: Projections,
+    /// Relative positions, of the family that has them.
+    pub relative: Relative,
     pub attention_output: &'static str,
     /// The norm behind attention's addition.
     pub attention_norm: &'static str,
@@ -41,6 +47,17 @@ pub enum Projections {
     Fused(&'static str),
 }
 
+/// What a DeBERTa's relative positions are made from.
+#[derive(Clone, Copy)]
+pub struct Relative {
+    /// The table and its norm, behind the prefix.
+    pub embeddings: &'static str,
+    pub norm: &'static str,
+    /// The layers' projections, where they are not those of tokens.
+    pub key: &'static str,
+    pub query: &'static str,
+}
+
 /// The norm behind the feed-forward layer's addition.
 #[derive(Clone, Copy)]
 pub enum OutputNorm {
@@ -59,11 +76,19 @@ const BERT: Names = Names {
     layers: "encoder.layer.",
     words: "embeddings.word_embeddings",
     embedding_norm: "embeddings.LayerNorm",
+    embedding_project: "embeddings_project",
+    project_first: false,
     projections: Projections::Three([
         "attention.self.query",
         "attention.self.key",
         "attention.self.value",
     ]),
+    relative: Relative {
+        embeddings: "encoder.rel_embeddings",
+        norm: "encoder.LayerNorm",
+        key: "attention.self.pos_key_proj",
+        query: "attention.self.pos_query_proj",
+    },
     attention_output: "attention.output.dense",
     attention_norm: "attention.output.LayerNorm",
     inner: "intermediate.dense",
@@ -123,6 +148,22 @@ const MODERNBERT: Names = Names {
     head_activation: Activation::Gelu,
     head_norm: Some("head.norm"),
     classifier: "classifier",
+    ..BERT
+};
+
+const DEBERTA: Names = Names {
+    prefix: "deberta.",
+    embedding_project: "embeddings.embed_proj",
+    project_first: true,
+    projections: Projections::Three([
+        "attention.self.query_proj",
+        "attention.self.key_proj",
+        "attention.self.value_proj",
+    ]),
+    head_dense: "pooler.dense",
+    // The default; the configuration has the last word.
+    head_activation: Activation::Gelu,
+    ..BERT
 };
 
 impl Names {
@@ -134,6 +175,7 @@ impl Names {
             Family::Electra => ELECTRA,
             Family::DistilBert => DISTILBERT,
             Family::ModernBert => MODERNBERT,
+            Family::DebertaV2 => DEBERTA,
         }
     }
 }

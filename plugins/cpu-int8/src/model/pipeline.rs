@@ -100,7 +100,7 @@ impl<K: Kernel> Pipeline<'_, K> {
         while let Some(piece) = self.next() {
             match piece {
                 Piece::Read(layer) => {
-                    let read = self.loader.layer(layer);
+                    let read = self.loader.layer(self.kernel.float(), layer);
                     self.put(|board| match read {
                         Ok(raw) if is_calibrated => drop(board.read.insert(layer, raw)),
                         Ok(raw) => board.calibrated.push((layer, raw, None)),

@@ -13,7 +13,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 /// The folders of tests/golden.
-pub const GOLDEN: [&str; 11] = [
+pub const GOLDEN: [&str; 16] = [
     "bert",
     "bert-sharded-3-labels",
     "roberta",
@@ -25,6 +25,11 @@ pub const GOLDEN: [&str; 11] = [
     "distilbert",
     "modernbert",
     "modernbert-mean-older-keys",
+    "deberta-v3",
+    "deberta-v2-projected",
+    "deberta-v2-c2p",
+    "deberta-v2-p2c",
+    "deberta-v2-absolute",
 ];
 
 /// A row and its logits by `transformers`.

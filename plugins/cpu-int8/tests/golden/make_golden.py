@@ -2,7 +2,7 @@
 """Makes the small seeded models of this folder and their logits by `transformers`.
 
     python3 -m venv .venv && .venv/bin/pip install torch transformers safetensors
-    .venv/bin/python make_golden.py
+    .venv/bin/python make_golden.py [NAME...]
 
 Each folder is a Hugging Face model folder and a golden.json: rows of token ids with the logits that
 `transformers` computes in f32 from the weights as stored (rounded, where they are stored in halves).
@@ -11,6 +11,7 @@ A row's logits are computed alone, with an attention mask of ones.
 import json
 import os
 import shutil
+import sys
 
 import torch
 import transformers as t
@@ -23,6 +24,9 @@ SIZES = dict(vocab_size=120, hidden_size=48, num_hidden_layers=2, num_attention_
 
 MODERN = dict(vocab_size=120, num_attention_heads=4, intermediate_size=52, max_position_embeddings=200, pad_token_id=0,
               bos_token_id=1, cls_token_id=1, eos_token_id=2, sep_token_id=2)
+
+DEBERTA = dict(vocab_size=120, hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=100,
+               max_position_embeddings=240, relative_attention=True)
 
 # Families without token types, whose models do not take them.
 WITHOUT_TYPES = (t.DistilBertForSequenceClassification, t.ModernBertForSequenceClassification)
@@ -70,6 +74,37 @@ MODELS = {
                            global_attn_every_n_layers=2, global_rope_theta=5000.0, local_rope_theta=300.0,
                            layer_types=["full_attention", "sliding_attention", "full_attention"]),
         torch.bfloat16, {"older_keys": dict(global_attn_every_n_layers=2, global_rope_theta=5000.0, local_rope_theta=300.0)}),
+    # As v3: distances beyond 8 share rows of the table by their logarithms; heads of 16.
+    "deberta-v3": (
+        t.DebertaV2ForSequenceClassification,
+        t.DebertaV2Config(**DEBERTA | dict(hidden_size=64, position_buckets=16, max_relative_positions=-1, share_att_key=True,
+                                           pos_att_type="p2c|c2p", norm_rel_ebd="layer_norm", position_biased_input=False,
+                                           type_vocab_size=0, num_labels=1)),
+        torch.float16, {"lengths": [64, 129, 143]}),
+    # Projections of its own, a row of the table for each distance below 40, the last one beyond.
+    "deberta-v2-projected": (
+        t.DebertaV2ForSequenceClassification,
+        t.DebertaV2Config(**DEBERTA | dict(max_position_embeddings=60, max_relative_positions=40, pos_att_type=["c2p", "p2c"],
+                                           position_biased_input=True, type_vocab_size=2, embedding_size=20,
+                                           pooler_hidden_act="tanh", hidden_act="gelu_new", num_labels=3)), torch.float32, {}),
+    # One term; logarithms so steep that rows of the table are skipped, and then the last one.
+    "deberta-v2-c2p": (
+        t.DebertaV2ForSequenceClassification,
+        t.DebertaV2Config(**DEBERTA | dict(num_hidden_layers=1, position_buckets=64, max_relative_positions=70,
+                                           pos_att_type="c2p", norm_rel_ebd="layer_norm", position_biased_input=False,
+                                           type_vocab_size=3, num_labels=2)),
+        torch.bfloat16, {"lengths": [64, 129, 143]}),
+    # The other term, and a convolution of no width.
+    "deberta-v2-p2c": (
+        t.DebertaV2ForSequenceClassification,
+        t.DebertaV2Config(**DEBERTA | dict(position_buckets=10, share_att_key=True, pos_att_type=["p2c"], conv_kernel_size=0,
+                                           position_biased_input=True, type_vocab_size=0, num_labels=1)),
+        torch.bfloat16, {"lengths": [64, 129, 143]}),
+    # Scores are divided as if they had terms that they do not have.
+    "deberta-v2-absolute": (
+        t.DebertaV2ForSequenceClassification,
+        t.DebertaV2Config(**DEBERTA | dict(relative_attention=False, num_hidden_layers=1, max_position_embeddings=40,
+                                           pos_att_type=["c2p", "p2c"], type_vocab_size=1, num_labels=1)), torch.bfloat16, {}),
 }
 
 
@@ -81,7 +116,7 @@ def seed_parameters(model):
                 parameter.normal_(1.0 if name.endswith("weight") else 0.0, 0.2)
             elif name.endswith("bias"):
                 parameter.normal_(0.0, 0.2)
-            elif "embeddings" in name and "project" not in name:
+            elif "embeddings" in name and "proj" not in name:
                 parameter.normal_(0.0, 1.0)
             else:
                 parameter.normal_(0.0, 1.3 / parameter.shape[-1] ** 0.5)
@@ -96,7 +131,7 @@ def rows(config, lengths):
         if isinstance(config, BEHIND_PADDING) and number % 2 == 1:
             ids[length // 2] = pad  # a padding token inside a row has a position of its own
         split = length // 2
-        types = [min(int(split <= i), n_types - 1) for i in range(length)]
+        types = [min(int(split <= i), max(n_types, 1) - 1) for i in range(length)]
         yield ids.tolist(), types
 
 
@@ -128,7 +163,10 @@ def older_keys(folder, keys):
 
 
 def main():
+    wanted = sys.argv[1:]
     for number, (name, (kind, config, dtype, special)) in enumerate(MODELS.items()):
+        if wanted and name not in wanted:
+            continue
         folder = os.path.join(HERE, name)
         shutil.rmtree(folder, ignore_errors=True)
         torch.manual_seed(number)
@@ -143,7 +181,7 @@ def main():
         if isinstance(config, BEHIND_PADDING):
             longest -= config.pad_token_id + 1
         golden = [dict(input_ids=ids, type_ids=types, logits=logits(model, ids, types))
-                  for ids, types in rows(config, [1, 2, 3, 6, 7, 16, 17, 25, longest])]
+                  for ids, types in rows(config, [1, 2, 3, 6, 7, 16, 17, 25, *special.get("lengths", []), longest])]
         if special.get("legacy"):
             legacy_names(folder)
         if special.get("older_keys"):

@@ -1,0 +1,490 @@
+//! Disentangled attention (He and others 2021, DeBERTa): a score has terms that depend on how far the
+//! key stands from the query.
+//!
+//! ```text
+//! score[i][j] = Q[i]·K[j] + Q[i]·PosK[row(i − j)] + PosQ[row(i − j)]·K[j]
+//! ```
+//!
+//! PosK and PosQ are the layer's projections of one table of relative embeddings: constants, made at
+//! load. Far distances share rows of the table, so both hold the rows that some distance has, in the
+//! order of the offset j − i: the rank of a row grows by 0 or 1 from offset to offset. Both terms are
+//! products of whole tiles and then moved to where they belong, without a step for each score:
+//!
+//! * Q·PosK: a tile of queries meets the ranks that it sees. A query's row of results holds its scores
+//!   in order, so a register of scores is one load and one permutation ([`Lanes::near`]).
+//! * PosQ·K: the ranks meet a panel of keys, [`QUERY_BLOCK`] queries at a time. The score of query i and
+//!   key j stands in row rank(j − i), column j: each column is to move up by its own index, which
+//!   is a blend for each bit of the index.
+
+use crate::arena::{Aligned, Codes};
+use crate::encoder::attention::score_stride;
+use crate::gemm::pack::Packed;
+use crate::kernel::lanes::{LANES_MAX, Lanes};
+use crate::kernel::scalar::PortableF32;
+use crate::kernel::tile::Tile;
+use crate::kernel::{Inside, Kernel, NR_MAX};
+use crate::quant::Code;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Queries that meet a panel of keys at a time: their products and what they become (159 × 32 and
+/// 143 × 16 floats, 29 KB) stay in L1.
+pub const QUERY_BLOCK: usize = 128;
+
+/// Which row of the table of relative embeddings a distance has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Distances {
+    /// The table has 2 · span rows; distance 0 has row `span`.
+    pub span: usize,
+    /// Where rows beyond span/2 stand for more and more distances: the distance, less 1, that has the
+    /// last one. It is above span/2.
+    pub logarithmic: Option<usize>,
+}
+
+impl Distances {
+    /// The row of the distance query − key.
+    fn row(&self, distance: isize) -> usize {
+        let span = self.span as isize;
+        let bucket = self.logarithmic.map_or(distance, |most| {
+            let magnitude = self.bucket(distance.unsigned_abs(), most) as isize;
+            distance.signum() * magnitude
+        });
+        (bucket + span).clamp(0, 2 * span - 1) as usize
+    }
+
+    /// Rounded as `transformers` does, each step to f32: one ulp would be another row.
+    fn bucket(&self, distance: usize, most: usize) -> usize {
+        let middle = self.span / 2;
+        if distance <= middle {
+            return distance;
+        }
+        let log = |ratio: f32| f64::from(ratio).ln() as f32;
+        let part = log(distance as f32 / middle as f32) / log((most as f64 / middle as f64) as f32);
+        (part * (middle - 1) as f32).ceil() as usize + middle
+    }
+}
+
+/// The rows that the distances within a row of text have.
+pub struct Offsets {
+    tokens_max: usize,
+    // Of the offsets key − query from −(tokens_max − 1) on: the row's place in `rows`. Behind the last
+    // one stand NR_MAX copies of it, for padding behind the last key.
+    ranks: Vec<u32>,
+    rows: Vec<usize>,
+}
+
+impl Offsets {
+    /// Those of rows of at most `tokens_max` tokens, 1 or more.
+    pub fn new(distances: &Distances, tokens_max: usize) -> Self {
+        let last = tokens_max as isize - 1;
+        let (mut ranks, mut rows) = (Vec::new(), Vec::new());
+        for offset in -last..=last {
+            let row = distances.row(-offset);
+            if rows.last() != Some(&row) {
+                rows.push(row);
+            }
+            ranks.push(rows.len() as u32 - 1);
+        }
+        ranks.extend([rows.len() as u32 - 1; NR_MAX]);
+        Self {
+            tokens_max,
+            ranks,
+            rows,
+        }
+    }
+
+    /// Rows of the table, in the order of ranks.
+    pub fn rows(&self) -> &[usize] {
+        &self.rows
+    }
+
+    /// Ranks of the offsets from key − query on.
+    #[inline(always)]
+    fn ranks(&self, key: usize, query: usize) -> &[u32] {
+        &self.ranks[self.tokens_max - 1 + key - query..]
+    }
+}
+
+/// A layer's projections of the table, ranks × hidden, as loaded.
+pub struct Tables {
+    /// The offsets that ranks belong to.
+    pub offsets: Arc<Offsets>,
+    /// Values of a head.
+    pub head_dim: usize,
+    /// What queries are multiplied with, if they are.
+    pub keys: Option<Vec<f32>>,
+    /// What keys are multiplied with, if they are.
+    pub queries: Option<Vec<f32>>,
+}
+
+/// A layer's projections, packed for one kernel.
+pub struct Relative<A: Kernel> {
+    offsets: Arc<Offsets>,
+    // One a head, a rank a column; none if queries are not multiplied.
+    keys: Vec<Packed<A>>,
+    // One a head, a rank a row, and ROW_GROUP more that are only read; none if keys are not multiplied.
+    queries: Vec<Codes<A>>,
+}
+
+/// Scratch for one row's relative attention.
+pub struct RelativeScratch {
+    /// One tile of queries by ranks: `[MR][ranks]`.
+    content: Aligned<f32>,
+    /// Ranks by one panel of keys: `[ranks][NR]`.
+    products: Aligned<f32>,
+    /// Products on their way to the scores: `[queries + N][N]`.
+    moved: Aligned<f32>,
+    /// What a block of queries' scores get from keys: `[QUERY_BLOCK][tokens]`.
+    bias: Aligned<f32>,
+}
+
+impl RelativeScratch {
+    /// Room for rows of `tokens_max` tokens; none if they are 0.
+    pub fn new<A: Kernel>(tokens_max: usize) -> Self {
+        if tokens_max == 0 {
+            let none = || Aligned::new(0);
+            return Self {
+                content: none(),
+                products: none(),
+                moved: none(),
+                bias: none(),
+            };
+        }
+        let block = QUERY_BLOCK.min(tokens_max);
+        let products = (block + A::NR).next_multiple_of(A::MR) + A::ROW_GROUP;
+        Self {
+            content: Aligned::new(A::MR * content_stride::<A>(tokens_max) + LANES_MAX),
+            products: Aligned::new(products * A::NR),
+            moved: Aligned::new((block + LANES_MAX) * <A::Float as Lanes>::N),
+            bias: Aligned::new(block * score_stride::<A>(tokens_max)),
+        }
+    }
+}
+
+/// Elements from one query's products with ranks to the next's, at most: a tile sees n + MR − 1
+/// offsets, which start and end inside panels. An odd number of panels, as [`score_stride`].
+fn content_stride<A: Kernel>(n_tokens: usize) -> usize {
+    score_stride::<A>(n_tokens + A::MR + 2 * A::NR)
+}
+
+/// One tile of queries of one head.
+pub struct TilePlace {
+    /// The head.
+    pub head: usize,
+    /// Tokens of the row.
+    pub n_tokens: usize,
+    /// The block's first query.
+    pub block: usize,
+    /// The tile's queries.
+    pub queries: Range<usize>,
+}
+
+// === impl Relative ===
+
+impl<A: Kernel> Relative<A> {
+    /// Packs a layer's projections.
+    pub fn new(kernel: A, tables: &Tables) -> Self {
+        let (head_dim, n_ranks) = (tables.head_dim, tables.offsets.rows().len());
+        let columns = |head: Vec<f32>| Packed::new(kernel, &head, &vec![0.0; n_ranks], head_dim);
+        let rows = |head: Vec<f32>| {
+            let mut codes = Codes::<A>::new(n_ranks + A::ROW_GROUP, head_dim);
+            let stride = codes.stride;
+            for (row, out) in head
+                .chunks_exact(head_dim)
+                .zip(codes.codes.chunks_exact_mut(stride))
+            {
+                // f32 or bf16: the scale is 1.
+                A::Left::encode(PortableF32, row, out);
+            }
+            codes
+        };
+        Self {
+            offsets: Arc::clone(&tables.offsets),
+            keys: heads(tables.keys.as_deref(), n_ranks, head_dim)
+                .map(columns)
+                .collect(),
+            queries: heads(tables.queries.as_deref(), n_ranks, head_dim)
+                .map(rows)
+                .collect(),
+        }
+    }
+
+    /// Bytes on the heap.
+    pub fn n_bytes(&self) -> usize {
+        let keys = self.keys.iter().map(Packed::n_bytes).sum::<usize>();
+        let queries = self.queries.iter().map(|head| head.codes.n_bytes());
+        keys + queries.sum::<usize>()
+    }
+}
+
+/// A table cut by heads, each ranks × head dim.
+fn heads(table: Option<&[f32]>, n_ranks: usize, head_dim: usize) -> impl Iterator<Item = Vec<f32>> {
+    let table = table.unwrap_or_default();
+    let hidden = table.len() / n_ranks;
+    (0..hidden).step_by(head_dim).map(move |first| {
+        let rows = table.chunks_exact(hidden);
+        let head = rows.flat_map(|row| &row[first..][..head_dim]);
+        head.copied().collect()
+    })
+}
+
+impl<A: Kernel<Acc = f32>> Relative<A> {
+    /// Makes what the scores of a block of queries get from one head's packed `keys`.
+    #[inline(always)]
+    pub fn meet_keys(
+        &self,
+        inside: &Inside<A>,
+        head: usize,
+        n_tokens: usize,
+        block: &Range<usize>,
+        keys: &[A::Right],
+        scratch: &mut RelativeScratch,
+    ) {
+        let Some(table) = self.queries.get(head) else {
+            return;
+        };
+        let lanes = inside.kernel().float();
+        let stride = score_stride::<A>(n_tokens);
+        let panels = keys.chunks_exact(table.stride * A::NR);
+        for (first_key, right) in (0..n_tokens).step_by(A::NR).zip(panels) {
+            let ranks = self.offsets.ranks(first_key, block.end - 1);
+            let (first, end) = (ranks[0], ranks[block.len() + A::NR - 2] + 1);
+            let n_ranks = (end - first) as usize;
+            let left = &table.codes[first as usize * table.stride..];
+            for row in (0..n_ranks).step_by(A::MR) {
+                Tile {
+                    n_rows: (n_ranks - row).min(A::MR),
+                    left: &left[row * table.stride..],
+                    stride: table.stride,
+                    right,
+                    out: &mut scratch.products[row * A::NR..],
+                    out_stride: A::NR,
+                }
+                .compute(inside);
+            }
+            for column in (0..A::NR).step_by(<A::Float as Lanes>::N) {
+                Skew {
+                    products: &scratch.products[column..],
+                    stride: A::NR,
+                    ranks: &ranks[column..],
+                    first,
+                }
+                .run(
+                    lanes,
+                    block.len(),
+                    &mut scratch.moved,
+                    &mut scratch.bias[first_key + column..],
+                    stride,
+                );
+            }
+        }
+    }
+
+    /// Adds to a tile's scores, rows of `stride`, what its packed `queries` get from offsets and what
+    /// [`meet_keys`](Self::meet_keys) made of its block.
+    #[inline(always)]
+    pub fn add_to(
+        &self,
+        inside: &Inside<A>,
+        place: &TilePlace,
+        queries: &[A::Left],
+        scores: &mut [f32],
+        stride: usize,
+        scratch: &mut RelativeScratch,
+    ) {
+        let lanes = inside.kernel().float();
+        let n_padded = place.n_tokens.next_multiple_of(<A::Float as Lanes>::N);
+        let n_rows = place.queries.len();
+        if let Some(table) = self.keys.get(place.head) {
+            let ranks = self.offsets.ranks(0, place.queries.end - 1);
+            let panel_of = |rank: u32| rank as usize / A::NR;
+            let first = panel_of(ranks[0]);
+            let panels = first..panel_of(ranks[place.n_tokens + n_rows - 2]) + 1;
+            let width = score_stride::<A>(panels.len() * A::NR);
+            for panel in panels {
+                Tile {
+                    n_rows,
+                    left: queries,
+                    stride: table.stride,
+                    right: table.panel(panel),
+                    out: &mut scratch.content[(panel - first) * A::NR..],
+                    out_stride: width,
+                }
+                .compute(inside);
+            }
+            for (row, scores) in scores.chunks_mut(stride).take(n_rows).enumerate() {
+                // The last query's offsets come first.
+                let ranks = &ranks[n_rows - 1 - row..][..n_padded];
+                let products = &scratch.content[row * width..];
+                add_near(
+                    lanes,
+                    products,
+                    first * A::NR,
+                    ranks,
+                    &mut scores[..n_padded],
+                );
+            }
+        }
+        if !self.queries.is_empty() {
+            let skip = (place.queries.start - place.block) * stride;
+            let bias = scratch.bias[skip..].chunks(stride);
+            for (scores, bias) in scores.chunks_mut(stride).take(n_rows).zip(bias) {
+                add(lanes, &mut scores[..n_padded], &bias[..n_padded]);
+            }
+        }
+    }
+}
+
+/// Adds to each score the product of its rank; `products` begin with rank `first`.
+#[inline(always)]
+fn add_near<L: Lanes>(lanes: L, products: &[f32], first: usize, ranks: &[u32], scores: &mut [f32]) {
+    for (scores, ranks) in scores.chunks_exact_mut(L::N).zip(ranks.chunks_exact(L::N)) {
+        let near = lanes.near(&products[ranks[0] as usize - first..], ranks);
+        lanes.store(lanes.add(lanes.load(scores), near), scores);
+    }
+}
+
+#[inline(always)]
+fn add<L: Lanes>(lanes: L, sums: &mut [f32], x: &[f32]) {
+    for (sums, x) in sums.chunks_exact_mut(L::N).zip(x.chunks_exact(L::N)) {
+        lanes.store(lanes.add(lanes.load(sums), lanes.load(x)), sums);
+    }
+}
+
+/// N columns of products, to be sorted by query.
+struct Skew<'a> {
+    /// Rows of `stride`, of which the first N columns count.
+    products: &'a [f32],
+    stride: usize,
+    /// Rank of each offset of the first column, from the last query's on; `first` is row 0's.
+    ranks: &'a [u32],
+    first: u32,
+}
+
+impl Skew<'_> {
+    /// Writes a row of N for each query, from the last of them to the first:
+    /// `out[n − 1 − w][c] = products[rank(w + c)][c]`.
+    ///
+    /// Column c moves up by c rows: by N/2, then by N/4, … where c has that bit. The rows are
+    /// looked up by rank in the first of these passes, and written where they belong in the last.
+    #[inline(always)]
+    fn run<L: Lanes>(
+        &self,
+        lanes: L,
+        n_queries: usize,
+        moved: &mut [f32],
+        out: &mut [f32],
+        out_stride: usize,
+    ) {
+        const { assert!(4 <= L::N && L::N.is_power_of_two()) };
+        let mut shift = L::N / 2;
+        let mut n_rows = n_queries + shift - 1;
+        let ranks = &self.ranks[..n_rows + shift];
+        let bits = columns_with(shift);
+        for ((&still, &up), out) in ranks
+            .iter()
+            .zip(&ranks[shift..])
+            .zip(moved.chunks_exact_mut(L::N))
+        {
+            let (still, up) = (self.row(lanes, still), self.row(lanes, up));
+            lanes.store(lanes.blend(bits, still, up), out);
+        }
+        while 4 <= shift {
+            shift /= 2;
+            n_rows -= shift;
+            let bits = columns_with(shift);
+            // In place: no row is written before it was read.
+            for at in (0..n_rows * L::N).step_by(L::N) {
+                let up = lanes.load(&moved[at + shift * L::N..]);
+                let blended = lanes.blend(bits, lanes.load(&moved[at..]), up);
+                lanes.store(blended, &mut moved[at..]);
+            }
+        }
+        let bits = columns_with(1);
+        for query in 0..n_queries {
+            let at = (n_queries - 1 - query) * L::N;
+            let up = lanes.load(&moved[at + L::N..]);
+            let blended = lanes.blend(bits, lanes.load(&moved[at..]), up);
+            lanes.store(blended, &mut out[query * out_stride..]);
+        }
+    }
+
+    #[inline(always)]
+    fn row<L: Lanes>(&self, lanes: L, rank: u32) -> L::F {
+        lanes.load(&self.products[(rank - self.first) as usize * self.stride..])
+    }
+}
+
+/// The lanes whose index has the bit `shift`, as bits.
+#[inline(always)]
+const fn columns_with(shift: usize) -> u32 {
+    let (mut bits, mut lane) = (0, 0);
+    while lane < LANES_MAX {
+        if lane & shift != 0 {
+            bits |= 1 << lane;
+        }
+        lane += 1;
+    }
+    bits
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(span: usize, logarithmic: Option<usize>, expected: &[(isize, usize)]) {
+        let distances = Distances { span, logarithmic };
+        for &(distance, row) in expected {
+            assert_eq!(distances.row(distance), row, "distance {distance}");
+        }
+    }
+
+    /// Rows by `make_log_bucket_position` of `transformers` 5.24.
+    #[test]
+    fn far_distances_share_rows_by_logarithm() {
+        let v3 = [
+            (0, 256),
+            (1, 257),
+            (-1, 255),
+            (128, 384),
+            (-128, 128),
+            (129, 385),
+            (-129, 127),
+            (131, 387),
+            (140, 393),
+            (200, 425),
+            (300, 463),
+            (400, 489),
+            (510, 511),
+            (511, 511),
+            (-511, 1),
+            (600, 511),
+        ];
+        check(256, Some(511), &v3);
+        let small = [(8, 24), (9, 25), (12, 25), (20, 26), (40, 28), (100, 30)];
+        check(16, Some(239), &small);
+        check(16, Some(239), &[(238, 31), (300, 31), (-9, 7), (-239, 1)]);
+        check(64, Some(69), &[(33, 98), (34, 99), (50, 115), (68, 127)]);
+        // The least that a configuration may say.
+        check(2, Some(2), &[(0, 2), (1, 3), (2, 3), (-1, 1), (-2, 1)]);
+        check(3, None, &[(0, 3), (2, 5), (3, 5), (-3, 0), (-4, 0)]);
+    }
+
+    #[test]
+    fn ranks_grow_by_one_at_most_and_name_their_rows() {
+        for (span, logarithmic) in [(256, Some(511)), (64, Some(69)), (20, None), (2, Some(2))] {
+            let distances = Distances { span, logarithmic };
+            for tokens_max in [1, 2, 40, 512] {
+                let offsets = Offsets::new(&distances, tokens_max);
+                let ranks = offsets.ranks(0, tokens_max - 1);
+                assert_eq!(ranks.len(), 2 * tokens_max - 1 + NR_MAX);
+                assert!(ranks.windows(2).all(|pair| pair[1] - pair[0] <= 1));
+                for (key, query) in [(0, 0), (tokens_max - 1, 0), (0, tokens_max - 1)] {
+                    let row = offsets.rows()[offsets.ranks(key, query)[0] as usize];
+                    assert_eq!(row, distances.row(query as isize - key as isize));
+                }
+            }
+        }
+    }
+}
