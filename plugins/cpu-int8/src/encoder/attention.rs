@@ -106,7 +106,7 @@ where
                         &TilePlace {
                             head,
                             n_tokens,
-                            block: block.start,
+                            block_end: block.end,
                             queries,
                         },
                         &query[range.clone()],

@@ -28,7 +28,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 /// Queries that meet a panel of keys at a time: their products and what they become (159 × 32 and
-/// 143 × 16 floats, 29 KB) stay in L1.
+/// 132 × 16 floats, 29 KB) stay in L1.
 pub const QUERY_BLOCK: usize = 128;
 
 /// Which row of the table of relative embeddings a distance has.
@@ -134,7 +134,8 @@ pub struct RelativeScratch {
     products: Aligned<f32>,
     /// Products on their way to the scores: `[queries + N][N]`.
     moved: Aligned<f32>,
-    /// What a block of queries' scores get from keys: `[QUERY_BLOCK][tokens]`.
+    /// What a block of queries' scores get from keys, the last query first, as [`Skew`] makes
+    /// them: `[QUERY_BLOCK][tokens]`.
     bias: Aligned<f32>,
 }
 
@@ -173,8 +174,8 @@ pub struct TilePlace {
     pub head: usize,
     /// Tokens of the row.
     pub n_tokens: usize,
-    /// The block's first query.
-    pub block: usize,
+    /// The end of the tile's block of queries.
+    pub block_end: usize,
     /// The tile's queries.
     pub queries: Range<usize>,
 }
@@ -245,6 +246,11 @@ impl<A: Kernel<Acc = f32>> Relative<A> {
         };
         let lanes = inside.kernel().float();
         let stride = score_stride::<A>(n_tokens);
+        let (products, moved, bias) = (
+            &mut scratch.products[..],
+            &mut scratch.moved[..],
+            &mut scratch.bias[..],
+        );
         let panels = keys.chunks_exact(table.stride * A::NR);
         for (first_key, right) in (0..n_tokens).step_by(A::NR).zip(panels) {
             let ranks = self.offsets.ranks(first_key, block.end - 1);
@@ -257,14 +263,14 @@ impl<A: Kernel<Acc = f32>> Relative<A> {
                     left: &left[row * table.stride..],
                     stride: table.stride,
                     right,
-                    out: &mut scratch.products[row * A::NR..],
+                    out: &mut products[row * A::NR..],
                     out_stride: A::NR,
                 }
                 .compute(inside);
             }
             for column in (0..A::NR).step_by(<A::Float as Lanes>::N) {
                 Skew {
-                    products: &scratch.products[column..],
+                    products: &products[column..],
                     stride: A::NR,
                     ranks: &ranks[column..],
                     first,
@@ -272,8 +278,8 @@ impl<A: Kernel<Acc = f32>> Relative<A> {
                 .run(
                     lanes,
                     block.len(),
-                    &mut scratch.moved,
-                    &mut scratch.bias[first_key + column..],
+                    moved,
+                    &mut bias[first_key + column..],
                     stride,
                 );
             }
@@ -301,13 +307,14 @@ impl<A: Kernel<Acc = f32>> Relative<A> {
             let first = panel_of(ranks[0]);
             let panels = first..panel_of(ranks[place.n_tokens + n_rows - 2]) + 1;
             let width = score_stride::<A>(panels.len() * A::NR);
+            let content = &mut scratch.content[..];
             for panel in panels {
                 Tile {
                     n_rows,
                     left: queries,
                     stride: table.stride,
                     right: table.panel(panel),
-                    out: &mut scratch.content[(panel - first) * A::NR..],
+                    out: &mut content[(panel - first) * A::NR..],
                     out_stride: width,
                 }
                 .compute(inside);
@@ -315,7 +322,7 @@ impl<A: Kernel<Acc = f32>> Relative<A> {
             for (row, scores) in scores.chunks_mut(stride).take(n_rows).enumerate() {
                 // The last query's offsets come first.
                 let ranks = &ranks[n_rows - 1 - row..][..n_padded];
-                let products = &scratch.content[row * width..];
+                let products = &content[row * width..];
                 add_near(
                     lanes,
                     products,
@@ -326,9 +333,9 @@ impl<A: Kernel<Acc = f32>> Relative<A> {
             }
         }
         if !self.queries.is_empty() {
-            let skip = (place.queries.start - place.block) * stride;
-            let bias = scratch.bias[skip..].chunks(stride);
-            for (scores, bias) in scores.chunks_mut(stride).take(n_rows).zip(bias) {
+            let bias = &scratch.bias[..];
+            for (query, scores) in place.queries.clone().zip(scores.chunks_mut(stride)) {
+                let bias = &bias[(place.block_end - 1 - query) * stride..];
                 add(lanes, &mut scores[..n_padded], &bias[..n_padded]);
             }
         }
@@ -362,11 +369,10 @@ struct Skew<'a> {
 }
 
 impl Skew<'_> {
-    /// Writes a row of N for each query, from the last of them to the first:
-    /// `out[n − 1 − w][c] = products[rank(w + c)][c]`.
+    /// Writes a row of N for each query, the last of them first: `out[w][c] = products[rank(w + c)][c]`.
     ///
-    /// Column c moves up by c rows: by N/2, then by N/4, … where c has that bit. The rows are
-    /// looked up by rank in the first of these passes, and written where they belong in the last.
+    /// Column c moves up by c rows: in a first pass, in which rows are looked up by rank, by the two
+    /// highest bits of c, in a second one by the others.
     #[inline(always)]
     fn run<L: Lanes>(
         &self,
@@ -376,36 +382,35 @@ impl Skew<'_> {
         out: &mut [f32],
         out_stride: usize,
     ) {
-        const { assert!(4 <= L::N && L::N.is_power_of_two()) };
-        let mut shift = L::N / 2;
-        let mut n_rows = n_queries + shift - 1;
-        let ranks = &self.ranks[..n_rows + shift];
-        let bits = columns_with(shift);
-        for ((&still, &up), out) in ranks
-            .iter()
-            .zip(&ranks[shift..])
-            .zip(moved.chunks_exact_mut(L::N))
-        {
-            let (still, up) = (self.row(lanes, still), self.row(lanes, up));
-            lanes.store(lanes.blend(bits, still, up), out);
+        const { assert!(4 <= L::N && L::N <= 16 && L::N.is_power_of_two()) };
+        let n = L::N;
+        let moved = &mut moved[..(n_queries + n / 4) * n];
+        let ranks = &self.ranks[..n_queries + n - 1];
+        for (out, (((&a, &b), &c), &d)) in moved.chunks_exact_mut(n).zip(
+            ranks
+                .iter()
+                .zip(&ranks[n / 4..])
+                .zip(&ranks[n / 2..])
+                .zip(&ranks[n / 2 + n / 4..]),
+        ) {
+            let near = [self.row(lanes, a), self.row(lanes, b)];
+            let far = [self.row(lanes, c), self.row(lanes, d)];
+            lanes.store(up_by_two_bits(lanes, n / 4, near, far), out);
         }
-        while 4 <= shift {
-            shift /= 2;
-            n_rows -= shift;
-            let bits = columns_with(shift);
-            // In place: no row is written before it was read.
-            for at in (0..n_rows * L::N).step_by(L::N) {
-                let up = lanes.load(&moved[at + shift * L::N..]);
-                let blended = lanes.blend(bits, lanes.load(&moved[at..]), up);
-                lanes.store(blended, &mut moved[at..]);
-            }
-        }
-        let bits = columns_with(1);
-        for query in 0..n_queries {
-            let at = (n_queries - 1 - query) * L::N;
-            let up = lanes.load(&moved[at + L::N..]);
-            let blended = lanes.blend(bits, lanes.load(&moved[at..]), up);
-            lanes.store(blended, &mut out[query * out_stride..]);
+        // With 8 lanes one bit is left, with 4 none: a column moves by 0 rows for the others.
+        let (one, two) = (if 8 <= n { n } else { 0 }, if 16 <= n { 2 * n } else { 0 });
+        let rows = moved
+            .chunks_exact(n)
+            .zip(moved[one..].chunks_exact(n))
+            .zip(moved[two..].chunks_exact(n))
+            .zip(moved[one + two..].chunks_exact(n));
+        let outs = out.chunks_mut(out_stride).take(n_queries);
+        for ((((a, b), c), d), out) in rows.zip(outs) {
+            let (near, far) = (
+                [lanes.load(a), lanes.load(b)],
+                [lanes.load(c), lanes.load(d)],
+            );
+            lanes.store(up_by_two_bits(lanes, 1, near, far), out);
         }
     }
 
@@ -413,6 +418,15 @@ impl Skew<'_> {
     fn row<L: Lanes>(&self, lanes: L, rank: u32) -> L::F {
         lanes.load(&self.products[(rank - self.first) as usize * self.stride..])
     }
+}
+
+/// Each lane from the row that two bits of its index choose: 2 · `shift` between `near` and `far`, and
+/// `shift` within them.
+#[inline(always)]
+fn up_by_two_bits<L: Lanes>(lanes: L, shift: usize, near: [L::F; 2], far: [L::F; 2]) -> L::F {
+    let (low, high) = (columns_with(shift), columns_with(2 * shift));
+    let near = lanes.blend(low, near[0], near[1]);
+    lanes.blend(high, near, lanes.blend(low, far[0], far[1]))
 }
 
 /// The lanes whose index has the bit `shift`, as bits.
