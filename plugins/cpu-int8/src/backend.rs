@@ -129,7 +129,8 @@ impl Visitor for Open<'_> {
 
 impl<K: Kernel> CpuBackend<K> {
     fn open(kernel: K, dtype: Dtype, request: &OpenRequest) -> Result<Self, Fault> {
-        let model = Model::load(kernel, &request.model_dir).map_err(|error| load_fault(&error))?;
+        let model = Model::load(kernel, dtype.storage(), &request.model_dir)
+            .map_err(|error| load_fault(&error))?;
         let row_tokens_max = (request.row_tokens_max as usize).min(model.shape.row_tokens_max);
         let n_labels = u32::try_from(model.shape.n_labels)
             .map_err(|error| Fault::bad_model(error.to_string()))?;
@@ -138,7 +139,8 @@ impl<K: Kernel> CpuBackend<K> {
             dtype: dtype.name().to_owned(),
             kernel: K::NAME.to_owned(),
             numerics_id: format!(
-                "cpu-int8-{NUMERICS_VERSION}/{}/{:016x}",
+                "cpu-int8-{NUMERICS_VERSION}/{}/{}/{:016x}",
+                dtype.name(),
                 K::NAME,
                 model.fingerprint
             ),

@@ -11,6 +11,7 @@ use crate::encoder::rotary::Rotary;
 use crate::gemm::pack::Packed;
 use crate::kernel::Kernel;
 use crate::quant::Code;
+use crate::quant::narrow::Storage;
 use config::Config;
 use load::Loader;
 use names::Names;
@@ -58,6 +59,8 @@ pub struct Shape {
     pub row_tokens_max: usize,
     /// The feed-forward layers' nonlinearity.
     pub activation: Activation,
+    /// How the encoder's weights are held.
+    pub storage: Storage,
 }
 
 /// A model, packed for a kernel. Shared by all workers.
@@ -161,11 +164,11 @@ pub struct Head<F: Kernel> {
 // === impl Model ===
 
 impl<K: Kernel> Model<K> {
-    /// Loads and packs the model in `dir`.
+    /// Loads and packs the model in `dir`, the encoder's weights to be held as `storage`.
     ///
     /// # Errors
     /// Names the file, and the key or tensor that is wrong.
-    pub fn load(kernel: K, dir: &Path) -> Result<Self, LoadError> {
+    pub fn load(kernel: K, storage: Storage, dir: &Path) -> Result<Self, LoadError> {
         let path = dir.join("config.json");
         let text = std::fs::read_to_string(&path)
             .map_err(|error| LoadError::Bad(format!("{}: {error}", path.display())))?;
@@ -186,6 +189,7 @@ impl<K: Kernel> Model<K> {
             n_labels: head.classifier.n_out,
             row_tokens_max: config.row_tokens_max(),
             activation: config.activation,
+            storage,
         };
         let embeddings = loader.embeddings()?;
         let mut calibration =
@@ -195,11 +199,11 @@ impl<K: Kernel> Model<K> {
             let mut raw = loader.layer(layer)?;
             let factors = calibration
                 .as_mut()
-                .map(|calibration| calibration.pass(&raw.pack(None)));
+                .map(|calibration| calibration.pass(&raw.pack(Storage::Whole, None)));
             if let Some(factors) = &factors {
                 raw.scale(factors);
             }
-            layers.push(raw.pack(factors));
+            layers.push(raw.pack(storage, factors));
         }
         let mut fingerprint = loader.weights.fingerprint();
         fingerprint.add(text.as_bytes());

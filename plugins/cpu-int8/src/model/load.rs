@@ -9,6 +9,7 @@ use crate::encoder::pointwise::{Norm, Stream};
 use crate::encoder::rotary::Rotary;
 use crate::gemm::pack::Packed;
 use crate::kernel::Kernel;
+use crate::quant::narrow::Storage;
 use std::sync::Arc;
 
 /// A linear layer as the files have it: `[n_out][n_in]` and `n_out`.
@@ -19,8 +20,8 @@ struct Tensors {
 }
 
 impl Tensors {
-    fn pack<K: Kernel>(&self) -> Packed<K> {
-        Packed::new(&self.weights, &self.bias, self.n_in)
+    fn pack<K: Kernel>(&self, storage: Storage) -> Packed<K> {
+        Packed::new(storage, &self.weights, &self.bias, self.n_in)
     }
 
     /// Keeps the first `n_out` outputs and returns the others.
@@ -57,23 +58,23 @@ impl RawLayer {
         }
     }
 
-    pub(super) fn pack<K: Kernel>(&self, factors: Option<Factors>) -> Layer<K> {
+    pub(super) fn pack<K: Kernel>(&self, storage: Storage, factors: Option<Factors>) -> Layer<K> {
         let reciprocals = |factors: Vec<f32>| factors.into_iter().map(f32::recip).collect();
         let (smooth_input, smooth_inner) = factors.map_or_else(Default::default, |factors| {
             (reciprocals(factors.input), reciprocals(factors.inner))
         });
         Layer {
-            query: self.query.pack(),
-            key_value: self.key_value.pack(),
+            query: self.query.pack(storage),
+            key_value: self.key_value.pack(storage),
             window: self.window,
             rotary: self.rotary.clone(),
-            output: self.output.pack(),
+            output: self.output.pack(storage),
             attention_norm: self.attention_norm.clone(),
             smooth_input,
             smooth_inner,
-            gate: self.gate.as_ref().map(Tensors::pack),
-            inner: self.inner.pack(),
-            outer: self.outer.pack(),
+            gate: self.gate.as_ref().map(|gate| gate.pack(storage)),
+            inner: self.inner.pack(storage),
+            outer: self.outer.pack(storage),
             output_norm: self.output_norm.clone(),
         }
     }
@@ -243,6 +244,7 @@ impl Loader<'_> {
         })
     }
 
+    /// A layer outside of the encoder's.
     fn linear<K: Kernel>(
         &mut self,
         name: &str,
@@ -250,7 +252,7 @@ impl Loader<'_> {
         n_in: usize,
         bias: bool,
     ) -> Result<Packed<K>, LoadError> {
-        Ok(self.tensors(name, n_out, n_in, bias)?.pack())
+        Ok(self.tensors(name, n_out, n_in, bias)?.pack(Storage::Whole))
     }
 
     fn tensors(

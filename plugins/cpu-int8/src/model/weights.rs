@@ -6,6 +6,7 @@
 //! checked then; so the peak is the packed model and one tensor, not two models.
 
 use crate::model::LoadError;
+use crate::quant::f16::F16;
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -314,7 +315,7 @@ fn decoder(dtype: &str) -> Option<Decoder> {
                 .as_chunks()
                 .0
                 .iter()
-                .map(|&b| f16_to_f32(u16::from_le_bytes(b)))
+                .map(|&b| F16::from_bits(u16::from_le_bytes(b)).get())
                 .collect()
         }),
         "BF16" => Some(|bytes| {
@@ -326,43 +327,5 @@ fn decoder(dtype: &str) -> Option<Decoder> {
                 .collect()
         }),
         _ => None,
-    }
-}
-
-/// IEEE half to single precision, exactly.
-fn f16_to_f32(half: u16) -> f32 {
-    let sign = u32::from(half >> 15) << 31;
-    let magnitude = u32::from(half & 0x7FFF);
-    let bits = match magnitude >> 10 {
-        // A subnormal is magnitude · 2⁻²⁴; the product is exact.
-        0 => (magnitude as f32 * f32::from_bits(0x3380_0000)).to_bits(),
-        31 => 0x7F80_0000 | (magnitude & 0x3FF) << 13,
-        // The exponents' biases differ by 127 − 15 = 112.
-        _ => (magnitude << 13) + (112 << 23),
-    };
-    f32::from_bits(sign | bits)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn halves_are_exact() {
-        let cases = [
-            (0x0000, 0.0),
-            (0x3C00, 1.0),
-            (0xC000, -2.0),
-            (0x3555, 0.333_251_95),
-            (0x7BFF, 65_504.0),
-            (0x0001, 5.960_464_5e-8),
-            (0x03FF, 6.097_555e-5),
-            (0x0400, 6.103_515_6e-5),
-            (0x8001, -5.960_464_5e-8),
-        ];
-        for (bits, expected) in cases {
-            assert_eq!(f16_to_f32(bits), expected, "{bits:#06x}");
-        }
-        assert!(f16_to_f32(0x7C00).is_infinite() && f16_to_f32(0x7E00).is_nan());
     }
 }
