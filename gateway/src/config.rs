@@ -40,7 +40,7 @@ pub struct Models {
     pub sources: Vec<NamedSource>,
     /// A plugin's name; `None` to choose by model and device.
     pub backend: Option<String>,
-    /// As plugins spell it: `auto`, `f32`, `f16`, `bf16`, `int8`, or a name of their own.
+    /// As plugins spell it: `auto`, `f32`, `f16`, `bf16`, `int8`, `int4`, or a name of their own.
     pub dtype: String,
     /// As plugins spell it: `auto`, `cpu`, `cuda`, `cuda:1`, `metal`.
     pub device: String,

@@ -56,7 +56,7 @@ pub static SETTINGS: &[Setting] = &[
         &["CROSSGATE_DTYPE"],
         Kind::Word,
         "auto",
-        "The data type to compute in, such as f32, f16, bf16 or int8; auto is the plugin's best.",
+        "The data type to compute in, such as f32, f16, bf16, int8 or int4; auto is the plugin's best.",
     )
     .value_name("DTYPE"),
     setting(

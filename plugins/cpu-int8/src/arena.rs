@@ -2,8 +2,9 @@
 
 use crate::encoder::attention::score_stride;
 use crate::encoder::relative::RelativeScratch;
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, MR_MAX, NR_MAX};
 use crate::model::Shape;
+use crate::quant::narrow::Storage;
 use std::ops::{Deref, DerefMut};
 
 /// Bytes of a cache line. A panel's K_STEP of 16 columns is exactly one or two of them, so an
@@ -17,7 +18,17 @@ pub const MICRO_TOKENS: usize = 256;
 
 /// Tokens whose inner activations exist at a time: 64 of MiniLM's are 384 KiB in f32 and 96 KiB
 /// encoded, which stay in L2 beside both layers' weights; those of a whole micro-batch did not.
-pub const INNER_TOKENS: usize = 64;
+const INNER_TOKENS: usize = 64;
+
+/// Tokens whose inner activations exist at a time. Where panels are unpacked, those of a whole
+/// micro-batch: for MiniLM it is no difference, but a model whose weights exceed L2 reads them once
+/// instead of for every 64 (BERT-large's geometry, 128 tokens, int4 by AMX: 16.5 rows a second, not 13.9).
+pub fn inner_tokens(storage: Storage) -> usize {
+    match storage {
+        Storage::Whole => INNER_TOKENS,
+        Storage::Narrow => MICRO_TOKENS,
+    }
+}
 
 /// A fixed-size buffer whose first element starts a cache line.
 pub struct Aligned<T> {
@@ -99,6 +110,31 @@ pub struct AttentionScratch<A: Kernel> {
     pub relative: RelativeScratch,
 }
 
+/// Scratch of a linear layer.
+pub struct TileScratch<K: Kernel> {
+    /// A finished tile of sums: `[MR][NR]`.
+    pub sums: Aligned<K::Acc>,
+    /// An unpacked panel of the longest layer; empty where panels are held whole.
+    pub panel: Aligned<K::Right>,
+}
+
+impl<K: Kernel> TileScratch<K> {
+    /// Room for panels of `n_in` inputs, held as `storage`.
+    pub fn new(storage: Storage, n_in: usize) -> Self {
+        Self {
+            sums: Aligned::new(MR_MAX * NR_MAX),
+            panel: Aligned::new(Self::panel_len(storage, n_in)),
+        }
+    }
+
+    fn panel_len(storage: Storage, n_in: usize) -> usize {
+        match storage {
+            Storage::Whole => 0,
+            Storage::Narrow => K::NR * n_in.next_multiple_of(K::K_ALIGN),
+        }
+    }
+}
+
 /// Everything a worker writes while it scores, sized for the largest micro-batch.
 pub struct Scratch<K: Kernel> {
     /// Rows of the micro-batch: index in the batch.
@@ -117,7 +153,7 @@ pub struct Scratch<K: Kernel> {
     pub key_value: Aligned<K::Element>,
     /// What attention returns: tokens × hidden.
     pub context: Aligned<f32>,
-    /// The feed-forward layer's inner activations: at most INNER_TOKENS × inner.
+    /// The feed-forward layer's inner activations: at most `inner_tokens` × inner.
     pub inner: Aligned<f32>,
     /// `inner`, encoded.
     pub inner_codes: Codes<K>,
@@ -131,22 +167,22 @@ pub struct Scratch<K: Kernel> {
     pub logits: Aligned<f32>,
     /// One row's attention.
     pub attention: AttentionScratch<K::Attend>,
-    /// A finished tile of sums.
-    pub tile: Aligned<<K as Kernel>::Acc>,
-    /// The same for f32 linear layers.
-    pub float_tile: Aligned<f32>,
+    /// What a linear layer needs.
+    pub tile: TileScratch<K>,
+    /// The same for f32 linear layers outside of the encoder's.
+    pub float_tile: TileScratch<K::Float>,
 }
 
 impl<K: Kernel> Scratch<K> {
     /// Scratch for micro-batches of at most `tokens_max` tokens in rows of at most
     /// `row_tokens_max`.
     pub fn new(shape: &Shape, tokens_max: usize, row_tokens_max: usize) -> Self {
-        let tile_len = crate::kernel::MR_MAX * crate::kernel::NR_MAX;
         let projected = if shape.embedding == shape.hidden {
             0
         } else {
             shape.embedding
         };
+        let inner_tokens = tokens_max.min(inner_tokens(shape.storage));
         // Every row has a token, so there are no more rows than tokens.
         let rows_max = tokens_max;
         Self {
@@ -158,15 +194,15 @@ impl<K: Kernel> Scratch<K> {
             query: Aligned::new(tokens_max * shape.hidden),
             key_value: Aligned::new(tokens_max * 2 * shape.hidden),
             context: Aligned::new(tokens_max * shape.hidden),
-            inner: Aligned::new(tokens_max.min(INNER_TOKENS) * shape.inner),
-            inner_codes: Codes::new(tokens_max.min(INNER_TOKENS), shape.inner),
+            inner: Aligned::new(inner_tokens * shape.inner),
+            inner_codes: Codes::new(inner_tokens, shape.inner),
             embedded: Aligned::new(tokens_max * projected),
             float_codes: Codes::new(tokens_max, shape.hidden.max(projected)),
             pooled: Aligned::new(rows_max * shape.hidden),
             logits: Aligned::new(rows_max * shape.n_labels),
             attention: AttentionScratch::new(shape, row_tokens_max),
-            tile: Aligned::new(tile_len),
-            float_tile: Aligned::new(tile_len),
+            tile: TileScratch::new(shape.storage, shape.hidden.max(shape.inner)),
+            float_tile: TileScratch::new(Storage::Whole, 0),
         }
     }
 
@@ -176,8 +212,10 @@ impl<K: Kernel> Scratch<K> {
         let codes = shape.hidden * size_of::<K::Left>();
         let elements = 3 * shape.hidden * size_of::<K::Element>();
         let inner = shape.inner * (size_of::<f32>() + size_of::<K::Left>());
-        let inner = tokens_max.min(INNER_TOKENS) * inner;
-        inner + tokens_max * (floats * size_of::<f32>() + codes + elements)
+        let inner = tokens_max.min(inner_tokens(shape.storage)) * inner;
+        let panel = TileScratch::<K>::panel_len(shape.storage, shape.hidden.max(shape.inner));
+        let panel = panel * size_of::<K::Right>();
+        panel + inner + tokens_max * (floats * size_of::<f32>() + codes + elements)
     }
 }
 

@@ -170,7 +170,7 @@ impl<K: Kernel> CpuBackend<K> {
         request: &OpenRequest,
         n_threads: usize,
     ) -> Result<Self, Fault> {
-        let model = Model::load(kernel, &request.model_dir, n_threads)
+        let model = Model::load(kernel, dtype.storage(), &request.model_dir, n_threads)
             .map_err(|error| load_fault(&error))?;
         let row_tokens_max = (request.row_tokens_max as usize).min(model.shape.row_tokens_max);
         let n_labels = u32::try_from(model.shape.n_labels)
@@ -180,7 +180,8 @@ impl<K: Kernel> CpuBackend<K> {
             dtype: dtype.name().to_owned(),
             kernel: K::NAME.to_owned(),
             numerics_id: format!(
-                "cpu-int8-{NUMERICS_VERSION}/{}/{:016x}",
+                "cpu-int8-{NUMERICS_VERSION}/{}/{}/{:016x}",
+                dtype.name(),
                 K::NAME,
                 model.fingerprint
             ),

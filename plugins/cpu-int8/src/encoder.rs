@@ -22,7 +22,7 @@ pub mod pointwise;
 pub mod relative;
 pub mod rotary;
 
-use crate::arena::{Codes, INNER_TOKENS, Scratch};
+use crate::arena::{Codes, Scratch, inner_tokens};
 use crate::gemm::Linear;
 use crate::gemm::finish::Finish;
 use crate::kernel::Kernel;
@@ -189,8 +189,9 @@ pub fn feed_forward<K: Kernel>(
     n_tokens: usize,
 ) {
     let &Shape { hidden, inner, .. } = shape;
-    for start in (0..n_tokens).step_by(INNER_TOKENS) {
-        let rows = start..n_tokens.min(start + INNER_TOKENS);
+    let tokens_max = inner_tokens(shape.storage);
+    for start in (0..n_tokens).step_by(tokens_max) {
+        let rows = start..n_tokens.min(start + tokens_max);
         let n_rows = rows.len();
         let mut finish = Finish::Activate(shape.activation);
         if let Some(gate) = &layer.gate {

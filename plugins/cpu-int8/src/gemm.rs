@@ -6,13 +6,16 @@
 //!         for each MR rows: tile → finish → out
 //! ```
 //!
+//! Panels that are held narrow ([`crate::quant::narrow`]) are unpacked where they are chosen, and their
+//! block is all rows: unpacking is paid once.
+//!
 //! The panel is outside and the rows inside because a panel (K = 384, i16: 12 KiB) is larger than
 //! six rows (4.5 KiB): the larger operand is the one that is read from L1.
 
 pub mod finish;
 pub mod pack;
 
-use crate::arena::{Aligned, Codes};
+use crate::arena::{Codes, TileScratch};
 use crate::kernel::tile::Tile;
 use crate::kernel::{Inside, Kernel, Op};
 use crate::quant::Plain;
@@ -33,8 +36,8 @@ pub struct Linear<'a, K: Kernel, O> {
     pub weights: &'a Packed<K>,
     /// What happens to a sum.
     pub finish: Finish,
-    /// A tile of sums, MR × NR.
-    pub sums: &'a mut Aligned<K::Acc>,
+    /// Room for a tile of sums and for an unpacked panel.
+    pub sums: &'a mut TileScratch<K>,
     /// Results: a row of `n_out` for each of `rows`.
     pub out: &'a mut [O],
 }
@@ -59,24 +62,29 @@ impl<K: Kernel, O: Plain> Op<K> for Linear<'_, K, O> {
             rows,
             weights,
             finish,
-            sums,
+            sums: TileScratch { sums, panel },
             out,
         } = self;
         assert_eq!(left.stride, weights.stride, "activations of another width");
         assert!(rows.len() * weights.n_out <= out.len());
         let lanes = inside.kernel().float();
-        let block_rows = block_rows::<K>(weights.stride);
+        let block_rows = if weights.is_narrow() {
+            rows.len().max(1)
+        } else {
+            block_rows::<K>(weights.stride)
+        };
         for block in rows.clone().step_by(block_rows) {
             let block_end = rows.end.min(block + block_rows);
             for panel_idx in 0..weights.n_panels() {
                 let first = panel_idx * K::NR;
+                let right = weights.panel(lanes, panel_idx, panel);
                 for row in (block..block_end).step_by(K::MR) {
                     let n_rows = (block_end - row).min(K::MR);
                     Tile {
                         n_rows,
                         left: &left.codes[row * left.stride..],
                         stride: left.stride,
-                        right: weights.panel(panel_idx),
+                        right,
                         out: sums,
                         out_stride: K::NR,
                     }

@@ -40,6 +40,7 @@ pub mod tile;
 #[cfg(target_arch = "x86_64")]
 pub mod vnni;
 
+use crate::quant::narrow::Storage;
 use crate::quant::{Code, Plain, Sum};
 use lanes::Lanes;
 
@@ -148,15 +149,19 @@ pub trait Visitor {
 pub enum Dtype {
     /// i8 weights and activations, i32 sums.
     Int8,
+    /// The same, with weights held in 4 bits.
+    Int4,
     /// bf16 weights and activations, f32 sums.
     Bf16,
+    /// f32, with weights held in half precision.
+    F16,
     /// f32 throughout.
     F32,
 }
 
 impl Dtype {
     /// All of them, the fastest first.
-    pub const ALL: [Self; 3] = [Self::Int8, Self::Bf16, Self::F32];
+    pub const ALL: [Self; 5] = [Self::Int8, Self::Int4, Self::Bf16, Self::F16, Self::F32];
 }
 
 impl Dtype {
@@ -164,8 +169,18 @@ impl Dtype {
     pub fn name(self) -> &'static str {
         match self {
             Self::Int8 => "int8",
+            Self::Int4 => "int4",
             Self::Bf16 => "bf16",
+            Self::F16 => "f16",
             Self::F32 => "f32",
+        }
+    }
+
+    /// How its kernels' weights are held.
+    pub fn storage(self) -> Storage {
+        match self {
+            Self::Int8 | Self::Bf16 | Self::F32 => Storage::Whole,
+            Self::Int4 | Self::F16 => Storage::Narrow,
         }
     }
 }
@@ -186,7 +201,7 @@ fn visit_while<V: Visitor>(
         };
     }
     match dtype {
-        Dtype::Int8 => {
+        Dtype::Int8 | Dtype::Int4 => {
             #[cfg(target_arch = "x86_64")]
             {
                 offer!(amx::AmxInt8::detect());
@@ -210,7 +225,7 @@ fn visit_while<V: Visitor>(
             }
             offer!(Some(scalar::PortableBf16));
         }
-        Dtype::F32 => {
+        Dtype::F32 | Dtype::F16 => {
             #[cfg(target_arch = "x86_64")]
             {
                 offer!(avx512::Avx512F32::detect());

@@ -1,4 +1,5 @@
-//! A Crossgate plugin that scores with models of the BERT family on CPUs, in i8, bf16 or f32.
+//! A Crossgate plugin that scores with models of the BERT family on CPUs, in i8 (weights also in 4 bits),
+//! bf16 or f32 (weights also in f16).
 //!
 //! Reading order: [`backend`] is what the host calls; [`model`] what a folder becomes at load;
 //! [`encoder`] the forward pass; [`gemm`] its linear layers; [`kernel`] the instructions; [`quant`]

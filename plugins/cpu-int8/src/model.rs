@@ -15,6 +15,7 @@ use crate::encoder::rotary::Rotary;
 use crate::gemm::pack::Packed;
 use crate::kernel::Kernel;
 use crate::quant::Code;
+use crate::quant::narrow::Storage;
 use config::Config;
 use load::Loader;
 use names::Names;
@@ -65,6 +66,8 @@ pub struct Shape {
     pub activation: Activation,
     /// Whether scores have terms of relative positions.
     pub relative: bool,
+    /// How the encoder's weights are held.
+    pub storage: Storage,
 }
 
 /// A model, packed for a kernel. Shared by all workers.
@@ -174,12 +177,18 @@ pub struct Head<F: Kernel> {
 // === impl Model ===
 
 impl<K: Kernel> Model<K> {
-    /// Loads and packs the model in `dir` on `n_threads`, the caller's included. The model does not
+    /// Loads and packs the model in `dir`, the encoder's weights to be held as `storage`, on `n_threads`,
+    /// the caller's included. The model does not
     /// depend on their number, nor does the error.
     ///
     /// # Errors
     /// Names the file, and the key or tensor that is wrong.
-    pub fn load(kernel: K, dir: &Path, n_threads: usize) -> Result<Self, LoadError> {
+    pub fn load(
+        kernel: K,
+        storage: Storage,
+        dir: &Path,
+        n_threads: usize,
+    ) -> Result<Self, LoadError> {
         let path = dir.join("config.json");
         let text = std::fs::read_to_string(&path)
             .map_err(|error| LoadError::Bad(format!("{}: {error}", path.display())))?;
@@ -205,13 +214,14 @@ impl<K: Kernel> Model<K> {
             row_tokens_max: config.row_tokens_max(),
             activation: config.activation,
             relative: config.relative.is_some(),
+            storage,
         };
         let embeddings = loader.embeddings(float, WordsIn::of::<K>(), n_threads)?;
         loader.make_rotaries();
         loader.make_distances()?;
         let calibration =
             (K::Left::QUANTISED).then(|| Calibration::new(float, &shape, &embeddings));
-        let layers = pipeline::load(kernel, &loader, calibration, n_threads)?;
+        let layers = pipeline::load(kernel, storage, &loader, calibration, n_threads)?;
         let fingerprint = loader.weights.fingerprint();
         fingerprint.add("config.json", 0, text.as_bytes());
         Ok(Self {

@@ -8,10 +8,17 @@
 //!
 //! −128 is never produced: the range is symmetric, so every kernel's exactness argument holds.
 
+pub mod f16;
+pub mod int4;
+pub mod narrow;
+
 /// The largest quantum.
 pub const QUANTUM_MAX: f32 = 127.0;
 
 use crate::kernel::lanes::{LANES_MAX, Lanes, max_abs};
+use f16::Halves;
+use int4::Nibbles;
+use narrow::{Narrow, Never};
 
 /// An element that a kernel multiplies.
 pub trait Code: Copy + Default + Send + Sync + 'static {
@@ -19,6 +26,8 @@ pub trait Code: Copy + Default + Send + Sync + 'static {
     const ZERO_POINT: i32;
     /// Whether elements are quanta; false for f32, which stand for themselves.
     const QUANTISED: bool;
+    /// How weights of this element are held where they are held narrower.
+    type Narrow: Narrow<Self>;
 
     /// Encodes `x` (a row of activations or a column of weights) into the first `x.len()` elements
     /// of `out` and zeros into the rest. Returns the scale; NaN if `x` holds a value that is not
@@ -96,10 +105,11 @@ fn quantise<L: Lanes, T: Copy>(
 }
 
 macro_rules! quantised {
-    ($element:ty, $zero:literal, $store:ident) => {
+    ($element:ty, $zero:literal, $store:ident, $narrow:ty) => {
         impl Code for $element {
             const ZERO_POINT: i32 = $zero;
             const QUANTISED: bool = true;
+            type Narrow = $narrow;
             #[inline(always)]
             fn encode<L: Lanes>(lanes: L, x: &[f32], out: &mut [Self]) -> f32 {
                 quantise(lanes, x, out, $zero, |v, out| lanes.$store(v, out))
@@ -112,13 +122,14 @@ macro_rules! quantised {
     };
 }
 
-quantised!(i8, 0, store_i8);
-quantised!(u8, 128, store_u8);
-quantised!(i16, 0, store_i16);
+quantised!(i8, 0, store_i8, Nibbles);
+quantised!(u8, 128, store_u8, Never);
+quantised!(i16, 0, store_i16, Nibbles);
 
 impl Code for f32 {
     const ZERO_POINT: i32 = 0;
     const QUANTISED: bool = false;
+    type Narrow = Halves;
     #[inline(always)]
     fn encode<L: Lanes>(_: L, x: &[f32], out: &mut [Self]) -> f32 {
         let (used, padding) = out.split_at_mut(x.len());
@@ -178,6 +189,7 @@ impl Plain for Bf16 {
 impl Code for Bf16 {
     const ZERO_POINT: i32 = 0;
     const QUANTISED: bool = false;
+    type Narrow = Never;
     #[inline(always)]
     fn encode<L: Lanes>(lanes: L, x: &[f32], out: &mut [Self]) -> f32 {
         let (used, padding) = out.split_at_mut(x.len());

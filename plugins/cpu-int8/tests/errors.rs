@@ -5,6 +5,7 @@ mod common;
 
 use backend_api::{FaultCode, OpenRequest, RowStatus};
 use common::{GoldenRow, golden_dir, golden_rows, open, request, score};
+use cpu_int8::kernel::Dtype;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -384,9 +385,9 @@ fn what_this_engine_does_not_compute_is_unsupported() {
     };
     refused_request(&gpu, FaultCode::Unsupported, &["cuda:0"]);
     refused_request(
-        &request(&dir, "f16", "{}"),
+        &request(&dir, "q4_0", "{}"),
         FaultCode::Unsupported,
-        &["f16", "int8"],
+        &["q4_0", "int8"],
     );
 }
 
@@ -490,7 +491,11 @@ fn numerics_ids_tell_models_and_kernels_apart() {
     let of = |dtype: &str, options: &str| id(&request(dir.path(), dtype, options));
     let first = of("int8", "{}");
     assert_eq!(first, id(&request(&golden_dir("bert"), "int8", "{}")));
-    assert_ne!(first, of("f32", "{}"));
+    // Kernels are shared: by int8 and int4, by f32 and f16.
+    let ids = Dtype::ALL.map(|dtype| of(dtype.name(), "{}"));
+    for (at, id) in ids.iter().enumerate() {
+        assert!(!ids[..at].contains(id), "{id}");
+    }
     assert_ne!(
         of("int8", r#"{"kernel":"scalar-i8"}"#),
         of("int8", r#"{"kernel":"emulated-u8i8-dpbusd"}"#)

@@ -9,9 +9,16 @@
 mod common;
 
 use common::Numbers;
+use cpu_int8::arena::{Codes, TileScratch};
+use cpu_int8::gemm::Linear;
+use cpu_int8::gemm::finish::Finish;
+use cpu_int8::gemm::pack::Packed;
 use cpu_int8::kernel::scalar::{PortableF32, oracle};
 use cpu_int8::kernel::tile::{self, Tile};
 use cpu_int8::kernel::{Dtype, Kernel, MR_MAX, NR_MAX, Visitor, available, visit_all};
+use cpu_int8::quant::f16::F16;
+use cpu_int8::quant::int4::Column;
+use cpu_int8::quant::narrow::Storage;
 use cpu_int8::quant::{Code, Sum};
 
 /// Quanta as rows of `k`.
@@ -250,4 +257,139 @@ fn encode<C: Code>(quanta: &[i8], stride: usize) -> Vec<C> {
     let mut codes = vec![C::default(); stride];
     assert_eq!(C::encode(PortableF32, &values, &mut codes), 1.0);
     codes
+}
+
+/// `left` (rows of `k`) by `weights` (columns of `k`), as the engine computes it; rows have scale 1.
+struct Layer<'a> {
+    storage: Storage,
+    left: &'a [i8],
+    weights: &'a [f32],
+    n: usize,
+    k: usize,
+}
+
+impl Visitor for Layer<'_> {
+    type Output = (&'static str, Vec<f32>);
+
+    fn visit<K: Kernel>(&mut self, kernel: K) -> Self::Output {
+        let &mut Self {
+            storage,
+            left,
+            weights,
+            n,
+            k,
+        } = self;
+        let m = left.len() / k;
+        let packed = Packed::new(kernel, storage, weights, &vec![0.0; n], k);
+        let mut codes = Codes::<K>::new(m, k);
+        codes.scales.fill(1.0);
+        let rows = codes.codes.chunks_exact_mut(codes.stride);
+        for (out, row) in rows.zip(left.chunks_exact(k)) {
+            if K::Left::QUANTISED {
+                out.copy_from_slice(&exactly(row, out.len()));
+            } else {
+                out.copy_from_slice(&encode(row, out.len()));
+            }
+        }
+        let mut out = vec![f32::NAN; m * n];
+        Linear {
+            left: &codes,
+            rows: 0..m,
+            weights: &packed,
+            finish: Finish::Store,
+            sums: &mut TileScratch::new(storage, k),
+            out: &mut out,
+        }
+        .run(kernel);
+        (K::NAME, out)
+    }
+}
+
+/// Weights of several sizes, with zeros and a large one among them.
+fn some_weights(numbers: &mut Numbers, n: usize) -> Vec<f32> {
+    let weights = (0..n).map(|_| match numbers.below(64) {
+        0 => 5.0,
+        1 => 0.0,
+        size => f32::from(numbers.quantum()) / 127.0 * size as f32 / 64.0,
+    });
+    weights.collect()
+}
+
+#[test]
+fn four_bits_unpack_to_what_was_quantised() {
+    let mut numbers = Numbers::new(4);
+    for (m, n) in [(1, 1), (13, 15), (33, 17), (5, 33), (40, 65)] {
+        for k in [1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 63, 64, 65, 130, 384] {
+            let left: Vec<i8> = (0..m * k).map(|_| numbers.quantum()).collect();
+            let weights = some_weights(&mut numbers, n * k);
+            let columns: Vec<Column> = weights.chunks_exact(k).map(Column::of).collect();
+            let quanta = columns
+                .iter()
+                .flat_map(|column| (0..k).map(|at| column.quantum(at)));
+            let sums = oracle(&left, &quanta.collect::<Vec<_>>(), k);
+            let expected: Vec<f32> = sums
+                .iter()
+                .zip((0..m).flat_map(|_| &columns))
+                .map(|(&sum, column)| sum as f32 * column.scale)
+                .collect();
+            let mut layer = Layer {
+                storage: Storage::Narrow,
+                left: &left,
+                weights: &weights,
+                n,
+                k,
+            };
+            for (name, found) in visit_all(Dtype::Int4, &mut layer) {
+                assert_eq!(found, expected, "{name}: {m}×{n}×{k}");
+            }
+        }
+    }
+}
+
+/// Weights that are halves give the same bits whichever way they are held.
+#[test]
+fn halves_multiply_as_f32_does() {
+    let mut numbers = Numbers::new(5);
+    for (m, n) in [(1, 1), (13, 15), (33, 17), (5, 65)] {
+        for k in [1, 2, 15, 64, 65, 384] {
+            let left: Vec<i8> = (0..m * k).map(|_| numbers.quantum()).collect();
+            let mut weights = some_weights(&mut numbers, n * k);
+            for weight in &mut weights {
+                // Subnormal halves among them.
+                let small = [1.0, 1e-3, 1e-6][numbers.below(3) as usize];
+                *weight = F16::of(*weight * small).get();
+            }
+            let [whole, narrow] = [Storage::Whole, Storage::Narrow].map(|storage| {
+                let mut layer = Layer {
+                    storage,
+                    left: &left,
+                    weights: &weights,
+                    n,
+                    k,
+                };
+                visit_all(Dtype::F16, &mut layer)
+            });
+            assert_eq!(whole, narrow, "{m}×{n}×{k}");
+        }
+    }
+}
+
+#[test]
+fn narrow_weights_take_the_bits_they_are_said_to() {
+    struct Bits(Storage);
+    impl Visitor for Bits {
+        type Output = f64;
+        fn visit<K: Kernel>(&mut self, kernel: K) -> f64 {
+            let (n, k) = (384, 1_536);
+            let packed = Packed::new(kernel, self.0, &vec![1.0; n * k], &vec![0.0; n], k);
+            // Scale, bias and correction are a column's.
+            (packed.n_bytes() - 12 * n) as f64 * 8.0 / (n * k) as f64
+        }
+    }
+    for (dtype, expected) in [(Dtype::Int4, 4.5), (Dtype::F16, 16.0)] {
+        for bits in visit_all(dtype, &mut Bits(dtype.storage())) {
+            // And up to a cache line.
+            assert!((expected..expected + 0.01).contains(&bits), "{bits}");
+        }
+    }
 }

@@ -21,16 +21,28 @@ const BF16_TOLERANCE: f32 = 0.03;
 /// (see the output with `--nocapture`). Random weights are a harsher case than trained ones.
 const INT8_TOLERANCE: f32 = 0.08;
 
+/// Eleven bits of mantissa in the weights alone: 1.4e-3 at most, and no more than f32 where the
+/// checkpoint is in F16 or BF16.
+const F16_TOLERANCE: f32 = 2e-3;
+/// Sixteen levels a group of 16 weights: 0.64 at most. These models' layers are 32 to 64 wide, so that
+/// errors hardly average out.
+const INT4_TOLERANCE: f32 = 0.7;
+
 /// ModernBERT's gate multiplies two such results, in layers whose stream is never normalised: 0.055
 /// and 0.159 at most, over rows of up to 25 times the window. In i8 the largest difference is a matter
 /// of luck: with words in f32 it was 0.111, with their scales for 16 or 32 values 0.144 and 0.195.
 const MODERN_BF16_TOLERANCE: f32 = 0.08;
 const MODERN_INT8_TOLERANCE: f32 = 0.2;
+/// 0.89 at most.
+const MODERN_INT4_TOLERANCE: f32 = 1.0;
 
 /// What a model's logits may be off by.
 fn tolerance(name: &str, dtype: Dtype) -> f32 {
     match (dtype, name.starts_with("modernbert")) {
         (Dtype::F32, _) => F32_TOLERANCE,
+        (Dtype::F16, _) => F16_TOLERANCE,
+        (Dtype::Int4, false) => INT4_TOLERANCE,
+        (Dtype::Int4, true) => MODERN_INT4_TOLERANCE,
         (Dtype::Bf16, false) => BF16_TOLERANCE,
         (Dtype::Bf16, true) => MODERN_BF16_TOLERANCE,
         (Dtype::Int8, false) => INT8_TOLERANCE,
@@ -91,6 +103,16 @@ fn int8_agrees_with_transformers() {
     check_all(Dtype::Int8);
 }
 
+#[test]
+fn f16_agrees_with_transformers() {
+    check_all(Dtype::F16);
+}
+
+#[test]
+fn int4_agrees_with_transformers() {
+    check_all(Dtype::Int4);
+}
+
 /// Batch, single rows, reversed batch, a second worker on another thread, a batch of copies: the
 /// same bits.
 #[test]
@@ -148,14 +170,17 @@ fn independent(name: &str, dtype: Dtype, kernel: &str) {
     });
 }
 
-/// All i8 kernels have the same sums; only f32 rounding in between may differ (fused or not).
+/// All i8 kernels have the same sums, of int8 and of int4 weights; only f32 rounding in between may differ (fused or not).
 #[test]
 fn int8_kernels_agree_with_each_other() {
-    for name in GOLDEN {
+    for (name, dtype) in GOLDEN
+        .iter()
+        .flat_map(|name| [(name, Dtype::Int8), (name, Dtype::Int4)])
+    {
         let rows = golden_rows(name);
         let rows: Vec<&GoldenRow> = rows.iter().collect();
-        let scores = available(Dtype::Int8).into_iter().map(|kernel| {
-            let backend = open(&kernel_request(&golden_dir(name), "int8", kernel)).unwrap();
+        let scores = available(dtype).into_iter().map(|kernel| {
+            let backend = open(&kernel_request(&golden_dir(name), dtype.name(), kernel)).unwrap();
             (kernel, score(&mut backend.worker().unwrap(), &rows))
         });
         let scores: Vec<_> = scores.collect();
@@ -165,7 +190,8 @@ fn int8_kernels_agree_with_each_other() {
         assert_eq!(
             of("scalar-i8"),
             of("emulated-u8i8-dpbusd"),
-            "{name}: i8 and u8 form"
+            "{name} in {}: i8 and u8 form",
+            dtype.name()
         );
     }
 }

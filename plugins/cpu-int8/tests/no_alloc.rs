@@ -41,9 +41,12 @@ fn score_allocates_nothing_after_warm_up() {
     for (name, dtype) in [
         ("bert", "int8"),
         ("bert", "f32"),
+        ("bert", "int4"),
+        ("bert", "f16"),
         ("roberta", "int8"),
         ("electra-projected", "int8"),
         ("modernbert", "int8"),
+        ("modernbert", "int4"),
         ("modernbert-mean-older-keys", "bf16"),
         ("deberta-v3", "int8"),
         ("deberta-v2-projected", "f32"),

@@ -24,6 +24,7 @@ use crate::kernel::scalar::PortableF32;
 use crate::kernel::tile::Tile;
 use crate::kernel::{Inside, Kernel, NR_MAX};
 use crate::quant::Code;
+use crate::quant::narrow::Storage;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -186,7 +187,9 @@ impl<A: Kernel> Relative<A> {
     /// Packs a layer's projections.
     pub fn new(kernel: A, tables: &Tables) -> Self {
         let (head_dim, n_ranks) = (tables.head_dim, tables.offsets.rows().len());
-        let columns = |head: Vec<f32>| Packed::new(kernel, &head, &vec![0.0; n_ranks], head_dim);
+        let columns = |head: Vec<f32>| {
+            Packed::new(kernel, Storage::Whole, &head, &vec![0.0; n_ranks], head_dim)
+        };
         let rows = |head: Vec<f32>| {
             let mut codes = Codes::<A>::new(n_ranks + A::ROW_GROUP, head_dim);
             let stride = codes.stride;
@@ -313,7 +316,7 @@ impl<A: Kernel<Acc = f32>> Relative<A> {
                     n_rows,
                     left: queries,
                     stride: table.stride,
-                    right: table.panel(panel),
+                    right: table.panel(lanes, panel, &mut []),
                     out: &mut content[(panel - first) * A::NR..],
                     out_stride: width,
                 }

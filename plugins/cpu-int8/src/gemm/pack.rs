@@ -1,4 +1,5 @@
-//! Weights as a kernel reads them: encoded once at load, in panels of NR columns.
+//! Weights as a kernel reads them: encoded once at load, in panels of NR columns; or narrower, and
+//! unpacked into such panels.
 //!
 //! A panel is `[k / K_STEP][NR][K_STEP]`: what one instruction multiplies lies side by side. `k` is
 //! padded to K_ALIGN and the last panel to NR with zeros.
@@ -7,11 +8,12 @@ use crate::arena::Aligned;
 use crate::gemm::finish::Columns;
 use crate::kernel::lanes::Lanes;
 use crate::kernel::{Inside, K_MAX, Kernel, Op};
+use crate::quant::narrow::{Narrow, Panels, Storage};
 use crate::quant::{Code, Sum};
 
 /// A linear layer's weights and bias, packed for one kernel.
 pub struct Packed<K: Kernel> {
-    panels: Aligned<K::Right>,
+    panels: Held<K::Right>,
     scales: Vec<f32>,
     corrections: Vec<K::Acc>,
     bias: Vec<f32>,
@@ -21,13 +23,19 @@ pub struct Packed<K: Kernel> {
     pub n_out: usize,
 }
 
+/// All panels.
+enum Held<R: Code> {
+    Whole(Aligned<R>),
+    Narrow(R::Narrow),
+}
+
 impl<K: Kernel> Packed<K> {
-    /// Packs `weights`, row-major `[n_out][n_in]` as checkpoints have them, and `bias` (`n_out`).
+    /// Packs `weights`, row-major `[n_out][n_in]` as checkpoints have them, and `bias` (`n_out`), to be held as `storage`.
     ///
     /// # Panics
     /// If the lengths disagree or `n_in` exceeds [`K_MAX`]: the loader has checked both.
-    pub fn new(kernel: K, weights: &[f32], bias: &[f32], n_in: usize) -> Self {
-        let mut packed = Self::empty(bias.len(), n_in);
+    pub fn new(kernel: K, storage: Storage, weights: &[f32], bias: &[f32], n_in: usize) -> Self {
+        let mut packed = Self::empty(storage, bias.len(), n_in);
         packed.fill(kernel, weights, &[], bias);
         packed
     }
@@ -36,12 +44,21 @@ impl<K: Kernel> Packed<K> {
     ///
     /// # Panics
     /// If `n_in` exceeds [`K_MAX`].
-    pub fn empty(n_out: usize, n_in: usize) -> Self {
+    pub fn empty(storage: Storage, n_out: usize, n_in: usize) -> Self {
         assert!(0 < n_in && n_in <= K_MAX);
         let stride = n_in.next_multiple_of(K::K_ALIGN);
         let n_columns = n_out.next_multiple_of(K::NR);
+        let panels = match storage {
+            Storage::Whole => Held::Whole(Aligned::new(n_columns * stride)),
+            Storage::Narrow => Held::Narrow(Narrow::new(Panels {
+                n_panels: n_out.div_ceil(K::NR),
+                nr: K::NR,
+                k_step: K::K_STEP,
+                stride,
+            })),
+        };
         Self {
-            panels: Aligned::new(n_columns * stride),
+            panels,
             scales: vec![0.0; n_columns],
             corrections: vec![K::Acc::default(); n_columns],
             bias: vec![0.0; n_columns],
@@ -69,11 +86,29 @@ impl<K: Kernel> Packed<K> {
         self.n_out.div_ceil(K::NR)
     }
 
-    /// One panel.
+    /// Whether panels are unpacked before they are multiplied.
     #[inline(always)]
-    pub fn panel(&self, panel_idx: usize) -> &[K::Right] {
+    pub fn is_narrow(&self) -> bool {
+        matches!(self.panels, Held::Narrow(_))
+    }
+
+    /// One panel; unpacked into `room` where it is held narrow.
+    #[inline(always)]
+    pub fn panel<'a>(
+        &'a self,
+        lanes: K::Float,
+        panel_idx: usize,
+        room: &'a mut [K::Right],
+    ) -> &'a [K::Right] {
         let panel_len = K::NR * self.stride;
-        &self.panels[panel_idx * panel_len..][..panel_len]
+        match &self.panels {
+            Held::Whole(whole) => &whole[panel_idx * panel_len..][..panel_len],
+            Held::Narrow(narrow) => {
+                let room = &mut room[..panel_len];
+                narrow.unpack::<K>(lanes, panel_idx, room);
+                room
+            }
+        }
     }
 
     /// The constants of one panel's columns.
@@ -89,7 +124,11 @@ impl<K: Kernel> Packed<K> {
 
     /// Bytes on the heap.
     pub fn n_bytes(&self) -> usize {
-        self.panels.n_bytes() + self.n_out * 3 * size_of::<f32>()
+        let panels = match &self.panels {
+            Held::Whole(whole) => whole.n_bytes(),
+            Held::Narrow(narrow) => narrow.n_bytes(),
+        };
+        panels + self.n_out * 3 * size_of::<f32>()
     }
 }
 
@@ -113,28 +152,33 @@ impl<F: Kernel + Lanes, K: Kernel<Float = F>> Op<F> for Fill<'_, K> {
         let mut scaled = vec![0.0; self.factors.len()];
         // One panel's columns, encoded; columns that the last panel lacks stay zeros.
         let mut columns = vec![K::Right::default(); K::NR * stride];
-        for (panel_idx, (weights, panel)) in self
-            .weights
-            .chunks(K::NR * n_in)
-            .zip(packed.panels.chunks_exact_mut(K::NR * stride))
-            .enumerate()
-        {
-            let column_idx = panel_idx * K::NR;
+        for (panel_idx, weights) in self.weights.chunks(K::NR * n_in).enumerate() {
+            let first = panel_idx * K::NR;
             let n_columns = weights.len() / n_in;
             columns[n_columns * stride..].fill(K::Right::default());
-            for ((column, weights), lane) in columns
+            for ((column, weights), column_idx) in columns
                 .chunks_exact_mut(stride)
                 .zip(weights.chunks_exact(n_in))
-                .zip(column_idx..)
+                .zip(first..)
             {
                 let weights = times(weights, self.factors, &mut scaled);
-                packed.scales[lane] = K::Right::encode(lanes, weights, column);
+                packed.scales[column_idx] = match &mut packed.panels {
+                    Held::Whole(_) => K::Right::encode(lanes, weights, column),
+                    Held::Narrow(narrow) => narrow.place(column_idx, weights, column),
+                };
                 if K::Left::ZERO_POINT != 0 {
                     let quanta = column.iter().map(|q| q.quantum()).sum();
-                    packed.corrections[lane] = K::Acc::correction(K::Left::ZERO_POINT, quanta);
+                    packed.corrections[column_idx] =
+                        K::Acc::correction(K::Left::ZERO_POINT, quanta);
                 }
             }
-            interleave::<K>(&columns, stride, panel);
+            if let Held::Whole(whole) = &mut packed.panels {
+                interleave::<K>(
+                    &columns,
+                    stride,
+                    &mut whole[first * stride..][..K::NR * stride],
+                );
+            }
         }
     }
 }

@@ -7,6 +7,7 @@
 use crate::kernel::lanes::Lanes;
 use crate::kernel::tile::{Dot, Tile, by_dots};
 use crate::kernel::{Inside, Kernel, Op};
+use crate::quant::f16::F16;
 use crate::quant::{Bf16, Plain};
 #[allow(clippy::wildcard_imports)] // Intrinsics say by name where they come from.
 use std::arch::x86_64::*;
@@ -42,7 +43,7 @@ impl Kernel for Avx2Int8 {
     }
     #[inline(always)]
     fn vectorize<O: Op<Self>>(self, op: O) -> O::Output {
-        // SAFETY: the token proves AVX2 and FMA; this is `vectorize`.
+        // SAFETY: the token proves every feature that `with_avx2` enables; this is `vectorize`.
         unsafe { with_avx2(&Inside::new(self), op) }
     }
     #[inline(always)]
@@ -102,15 +103,16 @@ impl Dot for Avx2Int8 {
 pub struct Avx2F32(());
 
 impl Avx2F32 {
-    /// The token, if this CPU has AVX2 and FMA.
+    /// The token, if this CPU has AVX2, FMA and F16C; none has the first two without the third.
     pub fn detect() -> Option<Self> {
         let has = std::arch::is_x86_feature_detected!("avx2")
-            && std::arch::is_x86_feature_detected!("fma");
+            && std::arch::is_x86_feature_detected!("fma")
+            && std::arch::is_x86_feature_detected!("f16c");
         has.then_some(Self(()))
     }
 }
 
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 fn with_avx2<K: Kernel, O: Op<K>>(inside: &Inside<K>, op: O) -> O::Output {
     op.run(inside)
 }
@@ -135,7 +137,7 @@ impl Kernel for Avx2F32 {
     }
     #[inline(always)]
     fn vectorize<O: Op<Self>>(self, op: O) -> O::Output {
-        // SAFETY: the token proves AVX2 and FMA.
+        // SAFETY: the token proves every feature that `with_avx2` enables; this is `vectorize`.
         unsafe { with_avx2(&Inside::new(self), op) }
     }
     #[inline(always)]
@@ -185,7 +187,7 @@ impl Dot for Avx2F32 {
     }
 }
 
-// SAFETY of all intrinsics below: the token proves AVX2 and FMA; memory is checked to be there.
+// SAFETY of all intrinsics below: the token proves AVX2, FMA and F16C; memory is checked to be there.
 impl Lanes for Avx2F32 {
     const N: usize = 8;
     type F = __m256;
@@ -209,6 +211,52 @@ impl Lanes for Avx2F32 {
         unsafe {
             let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(x.as_ptr().cast()));
             _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits))
+        }
+    }
+    #[inline(always)]
+    fn load_f16(self, x: &[F16]) -> __m256 {
+        assert!(Self::N <= x.len());
+        // SAFETY: see above; F16 is a transparent u16.
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(x.as_ptr().cast())) }
+    }
+    #[inline(always)]
+    fn unpack_i8(self, k_step: usize, groups: &[u8], pairs: &[u8], out: &mut [i8]) {
+        assert!(k_step == 4 && groups.len() == 16 && out.len() == 2 * pairs.len());
+        // SAFETY: see above; chunks are as long as what is loaded and stored.
+        unsafe {
+            let (low, high) = (self.terms(groups), self.terms(&groups[8..]));
+            // To all four bytes of a column: no product exceeds one.
+            let low_minus = _mm256_mullo_epi32(low.1, _mm256_set1_epi32(0x0101_0101));
+            let high_minus = _mm256_mullo_epi32(high.1, _mm256_set1_epi32(0x0101_0101));
+            let nibble = _mm256_set1_epi8(15);
+            for (pairs, out) in pairs.chunks_exact(32).zip(out.chunks_exact_mut(64)) {
+                let pairs = _mm256_loadu_si256(pairs.as_ptr().cast());
+                let codes = _mm256_and_si256(pairs, nibble);
+                let quanta = _mm256_sub_epi8(_mm256_mullo_epi16(codes, low.0), low_minus);
+                _mm256_storeu_si256(out.as_mut_ptr().cast(), quanta);
+                let codes = _mm256_and_si256(_mm256_srli_epi16::<4>(pairs), nibble);
+                let quanta = _mm256_sub_epi8(_mm256_mullo_epi16(codes, high.0), high_minus);
+                _mm256_storeu_si256(out.as_mut_ptr().add(32).cast(), quanta);
+            }
+        }
+    }
+    #[inline(always)]
+    fn unpack_i16(self, k_step: usize, groups: &[u8], pairs: &[u8], out: &mut [i16]) {
+        assert!(k_step == 2 && groups.len() == 16 && out.len() == 2 * pairs.len());
+        // SAFETY: see above; chunks are as long as what is loaded and stored.
+        unsafe {
+            let (low, high) = (self.terms(groups), self.terms(&groups[8..]));
+            let low_minus = _mm256_mullo_epi32(low.1, _mm256_set1_epi32(0x0001_0001));
+            let high_minus = _mm256_mullo_epi32(high.1, _mm256_set1_epi32(0x0001_0001));
+            for (pairs, out) in pairs.chunks_exact(16).zip(out.chunks_exact_mut(32)) {
+                let pairs = _mm256_cvtepu8_epi16(_mm_loadu_si128(pairs.as_ptr().cast()));
+                let codes = _mm256_and_si256(pairs, _mm256_set1_epi16(15));
+                let quanta = _mm256_sub_epi16(_mm256_mullo_epi16(codes, low.0), low_minus);
+                _mm256_storeu_si256(out.as_mut_ptr().cast(), quanta);
+                let codes = _mm256_srli_epi16::<4>(pairs);
+                let quanta = _mm256_sub_epi16(_mm256_mullo_epi16(codes, high.0), high_minus);
+                _mm256_storeu_si256(out.as_mut_ptr().add(16).cast(), quanta);
+            }
         }
     }
     #[inline(always)]
@@ -369,6 +417,24 @@ impl Lanes for Avx2F32 {
 }
 
 impl Avx2F32 {
+    /// Of 8 columns, an i32 each: `times`, as both words, and `times · offset` (see
+    /// [`Group`](crate::quant::int4::Group)).
+    #[inline(always)]
+    fn terms(self, groups: &[u8]) -> (__m256i, __m256i) {
+        assert!(8 <= groups.len());
+        // SAFETY: the token proves AVX2; 8 bytes are there.
+        unsafe {
+            let bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(groups.as_ptr().cast()));
+            let times = _mm256_and_si256(bytes, _mm256_set1_epi32(15));
+            let times = _mm256_add_epi32(times, _mm256_set1_epi32(1));
+            let minus = _mm256_mullo_epi16(times, _mm256_srli_epi32::<4>(bytes));
+            (
+                _mm256_or_si256(times, _mm256_slli_epi32::<16>(times)),
+                minus,
+            )
+        }
+    }
+
     /// Eight whole numbers as i16.
     #[inline(always)]
     fn words(self, v: __m256) -> __m128i {

@@ -9,6 +9,7 @@ use crate::kernel::lanes::Lanes;
 use crate::kernel::tile::{Dot, Tile, by_dots};
 use crate::kernel::{Inside, Kernel, Op};
 use crate::quant::Bf16;
+use crate::quant::f16::F16;
 #[allow(clippy::wildcard_imports)] // Intrinsics say by name where they come from.
 use std::arch::x86_64::*;
 
@@ -220,6 +221,33 @@ impl Lanes for Avx512F32 {
         }
     }
     #[inline(always)]
+    fn load_f16(self, x: &[F16]) -> __m512 {
+        assert!(Self::N <= x.len());
+        // SAFETY: see above; F16 is a transparent u16.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(x.as_ptr().cast())) }
+    }
+    #[inline(always)]
+    fn unpack_i8(self, k_step: usize, groups: &[u8], pairs: &[u8], out: &mut [i8]) {
+        assert!(k_step == 4 && groups.len() == 32 && out.len() == 2 * pairs.len());
+        // SAFETY: see above; chunks are as long as what is loaded and stored.
+        unsafe {
+            let (low, high) = (self.terms(groups), self.terms(&groups[16..]));
+            // To all four bytes of a column: no product exceeds one.
+            let low_minus = _mm512_mullo_epi32(low.1, _mm512_set1_epi32(0x0101_0101));
+            let high_minus = _mm512_mullo_epi32(high.1, _mm512_set1_epi32(0x0101_0101));
+            let nibble = _mm512_set1_epi8(15);
+            for (pairs, out) in pairs.chunks_exact(64).zip(out.chunks_exact_mut(128)) {
+                let pairs = _mm512_loadu_si512(pairs.as_ptr().cast());
+                let codes = _mm512_and_si512(pairs, nibble);
+                let quanta = _mm512_sub_epi8(_mm512_mullo_epi16(codes, low.0), low_minus);
+                _mm512_storeu_si512(out.as_mut_ptr().cast(), quanta);
+                let codes = _mm512_and_si512(_mm512_srli_epi16::<4>(pairs), nibble);
+                let quanta = _mm512_sub_epi8(_mm512_mullo_epi16(codes, high.0), high_minus);
+                _mm512_storeu_si512(out.as_mut_ptr().add(64).cast(), quanta);
+            }
+        }
+    }
+    #[inline(always)]
     fn load_i32(self, x: &[i32], minus: Option<&[i32]>) -> __m512 {
         assert!(Self::N <= x.len() && minus.is_none_or(|minus| Self::N <= minus.len()));
         // SAFETY: see above.
@@ -367,5 +395,25 @@ impl Lanes for Avx512F32 {
     fn most(self, v: __m512) -> f32 {
         // SAFETY: see above.
         unsafe { _mm512_reduce_max_ps(v) }
+    }
+}
+
+impl Avx512F32 {
+    /// Of 16 columns, an i32 each: `times`, as both words, and `times · offset` (see
+    /// [`Group`](crate::quant::int4::Group)).
+    #[inline(always)]
+    fn terms(self, groups: &[u8]) -> (__m512i, __m512i) {
+        assert!(16 <= groups.len());
+        // SAFETY: the token proves AVX-512 F and BW; 16 bytes are there.
+        unsafe {
+            let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(groups.as_ptr().cast()));
+            let times = _mm512_and_si512(bytes, _mm512_set1_epi32(15));
+            let times = _mm512_add_epi32(times, _mm512_set1_epi32(1));
+            let minus = _mm512_mullo_epi16(times, _mm512_srli_epi32::<4>(bytes));
+            (
+                _mm512_or_si512(times, _mm512_slli_epi32::<16>(times)),
+                minus,
+            )
+        }
     }
 }

@@ -4,6 +4,8 @@
 //! that went through the stack, at a third of the speed.
 
 use crate::quant::Bf16;
+use crate::quant::f16::F16;
+use crate::quant::int4::Group;
 
 /// Lanes of the widest register of any instruction set.
 pub const LANES_MAX: usize = 16;
@@ -26,6 +28,8 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     fn load(self, x: &[f32]) -> Self::F;
     /// The first N of `x`, widened.
     fn load_bf16(self, x: &[Bf16]) -> Self::F;
+    /// The same of halves, exactly.
+    fn load_f16(self, x: &[F16]) -> Self::F;
     /// `x`, less `minus` if there is one, exactly; then rounded to f32.
     fn load_i32(self, x: &[i32], minus: Option<&[i32]>) -> Self::F;
     /// Writes the first N of `out`.
@@ -84,6 +88,19 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     /// The greatest of the lanes, if none is NaN.
     fn most(self, v: Self::F) -> f32;
 
+    /// Unpacks one group of all columns of a panel of 4-bit weights ([`int4`](crate::quant::int4)):
+    /// `groups` has a byte a column, `pairs` two codes a byte, `out` is `[steps][columns][k_step]`.
+    #[inline(always)]
+    fn unpack_i8(self, k_step: usize, groups: &[u8], pairs: &[u8], out: &mut [i8]) {
+        unpack(k_step, groups, pairs, out, |quantum| quantum);
+    }
+
+    /// The same, wider.
+    #[inline(always)]
+    fn unpack_i16(self, k_step: usize, groups: &[u8], pairs: &[u8], out: &mut [i16]) {
+        unpack(k_step, groups, pairs, out, i16::from);
+    }
+
     /// Fewer than N elements of `x`, and `fill` behind them.
     #[inline(always)]
     fn load_part(self, x: &[f32], fill: f32) -> Self::F {
@@ -98,6 +115,34 @@ pub trait Lanes: Copy + Send + Sync + 'static {
         let mut lanes = [0.0; LANES_MAX];
         self.store(v, &mut lanes);
         out.copy_from_slice(&lanes[..out.len()]);
+    }
+}
+
+/// What the unpacking of 4-bit weights is, element by element.
+#[inline(always)]
+fn unpack<T>(
+    k_step: usize,
+    groups: &[u8],
+    pairs: &[u8],
+    out: &mut [T],
+    element: impl Fn(i8) -> T + Copy,
+) {
+    let step_len = groups.len() * k_step;
+    let (low_groups, high_groups) = groups.split_at(groups.len() / 2);
+    for (pairs, out) in pairs
+        .chunks_exact(step_len / 2)
+        .zip(out.chunks_exact_mut(step_len))
+    {
+        let (low, high) = out.split_at_mut(step_len / 2);
+        for (groups, out, shift) in [(low_groups, low, 0), (high_groups, high, 4)] {
+            let columns = groups.iter().zip(pairs.chunks_exact(k_step));
+            for ((&group, pairs), out) in columns.zip(out.chunks_exact_mut(k_step)) {
+                let group = Group::of_byte(group);
+                for (pair, out) in pairs.iter().zip(out) {
+                    *out = element(group.quantum(pair >> shift & 15));
+                }
+            }
+        }
     }
 }
 
@@ -286,6 +331,9 @@ mod tests {
         let mut found = [0.0; LANES_MAX];
         lanes.store(lanes.load_bf16(&halves), &mut found);
         assert_eq!(found[..L::N], halves.map(Bf16::get)[..L::N]);
+        let halves = VALUES.map(F16::of);
+        lanes.store(lanes.load_f16(&halves), &mut found);
+        assert_eq!(found[..L::N], halves.map(F16::get)[..L::N]);
         // Sums beyond 2²⁴ round once, after the subtraction.
         let (x, minus) = (VALUES.map(|v| v as i32 * 10_000_019), [3; LANES_MAX]);
         lanes.store(lanes.load_i32(&x, Some(&minus)), &mut found);

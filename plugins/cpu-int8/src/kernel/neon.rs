@@ -11,6 +11,7 @@ use crate::kernel::lanes::Lanes;
 use crate::kernel::tile::{Dot, Tile, by_dots};
 use crate::kernel::{Inside, Kernel, Op};
 use crate::quant::Bf16;
+use crate::quant::f16::F16;
 use std::arch::aarch64::{
     float32x4_t, int8x8_t, int8x16_t, int16x8_t, int32x4_t, uint32x4_t, vaddq_f32, vaddq_s32,
     vaddq_u32, vaddvq_f32, vandq_u32, vbslq_f32, vcgtq_f32, vcltq_f32, vcombine_s16,
@@ -230,6 +231,23 @@ impl Lanes for NeonF32 {
         from_fn(|half| unsafe {
             let bits = vld1_u16(x.as_ptr().cast::<u16>().add(4 * half));
             vreinterpretq_f32_u32(vshll_n_u16::<16>(bits))
+        })
+    }
+    #[inline(always)]
+    fn load_f16(self, x: &[F16]) -> F {
+        assert!(Self::N <= x.len());
+        // SAFETY: see above; F16 is a transparent u16. `fcvtl`, which every aarch64 has, has no stable
+        // intrinsic; it touches no memory and no flags.
+        from_fn(|half| unsafe {
+            let halves = vld1_u16(x.as_ptr().cast::<u16>().add(4 * half));
+            let wide: float32x4_t;
+            asm!(
+                "fcvtl {wide:v}.4s, {halves:v}.4h",
+                wide = lateout(vreg) wide,
+                halves = in(vreg) halves,
+                options(pure, nomem, nostack, preserves_flags),
+            );
+            wide
         })
     }
     #[inline(always)]

@@ -5,6 +5,7 @@
 use crate::kernel::lanes::Lanes;
 use crate::kernel::tile::{Dot, Tile, by_dots};
 use crate::kernel::{Inside, Kernel, Op};
+use crate::quant::f16::F16;
 use crate::quant::{Bf16, Plain};
 
 /// The oracle: a plain triple loop over row-major `a` (rows × k) and `b` (columns × k), summed in
@@ -307,6 +308,10 @@ impl Lanes for PortableF32 {
     }
     #[inline(always)]
     fn load_bf16(self, x: &[Bf16]) -> Self::F {
+        std::array::from_fn(|lane| x[lane].get())
+    }
+    #[inline(always)]
+    fn load_f16(self, x: &[F16]) -> Self::F {
         std::array::from_fn(|lane| x[lane].get())
     }
     #[inline(always)]

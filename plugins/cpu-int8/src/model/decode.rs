@@ -1,5 +1,7 @@
 //! A tensor's bytes: hashed, decoded to f32 and checked, piece by piece while they are in L1.
 
+use crate::quant::f16::F16;
+
 /// A hash of bytes at a place, of which a [`Fingerprint`](super::weights::Fingerprint) is the sum.
 /// Four chains side by side: one alone waits six cycles for each product.
 pub(super) fn hash(name: &str, start: u64, bytes: &[u8]) -> u64 {
@@ -35,7 +37,7 @@ pub(super) fn decoder(dtype: &str) -> Option<(u64, Decoder)> {
         })),
         "F16" => Some((2, |bytes, out| {
             let halves = bytes.as_chunks().0.iter();
-            out.extend(halves.map(|&b| f16_to_f32(u16::from_le_bytes(b))));
+            out.extend(halves.map(|&b| F16::from_bits(u16::from_le_bytes(b)).get()));
         })),
         "BF16" => Some((2, |bytes, out| {
             let halves = bytes.as_chunks().0.iter();
@@ -58,53 +60,9 @@ pub(super) fn not_finite(values: &[f32]) -> Option<usize> {
         .flatten()
 }
 
-/// IEEE half to single precision, exactly, and without a branch, so that a loop of it becomes vector
-/// instructions.
-fn f16_to_f32(half: u16) -> f32 {
-    let sign = u32::from(half & 0x8000) << 16;
-    let magnitude = u32::from(half & 0x7FFF) << 13;
-    // The exponents' biases differ by 127 − 15 = 112; infinity's and NaN's by 255 − 31 = 224.
-    let exponent = if magnitude < 31 << 23 {
-        112 << 23
-    } else {
-        224 << 23
-    };
-    // A subnormal is what stands behind the 1 of 2⁻¹⁴: put it there and take the 1 away.
-    let one = f32::from_bits(113 << 23);
-    let subnormal = f32::from_bits(magnitude + (113 << 23)) - one;
-    let bits = if magnitude < 1 << 23 {
-        subnormal.to_bits()
-    } else {
-        magnitude + exponent
-    };
-    f32::from_bits(sign | bits)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn halves_are_exact() {
-        let cases = [
-            (0x0000, 0.0),
-            (0x3C00, 1.0),
-            (0xC000, -2.0),
-            (0x3555, 0.333_251_95),
-            (0x7BFF, 65_504.0),
-            (0x0001, 5.960_464_5e-8),
-            (0x03FF, 6.097_555e-5),
-            (0x0400, 6.103_515_6e-5),
-            (0x8001, -5.960_464_5e-8),
-            (0x7C00, f32::INFINITY),
-            (0xFC00, f32::NEG_INFINITY),
-        ];
-        for (bits, expected) in cases {
-            assert_eq!(f16_to_f32(bits), expected, "{bits:#06x}");
-        }
-        assert!(f16_to_f32(0x7E00).is_nan() && f16_to_f32(0x7C01).is_nan());
-        assert!(f16_to_f32(0x8000).is_sign_negative());
-    }
 
     #[test]
     fn the_first_value_that_is_not_finite_is_found() {

@@ -6,17 +6,18 @@ use super::smooth::Factors;
 use super::weights::Weights;
 use super::words::{Words, WordsIn};
 use super::{Embeddings, Head, Layer, LoadError, PositionRule};
-use crate::arena::{Aligned, Codes};
+use crate::arena::{Codes, TileScratch};
 use crate::encoder::pointwise::{Norm, Stream, layer_norm};
 use crate::encoder::relative::{Offsets, Relative, Tables};
 use crate::encoder::rotary::Rotary;
 use crate::gemm::Linear;
 use crate::gemm::finish::Finish;
 use crate::gemm::pack::Packed;
+use crate::kernel::Kernel;
 use crate::kernel::lanes::Lanes;
 use crate::kernel::scalar::PortableF32;
-use crate::kernel::{Kernel, MR_MAX, NR_MAX};
 use crate::quant::Code;
+use crate::quant::narrow::Storage;
 use crate::threads::lock;
 use std::sync::{Arc, Mutex};
 
@@ -29,8 +30,14 @@ struct Tensors {
 
 impl Tensors {
     /// Packs them, each input multiplied by its factor if there are any, into `room` if there is some.
-    fn pack<K: Kernel>(&self, kernel: K, factors: &[f32], room: Option<Packed<K>>) -> Packed<K> {
-        let mut packed = room.unwrap_or_else(|| Packed::empty(self.bias.len(), self.n_in));
+    fn pack<K: Kernel>(
+        &self,
+        kernel: K,
+        storage: Storage,
+        factors: &[f32],
+        room: Option<Packed<K>>,
+    ) -> Packed<K> {
+        let mut packed = room.unwrap_or_else(|| Packed::empty(storage, self.bias.len(), self.n_in));
         packed.fill(kernel, &self.weights, factors, &self.bias);
         packed
     }
@@ -54,18 +61,24 @@ pub(super) struct RawLayer {
 
 impl RawLayer {
     /// Packs it; what [`smooth`](super::smooth) divides by factors, the weights are multiplied by.
-    pub(super) fn pack<K: Kernel>(&self, kernel: K, factors: Option<Factors>) -> Layer<K> {
-        self.pack_all(kernel, factors, None)
+    pub(super) fn pack<K: Kernel>(
+        &self,
+        kernel: K,
+        storage: Storage,
+        factors: Option<Factors>,
+    ) -> Layer<K> {
+        self.pack_all(kernel, storage, factors, None)
     }
 
     /// Packs it as it is, into another layer of the same shape if there is one.
     pub(super) fn pack_into<K: Kernel>(&self, kernel: K, room: Option<Layer<K>>) -> Layer<K> {
-        self.pack_all(kernel, None, room)
+        self.pack_all(kernel, Storage::Whole, None, room)
     }
 
     fn pack_all<K: Kernel>(
         &self,
         kernel: K,
+        storage: Storage,
         factors: Option<Factors>,
         room: Option<Layer<K>>,
     ) -> Layer<K> {
@@ -86,8 +99,8 @@ impl RawLayer {
         };
         let reciprocals = |factors: &[f32]| factors.iter().map(|factor| factor.recip()).collect();
         Layer {
-            query: self.query.pack(kernel, input, query),
-            key_value: self.key_value.pack(kernel, input, key_value),
+            query: self.query.pack(kernel, storage, input, query),
+            key_value: self.key_value.pack(kernel, storage, input, key_value),
             window: self.window,
             rotary: self.rotary.clone(),
             relative: self
@@ -95,16 +108,16 @@ impl RawLayer {
                 .as_ref()
                 .map(|tables| Relative::new(kernel.attend(), tables)),
             scale: self.scale,
-            output: self.output.pack(kernel, &[], output),
+            output: self.output.pack(kernel, storage, &[], output),
             attention_norm: self.attention_norm.clone(),
             smooth_input: reciprocals(input),
             smooth_inner: reciprocals(inner),
             gate: self
                 .gate
                 .as_ref()
-                .map(|tensors| tensors.pack(kernel, inner, gate)),
-            inner: self.inner.pack(kernel, inner, inner_room),
-            outer: self.outer.pack(kernel, &[], outer),
+                .map(|tensors| tensors.pack(kernel, storage, inner, gate)),
+            inner: self.inner.pack(kernel, storage, inner, inner_room),
+            outer: self.outer.pack(kernel, storage, &[], outer),
             output_norm: self.output_norm.clone(),
         }
     }
@@ -386,6 +399,7 @@ impl Loader<'_> {
         })
     }
 
+    /// A layer outside of the encoder's.
     fn linear<K: Kernel>(
         &self,
         kernel: K,
@@ -395,7 +409,7 @@ impl Loader<'_> {
         bias: bool,
     ) -> Result<Packed<K>, LoadError> {
         let tensors = self.tensors(name, n_out, n_in, bias)?;
-        Ok(tensors.pack(kernel, &[], None))
+        Ok(tensors.pack(kernel, Storage::Whole, &[], None))
     }
 
     fn tensors(
@@ -525,9 +539,9 @@ where
     Linear {
         left: &left,
         rows: 0..n_rows,
-        weights: &Packed::new(float, weights, bias, n_in),
+        weights: &Packed::new(float, Storage::Whole, weights, bias, n_in),
         finish: Finish::Store,
-        sums: &mut Aligned::new(MR_MAX * NR_MAX),
+        sums: &mut TileScratch::new(Storage::Whole, 0),
         out: &mut out,
     }
     .run(float);

@@ -15,6 +15,7 @@ use super::load::{Loader, RawLayer};
 use super::smooth::{Calibration, Factors};
 use super::{Layer, LoadError};
 use crate::kernel::Kernel;
+use crate::quant::narrow::Storage;
 use crate::threads::{lock, on_each};
 use std::collections::BTreeMap;
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -23,6 +24,7 @@ use std::task::Poll;
 /// What the threads of one load share.
 struct Pipeline<'a, K: Kernel> {
     kernel: K,
+    storage: Storage,
     loader: &'a Loader<'a>,
     board: Mutex<Board<K>>,
     changed: Condvar,
@@ -54,18 +56,20 @@ enum Piece<F: Kernel> {
     Pack(usize, RawLayer, Option<Factors>),
 }
 
-/// Loads all layers on `n_threads`.
+/// Loads all layers on `n_threads`, their weights to be held as `storage`.
 ///
 /// # Errors
 /// That of the first layer, in order, that cannot be read.
 pub(super) fn load<K: Kernel>(
     kernel: K,
+    storage: Storage,
     loader: &Loader<'_>,
     calibration: Option<Calibration<K::Float>>,
     n_threads: usize,
 ) -> Result<Vec<Layer<K>>, LoadError> {
     let pipeline = Pipeline {
         kernel,
+        storage,
         loader,
         board: Mutex::new(Board {
             n_layers: loader.config.n_layers,
@@ -116,7 +120,7 @@ impl<K: Kernel> Pipeline<'_, K> {
                     });
                 }
                 Piece::Pack(layer, raw, factors) => {
-                    let packed = raw.pack(self.kernel, factors);
+                    let packed = raw.pack(self.kernel, self.storage, factors);
                     self.loader.recycle(raw);
                     self.put(|board| {
                         board.n_in_flight -= 1;

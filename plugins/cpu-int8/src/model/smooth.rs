@@ -15,6 +15,7 @@ use crate::arena::Scratch;
 use crate::encoder::{Queries, attend, embed, feed_forward};
 use crate::kernel::Kernel;
 use crate::model::{Embeddings, Layer, Shape};
+use crate::quant::narrow::Storage;
 
 /// Rows of the calibration, and tokens of each.
 const N_ROWS: usize = 4;
@@ -43,6 +44,10 @@ pub struct Factors {
 impl<F: Kernel<Left = f32, Float = F>> Calibration<F> {
     /// Embeds the rows.
     pub fn new(kernel: F, shape: &Shape, embeddings: &Embeddings<F>) -> Self {
+        let shape = &Shape {
+            storage: Storage::Whole,
+            ..*shape
+        };
         let row_tokens = ROW_TOKENS.min(shape.row_tokens_max);
         let n_tokens = N_ROWS * row_tokens;
         let mut scratch = Scratch::new(shape, n_tokens, row_tokens);
