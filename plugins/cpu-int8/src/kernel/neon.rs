@@ -16,11 +16,11 @@ use std::arch::aarch64::{
     float32x4_t, int8x8_t, int8x16_t, int16x8_t, int32x4_t, uint32x4_t, vaddq_f32, vaddq_s32,
     vaddq_u32, vaddvq_f32, vandq_u32, vbslq_f32, vcgtq_f32, vcltq_f32, vcombine_s16,
     vcvtnq_s32_f32, vcvtq_f32_s32, vdivq_f32, vdup_n_s8, vdupq_n_f32, vdupq_n_s32, vdupq_n_u32,
-    veor_s8, vfmaq_f32, vld1_u16, vld1q_f32, vld1q_s8, vld1q_s32, vmaxq_u32, vmaxvq_f32,
+    veor_s8, vfmaq_f32, vld1_u16, vld1q_f32, vld1q_s8, vld1q_s32, vld1q_u32, vmaxq_u32, vmaxvq_f32,
     vmaxvq_u32, vmulq_f32, vqmovn_s16, vqmovn_s32, vreinterpretq_f32_s32, vreinterpretq_f32_u32,
     vreinterpretq_s8_s32, vreinterpretq_s32_f32, vreinterpretq_u32_f32, vrndnq_f32, vshll_n_u16,
     vshlq_n_s32, vshrn_n_u32, vst1_s8, vst1_u16, vst1q_f32, vst1q_s16, vst1q_s32, vsubq_f32,
-    vsubq_s32,
+    vsubq_s32, vtstq_u32,
 };
 use std::arch::asm;
 use std::array::from_fn;
