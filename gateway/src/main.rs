@@ -19,6 +19,9 @@ const EXIT_USAGE: u8 = 2;
 /// The drain timeout ended before every request was answered.
 const EXIT_UNANSWERED: u8 = 3;
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     match cli::parse(std::env::args_os(), cli::env) {
         Ok(Command::Serve(config)) => run(&config),

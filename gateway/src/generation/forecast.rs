@@ -210,7 +210,8 @@ impl Forecast<'_> {
         self.cost.rows_s(amount.size) + constant_s * self.n_batches(amount)
     }
 
-    /// Batches that rows are cut into, as `Queue::cut` does, if they are alike. Whole rows go into a
+    /// Batches that rows are cut into at most, as `Queue::cut` does, if they are alike; where few rows wait,
+    /// the plan divides them among the workers and they are done sooner. Whole rows go into a
     /// batch: where two just do not fit, there are twice as many batches.
     fn n_batches(&self, Amount { rows, size }: Amount) -> f64 {
         let rows = rows.max(1) as f64;

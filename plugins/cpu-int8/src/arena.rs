@@ -90,6 +90,11 @@ impl<K: Kernel> Codes<K> {
             stride,
         }
     }
+
+    /// Bytes on the heap.
+    pub fn n_bytes(&self) -> usize {
+        self.codes.n_bytes() + size_of_val(&self.scales[..])
+    }
 }
 
 /// Scratch for the attention of one row.
@@ -125,6 +130,10 @@ impl<K: Kernel> TileScratch<K> {
             sums: Aligned::new(MR_MAX * NR_MAX),
             panel: Aligned::new(Self::panel_len(storage, n_in)),
         }
+    }
+
+    fn n_bytes(&self) -> usize {
+        self.sums.n_bytes() + self.panel.n_bytes()
     }
 
     fn panel_len(storage: Storage, n_in: usize) -> usize {
@@ -206,16 +215,24 @@ impl<K: Kernel> Scratch<K> {
         }
     }
 
-    /// Bytes that scratch for micro-batches of `tokens_max` tokens takes, but for a few per cent.
-    pub fn bytes(shape: &Shape, tokens_max: usize) -> usize {
-        let floats = 4 * shape.hidden + shape.embedding;
-        let codes = shape.hidden * size_of::<K::Left>();
-        let elements = 3 * shape.hidden * size_of::<K::Element>();
-        let inner = shape.inner * (size_of::<f32>() + size_of::<K::Left>());
-        let inner = tokens_max.min(inner_tokens(shape.storage)) * inner;
-        let panel = TileScratch::<K>::panel_len(shape.storage, shape.hidden.max(shape.inner));
-        let panel = panel * size_of::<K::Right>();
-        panel + inner + tokens_max * (floats * size_of::<f32>() + codes + elements)
+    /// Bytes on the heap.
+    pub fn n_bytes(&self) -> usize {
+        (self.rows.capacity() + self.offsets.capacity()) * size_of::<usize>()
+            + self.hidden.n_bytes()
+            + self.hidden_codes.n_bytes()
+            + self.aside.n_bytes()
+            + self.query.n_bytes()
+            + self.key_value.n_bytes()
+            + self.context.n_bytes()
+            + self.inner.n_bytes()
+            + self.inner_codes.n_bytes()
+            + self.embedded.n_bytes()
+            + self.float_codes.n_bytes()
+            + self.pooled.n_bytes()
+            + self.logits.n_bytes()
+            + self.attention.n_bytes()
+            + self.tile.n_bytes()
+            + self.float_tile.n_bytes()
     }
 }
 
@@ -235,5 +252,15 @@ impl<A: Kernel> AttentionScratch<A> {
             tile: Aligned::new(A::MR * A::NR),
             relative: RelativeScratch::new::<A>(if shape.relative { row_tokens_max } else { 0 }),
         }
+    }
+
+    fn n_bytes(&self) -> usize {
+        self.queries.n_bytes()
+            + self.keys.n_bytes()
+            + self.values.n_bytes()
+            + self.scores.n_bytes()
+            + self.weights.n_bytes()
+            + self.tile.n_bytes()
+            + self.relative.n_bytes()
     }
 }

@@ -122,8 +122,7 @@ impl Plugin for CpuInt8 {
     }
 }
 
-/// Threads that load the model. The request's `cpus` say what this plugin may use, or else the
-/// system does; workers are not running yet.
+/// Threads that load the model: as many as its workers may run on later, which do not run yet.
 fn load_threads(options: &Options, request: &OpenRequest) -> Result<usize, Fault> {
     if let Some(n_threads) = options.load_threads {
         return if (1..=LOAD_THREADS_BOUND).contains(&n_threads) {
@@ -134,12 +133,15 @@ fn load_threads(options: &Options, request: &OpenRequest) -> Result<usize, Fault
             )))
         };
     }
-    let available = std::thread::available_parallelism().map_or(1, usize::from);
-    let allowed = match request.cpus.len() {
-        0 => available,
-        n_cpus => available.min(n_cpus),
+    let workers = request
+        .n_threads
+        .max(1)
+        .saturating_mul(request.n_workers.max(1));
+    let n_cpus = match request.cpus.len() {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        n_cpus => n_cpus,
     };
-    Ok(allowed.min(LOAD_THREADS_MAX))
+    Ok(n_cpus.min(workers as usize).min(LOAD_THREADS_MAX))
 }
 
 struct Open<'a> {
@@ -198,7 +200,11 @@ impl<K: Kernel> CpuBackend<K> {
             linear_mop_per_s: mop_per_s(kernel),
             attention_mop_per_s: mop_per_s(kernel.attend()),
         };
-        let scratch = Scratch::<K>::bytes(&model.shape, micro_batch(&description).tokens_max);
+        let MicroBatch {
+            tokens_max,
+            row_tokens_max,
+        } = micro_batch(&description);
+        let scratch = Scratch::<K>::new(&model.shape, tokens_max, row_tokens_max).n_bytes();
         description.memory_bytes =
             (model.n_bytes() + request.n_workers.max(1) as usize * scratch) as u64;
         Ok(Self {
@@ -241,7 +247,9 @@ fn micro_batch(description: &Description) -> MicroBatch {
 }
 
 fn mop_per_s<K: Kernel>(kernel: K) -> u64 {
-    (peak::operations_per_s(kernel) / 1e6) as u64
+    let found = peak::operations_per_s(kernel);
+    kernel.rest();
+    (found / 1e6) as u64
 }
 
 fn load_fault(error: &LoadError) -> Fault {

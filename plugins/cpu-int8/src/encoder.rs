@@ -31,7 +31,7 @@ use attention::AttendRow;
 use pointwise::{MeanOfTokens, NormAndEncode};
 
 /// Computes the logits of the micro-batch whose embeddings are in `scratch.hidden` (see
-/// [`embed::embed`]), into `scratch.logits`: rows × labels.
+/// [`embed::finish_rows`]), into `scratch.logits`: rows × labels.
 pub fn forward<K: Kernel>(kernel: K, model: &Model<K>, scratch: &mut Scratch<K>) {
     let n_rows = scratch.rows.len();
     let n_tokens = scratch.offsets.last().copied().unwrap_or(0);

@@ -88,7 +88,7 @@ pub struct Model<K: Kernel> {
 
 /// Tables, and what to look up in them.
 pub struct Embeddings<F: Kernel> {
-    /// vocab × embedding, as narrow as the weights.
+    /// vocab × embedding, no wider than what the kernel multiplies.
     pub words: Words,
     /// positions × embedding; empty for a family whose positions enter in attention.
     pub positions: Vec<f32>,

@@ -189,6 +189,26 @@ fn a_debertas_tensors_are_named() {
         set_config(dir.path(), key, value);
         refused(dir.path(), code, &["config.json", key]);
     }
+    // Tables of relative positions that are many times the file.
+    let many = copy("deberta-v3");
+    for (key, value) in [
+        ("position_buckets", json!(0)),
+        ("max_relative_positions", json!(2_048)),
+        ("max_position_embeddings", json!(8_192)),
+        ("num_hidden_layers", json!(256)),
+    ] {
+        set_config(many.path(), key, value);
+    }
+    refused(
+        many.path(),
+        FaultCode::BadModel,
+        &["values of relative positions", "4096 distances"],
+    );
+    // Rows too short for a distance that needs the logarithm.
+    let short = copy("deberta-v3");
+    set_config(short.path(), "max_relative_positions", json!(-1));
+    set_config(short.path(), "max_position_embeddings", json!(9));
+    open(&request(short.path(), "int8", "{}")).unwrap();
     let first = copy("deberta-v3");
     let names = json!(["DebertaForSequenceClassification"]);
     set_config(first.path(), "architectures", names);
@@ -460,6 +480,38 @@ fn a_row_with_unknown_ids_fails_alone() {
                 Err(RowStatus::Failed)
             ]
         );
+    }
+}
+
+/// The table of words of the golden "bert".
+const WORDS: &str = "bert.embeddings.word_embeddings.weight";
+
+#[test]
+fn a_row_that_overflows_spoils_no_later_one() {
+    let dir = copy("bert");
+    edit_tensors(dir.path(), |header, data| {
+        // The first word's 48 values: their sum is infinite.
+        let start = header[WORDS]["data_offsets"][0].as_u64().unwrap() as usize;
+        for value in data[start..][..48 * 4].as_chunks_mut::<4>().0 {
+            *value = 3e38_f32.to_le_bytes();
+        }
+    });
+    let overflows = GoldenRow {
+        input_ids: vec![0; 30],
+        type_ids: vec![0; 30],
+        logits: vec![],
+    };
+    let good = &golden_rows("bert")[4];
+    assert!(good.input_ids.len() < 16 && !good.input_ids.contains(&0));
+    for dtype in Dtype::ALL {
+        let backend = open(&request(dir.path(), dtype.name(), "{}")).unwrap();
+        let mut worker = backend.worker().unwrap();
+        let before = score(&mut worker, &[good]);
+        assert!(before[0].is_ok(), "{before:?}");
+        let found = score(&mut worker, &[&overflows, good]);
+        assert_ne!(found[0], before[0]);
+        assert_eq!(found[1], before[0], "{}", dtype.name());
+        assert_eq!(score(&mut worker, &[good]), before, "{}", dtype.name());
     }
 }
 

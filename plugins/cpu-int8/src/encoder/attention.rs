@@ -325,6 +325,10 @@ fn attend_tile<A, E>(
         let seen = &mut scores[..columns.len()];
         hide(seen, columns.start, start + row, dims.window);
         *inverse = 1.0 / softmax_unscaled(lanes, columns.len(), scores, scale, weights);
+        // What stands behind the last register is an earlier row's, and meets values of zero: a NaN there
+        // would be one here.
+        let n_written = columns.len().next_multiple_of(<A::Float as Lanes>::N);
+        weights[n_written..n_written.next_multiple_of(A::K_ALIGN)].fill(E::default());
     }
     let panel_len = dims.tokens_padded::<A>() * A::NR;
     let used = columns.start * A::NR..columns.end.next_multiple_of(A::K_ALIGN) * A::NR;

@@ -144,7 +144,7 @@ impl<F: Kernel + Lanes> Op<F> for SumAndNorm<'_, F> {
             };
             let positions = position.map(|at| &embeddings.positions[at * width..][..width]);
             let types = kind.map(|at| &embeddings.types[at * width..][..width]);
-            // In the order of `transformers`: word + type, then + position.
+            // In the order of BERT in `transformers`: word + type, then + position. Another order moves the last bits.
             if let Some(types) = types {
                 add_to(out, types);
             }

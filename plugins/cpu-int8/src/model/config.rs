@@ -2,6 +2,7 @@
 
 pub mod deberta;
 pub mod modern;
+mod values;
 
 use crate::encoder::pointwise::Activation;
 use crate::kernel::K_MAX;
@@ -10,6 +11,7 @@ use deberta::{Deberta, RawDeberta, Relative};
 use modern::RawModern;
 use serde::Deserialize;
 use std::collections::BTreeMap;
+use values::{activation, size};
 
 /// Most layers, heads, labels a model may have, and the most values of a row of embeddings: bounds
 /// on what a file can make us allocate, far above any BERT.
@@ -217,7 +219,7 @@ impl Config {
             POSITIONS_MAX,
         )?;
         let deberta = match family {
-            Family::DebertaV2 => raw.deberta.check(hidden, n_heads, positions)?,
+            Family::DebertaV2 => raw.deberta.check(hidden, n_heads, n_layers, positions)?,
             _ => Deberta {
                 position_table: family != Family::ModernBert,
                 ..NO_DEBERTA
@@ -334,35 +336,6 @@ fn refuse_what_is_not_computed(raw: &Raw) -> Result<(), LoadError> {
         ));
     }
     Ok(())
-}
-
-/// A size within 1..=max, or its default if the key is missing.
-fn size(
-    key: &str,
-    value: Option<usize>,
-    default: Option<usize>,
-    max: usize,
-) -> Result<usize, LoadError> {
-    match value.or(default) {
-        Some(value) if (1..=max).contains(&value) => Ok(value),
-        Some(value) => Err(LoadError::Bad(format!(
-            "config.json: {key} = {value} is not within 1..={max}"
-        ))),
-        None => Err(LoadError::Bad(format!("config.json: {key} is missing"))),
-    }
-}
-
-fn activation(key: &str, name: &str) -> Result<Activation, LoadError> {
-    match name {
-        "gelu" | "gelu_python" => Ok(Activation::Gelu),
-        "gelu_new" | "gelu_pytorch_tanh" => Ok(Activation::GeluTanh),
-        "relu" => Ok(Activation::Relu),
-        "silu" | "swish" => Ok(Activation::Silu),
-        "tanh" => Ok(Activation::Tanh),
-        other => Err(LoadError::Unsupported(format!(
-            "config.json: {key} = {other:?}; this engine computes gelu, gelu_new, gelu_pytorch_tanh, relu, silu and tanh"
-        ))),
-    }
 }
 
 /// Rows of the token type table; 0 without one.

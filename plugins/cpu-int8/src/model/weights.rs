@@ -176,7 +176,8 @@ impl Weights {
 
     /// A tensor, to be read in parts.
     ///
-    /// # Errors Names the tensor: missing, of another shape, or of a type that is not F32, F16 or
+    /// # Errors
+    /// Names the tensor: missing, of another shape, or of a type that is not F32, F16 or
     /// BF16.
     pub fn tensor<'a>(&'a self, name: &'a str, shape: &[usize]) -> Result<Tensor<'a>, LoadError> {
         let entry = self.entry(name)?;
@@ -203,7 +204,8 @@ impl Weights {
 
     /// Reads a tensor as f32, row-major.
     ///
-    /// # Errors Names the tensor: see [`tensor`](Self::tensor) and [`Tensor::read`].
+    /// # Errors
+    /// Names the tensor: see [`tensor`](Self::tensor) and [`Tensor::read`].
     pub fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, LoadError> {
         let tensor = self.tensor(name, shape)?;
         let mut values = Vec::with_capacity(tensor.n_values());

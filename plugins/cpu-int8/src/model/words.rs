@@ -1,4 +1,4 @@
-//! The table of word embeddings, held as narrow as the weights are.
+//! The table of word embeddings, held no wider than what the kernel multiplies.
 //!
 //! It is the largest tensor of a multilingual model: 250,002 × 1,024 for XLM-R large, 1 GB in f32,
 //! which is 256 MB in i8 beside 303 MB of encoder.
@@ -39,7 +39,7 @@ enum Held {
 // === impl WordsIn ===
 
 impl WordsIn {
-    /// What suits a kernel: no wider than its weights.
+    /// What suits a kernel: no wider than the weights that it multiplies.
     pub fn of<K: Kernel>() -> Self {
         if K::Left::QUANTISED {
             Self::Int8

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! w ≈ scale · q      q = (code − offset) · times ∈ [−127, 127]
-//! code 0 to 15, of each weight    offset 0 to 15, times 1 to 16, of 16 inputs    scale an f32, of a column
+//! code 0 to 15, of each weight    offset 0 to 15, times 1 to 15, of 16 inputs    scale an f32, of a column
 //! ```
 //!
 //! 4 bits a weight and 8 a group: 4.5 bits a weight. `times` is what a group has for a scale of its own. It is an integer, so q is one, all
@@ -199,7 +199,11 @@ impl Nibbles {
             for s in 0..k_step {
                 let code = column.code(step_idx * k_step + s);
                 let (step, element) = ((start + s) / (2 * half), (start + s) % (2 * half));
-                self.pairs[step * half + element % half] |= code << (4 * (element / half));
+                let (pair, shift) = (
+                    &mut self.pairs[step * half + element % half],
+                    4 * (element / half),
+                );
+                *pair = *pair & !(15 << shift) | code << shift;
             }
         }
     }
@@ -210,8 +214,11 @@ macro_rules! nibbles {
         impl Narrow<$element> for Nibbles {
             fn new(panels: Panels) -> Self {
                 let n_groups = panels.n_panels * panels.stride.div_ceil(GROUP) * panels.nr;
+                let mut pairs = Aligned::new(panels.n_panels * panels.panel_len() / 2);
+                // Columns that the last panel lacks are zeros.
+                pairs.fill(Group::ZERO.offset << 4 | Group::ZERO.offset);
                 Self {
-                    pairs: Aligned::new(panels.n_panels * panels.panel_len() / 2),
+                    pairs,
                     groups: vec![Group::ZERO.to_byte(); n_groups],
                     panels,
                 }

@@ -1,15 +1,20 @@
 //! What a DeBERTa-v2's `config.json` says beyond a BERT's (v3 has the same class): the terms of its
 //! attention's scores, the table that they come from, and the head.
 
-use super::{BERT_HEAD, Head, LoadError, POSITIONS_MAX, activation};
-use crate::encoder::relative::Distances;
+use super::values::activation;
+use super::{BERT_HEAD, Head, LoadError, POSITIONS_MAX};
+use crate::encoder::relative::offsets::Distances;
 use serde::Deserialize;
 use serde_json::Value;
 use std::ops::RangeInclusive;
 
 /// Half of the rows that a table of relative embeddings may have: 512 is the most that exists. Its rows
 /// are projected for each layer, so a large one would make much of a small file.
-const SPAN_MAX: usize = 8_192;
+const SPAN_MAX: usize = 2_048;
+/// Values that the projected tables of a model may have: those of deberta-v2-xxlarge are 75 million.
+const TABLE_VALUES_MAX: usize = 1 << 27;
+/// What a kernel rounds a head's values up to, at most.
+const HEAD_ALIGN: usize = 32;
 
 /// The keys of a DeBERTa as they may be.
 #[derive(Debug, Default, Deserialize)]
@@ -62,6 +67,7 @@ impl RawDeberta {
         &self,
         hidden: usize,
         n_heads: usize,
+        n_layers: usize,
         positions: usize,
     ) -> Result<Deberta, LoadError> {
         if let Some(size @ 1..) = self.conv_kernel_size {
@@ -86,8 +92,20 @@ impl RawDeberta {
         }
         let [keys, queries] = self.terms()?;
         let relative = if self.relative_attention == Some(true) && (keys || queries) {
+            let distances = self.distances(positions)?;
+            let n_rows = (2 * distances.span).min(2 * positions - 1);
+            let head = (hidden / n_heads).next_multiple_of(HEAD_ALIGN);
+            let n_tables = n_layers * n_heads * (usize::from(keys) + usize::from(queries));
+            // Each factor is bounded: the product fits 64 bits.
+            if TABLE_VALUES_MAX < n_tables * n_rows * head {
+                return Err(LoadError::Bad(format!(
+                    "config.json: num_hidden_layers = {n_layers}, num_attention_heads = {n_heads} and tables of \
+                     {n_rows} distances make {} values of relative positions; {TABLE_VALUES_MAX} are allowed",
+                    n_tables * n_rows * head
+                )));
+            }
             Some(Relative {
-                distances: self.distances(positions)?,
+                distances,
                 keys,
                 queries,
                 shared: self.share_att_key == Some(true),
@@ -154,6 +172,13 @@ impl RawDeberta {
             });
         };
         let span = within("position_buckets", buckets, 2..=SPAN_MAX)?;
+        if positions - 1 <= span / 2 {
+            // No distance is far enough for a logarithm.
+            return Ok(Distances {
+                span,
+                logarithmic: None,
+            });
+        }
         if most - 1 <= span / 2 {
             return Err(LoadError::Bad(format!(
                 "config.json: position_buckets = {span}, of which half are for distances up to {}, need \
