@@ -1,25 +1,14 @@
 //! A folder that is not a model for this engine is refused with a text that names the file, key or
-//! tensor; a row that cannot be scored fails alone.
+//! tensor.
 
 mod common;
 
-use backend_api::{FaultCode, OpenRequest, RowStatus};
-use common::{GoldenRow, golden_dir, golden_rows, open, request, score};
+use backend_api::{FaultCode, OpenRequest};
+use common::edit::{copy, edit_tensors, set_config};
+use common::{golden_dir, open, request};
 use cpu_int8::kernel::Dtype;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 use std::path::Path;
-use tempfile::TempDir;
-
-/// A copy of a golden folder.
-fn copy(name: &str) -> TempDir {
-    let copy = tempfile::tempdir().unwrap();
-    for entry in std::fs::read_dir(golden_dir(name)).unwrap() {
-        let entry = entry.unwrap();
-        std::fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
-    }
-    copy
-}
 
 /// Opening the folder fails with this code and a text that has all of these words.
 #[track_caller]
@@ -40,34 +29,6 @@ fn refused_request(request: &OpenRequest, code: FaultCode, words: &[&str]) {
             fault.text
         );
     }
-}
-
-/// Rewrites `config.json` with one key set.
-fn set_config(dir: &Path, key: &str, value: Value) {
-    let path = dir.join("config.json");
-    let mut config: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
-    config[key] = value;
-    std::fs::write(path, config.to_string()).unwrap();
-}
-
-type Header = BTreeMap<String, Value>;
-
-/// Rewrites `model.safetensors` through `edit`, which gets its header and its data.
-fn edit_tensors(dir: &Path, edit: impl FnOnce(&mut Header, &mut Vec<u8>)) {
-    let path = dir.join("model.safetensors");
-    let bytes = std::fs::read(&path).unwrap();
-    let (len, rest) = bytes.split_first_chunk::<8>().unwrap();
-    let (header, data) = rest.split_at(u64::from_le_bytes(*len) as usize);
-    let (mut header, mut data) = (serde_json::from_slice(header).unwrap(), data.to_vec());
-    edit(&mut header, &mut data);
-    let header = serde_json::to_vec(&header).unwrap();
-    let file = [
-        (header.len() as u64).to_le_bytes().as_slice(),
-        &header,
-        &data,
-    ]
-    .concat();
-    std::fs::write(path, file).unwrap();
 }
 
 const QUERY: &str = "bert.encoder.layer.1.attention.self.query.weight";
@@ -189,6 +150,18 @@ fn a_debertas_tensors_are_named() {
         set_config(dir.path(), key, value);
         refused(dir.path(), code, &["config.json", key]);
     }
+    let first = copy("deberta-v3");
+    let names = json!(["DebertaForSequenceClassification"]);
+    set_config(first.path(), "architectures", names);
+    refused(
+        first.path(),
+        FaultCode::Unsupported,
+        &["DebertaForSequenceClassification"],
+    );
+}
+
+#[test]
+fn a_debertas_distances_fit_its_size() {
     // Tables of relative positions that are many times the file.
     let many = copy("deberta-v3");
     for (key, value) in [
@@ -209,14 +182,6 @@ fn a_debertas_tensors_are_named() {
     set_config(short.path(), "max_relative_positions", json!(-1));
     set_config(short.path(), "max_position_embeddings", json!(9));
     open(&request(short.path(), "int8", "{}")).unwrap();
-    let first = copy("deberta-v3");
-    let names = json!(["DebertaForSequenceClassification"]);
-    set_config(first.path(), "architectures", names);
-    refused(
-        first.path(),
-        FaultCode::Unsupported,
-        &["DebertaForSequenceClassification"],
-    );
 }
 
 #[test]
@@ -453,86 +418,6 @@ fn the_longest_row_is_the_models_positions() {
         ..request(&golden_dir("bert"), "int8", "{}")
     };
     assert_eq!(open(&short).unwrap().limits().row_tokens_max, 7);
-}
-
-#[test]
-fn a_row_with_unknown_ids_fails_alone() {
-    let backend = open(&request(&golden_dir("bert"), "int8", "{}")).unwrap();
-    let mut worker = backend.worker().unwrap();
-    let good = golden_rows("bert");
-    let alone = score(&mut worker, &[&good[3]]);
-    let with = |ids: &[u32], types: &[u32]| GoldenRow {
-        input_ids: ids.into(),
-        type_ids: types.into(),
-        logits: vec![],
-    };
-    for poison in [
-        with(&[1, 120, 2], &[0, 0, 0]),
-        with(&[u32::MAX], &[0]),
-        with(&[1, 2], &[0, 2]),
-    ] {
-        let found = score(&mut worker, &[&poison, &good[3], &poison]);
-        assert_eq!(
-            found,
-            [
-                Err(RowStatus::Failed),
-                alone[0].clone(),
-                Err(RowStatus::Failed)
-            ]
-        );
-    }
-}
-
-/// The table of words of the golden "bert".
-const WORDS: &str = "bert.embeddings.word_embeddings.weight";
-
-#[test]
-fn a_row_that_overflows_spoils_no_later_one() {
-    let dir = copy("bert");
-    edit_tensors(dir.path(), |header, data| {
-        // The first word's 48 values: their sum is infinite.
-        let start = header[WORDS]["data_offsets"][0].as_u64().unwrap() as usize;
-        for value in data[start..][..48 * 4].as_chunks_mut::<4>().0 {
-            *value = 3e38_f32.to_le_bytes();
-        }
-    });
-    let overflows = GoldenRow {
-        input_ids: vec![0; 30],
-        type_ids: vec![0; 30],
-        logits: vec![],
-    };
-    let good = &golden_rows("bert")[4];
-    assert!(good.input_ids.len() < 16 && !good.input_ids.contains(&0));
-    for dtype in Dtype::ALL {
-        let backend = open(&request(dir.path(), dtype.name(), "{}")).unwrap();
-        let mut worker = backend.worker().unwrap();
-        let before = score(&mut worker, &[good]);
-        assert!(before[0].is_ok(), "{before:?}");
-        let found = score(&mut worker, &[&overflows, good]);
-        assert_ne!(found[0], before[0]);
-        assert_eq!(found[1], before[0], "{}", dtype.name());
-        assert_eq!(score(&mut worker, &[good]), before, "{}", dtype.name());
-    }
-}
-
-/// A model with one token type does not look at them: tokenizers of RoBERTa's relatives number the
-/// second text 1.
-#[test]
-fn a_model_without_token_types_ignores_them() {
-    for name in ["roberta", "distilbert", "deberta-v3"] {
-        let backend = open(&request(&golden_dir(name), "int8", "{}")).unwrap();
-        let mut worker = backend.worker().unwrap();
-        let row = golden_rows(name).pop().unwrap();
-        let typed = GoldenRow {
-            type_ids: vec![1; row.input_ids.len()],
-            ..row.clone()
-        };
-        assert_eq!(
-            score(&mut worker, &[&row]),
-            score(&mut worker, &[&typed]),
-            "{name}"
-        );
-    }
 }
 
 /// Equal models have equal ids; another weight, kernel or configuration makes another.

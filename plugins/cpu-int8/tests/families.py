@@ -101,6 +101,8 @@ def main():
         torch.manual_seed(1)
         model, weights = make(bert)
         if weights:
+            # Their heads take the place of BERT's pooler.
+            weights = {name: value for name, value in weights.items() if ".pooler." not in name}
             _, unknown = model.load_state_dict(weights, strict=False)
             assert not unknown, unknown
             for name, parameter in model.named_parameters():

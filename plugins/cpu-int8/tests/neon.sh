@@ -51,6 +51,6 @@ inside() {
     sh -c 'cd /project && exec cargo test --locked "$@"' sh -p cpu-int8 --target "$target" "$@"
 }
 inside max aarch64-i8-neon-smmla,aarch64-i8-neon-sdot,aarch64-f32-neon-fmla \
-  --lib --test exact --test golden --test conformance --test errors --test no_alloc
+  --lib --test exact --test golden --test conformance --test errors --test rows --test load --test no_alloc
 inside cortex-a76 aarch64-i8-neon-sdot,aarch64-f32-neon-fmla --lib --test exact
 inside cortex-a72 aarch64-f32-neon-fmla,scalar-i8 --lib --test exact

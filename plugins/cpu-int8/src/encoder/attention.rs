@@ -284,13 +284,7 @@ fn attend_tile<A, E>(
         tile,
         relative: room,
     } = scratch;
-    let &Dims {
-        hidden,
-        first,
-        head_dim,
-        scale,
-        ..
-    } = dims;
+    let &Dims { scale, window, .. } = dims;
     let (start, n_rows) = (place.queries.start, place.queries.len());
     let head_padded = dims.head_padded::<A>();
     pack_queries::<A>(query, dims, queries);
@@ -319,34 +313,67 @@ fn attend_tile<A, E>(
     }
     let lanes = inside.kernel().float();
     let mut inverse_sums = [0.0; MR_MAX];
+    let n_weights = columns
+        .len()
+        .next_multiple_of(A::K_ALIGN.max(<A::Float as Lanes>::N));
     for (row, inverse) in inverse_sums.iter_mut().take(n_rows).enumerate() {
         let scores = &mut scores[row * stride..];
-        let weights = &mut weights[row * stride..];
+        let weights = &mut weights[row * stride..][..n_weights];
         let seen = &mut scores[..columns.len()];
-        hide(seen, columns.start, start + row, dims.window);
+        hide(seen, columns.start, start + row, window);
         *inverse = 1.0 / softmax_unscaled(lanes, columns.len(), scores, scale, weights);
-        // What stands behind the last register is an earlier row's, and meets values of zero: a NaN there
-        // would be one here.
-        let n_written = columns.len().next_multiple_of(<A::Float as Lanes>::N);
-        weights[n_written..n_written.next_multiple_of(A::K_ALIGN)].fill(E::default());
     }
-    let panel_len = dims.tokens_padded::<A>() * A::NR;
-    let used = columns.start * A::NR..columns.end.next_multiple_of(A::K_ALIGN) * A::NR;
-    for (panel, first_dim) in (0..head_dim).step_by(A::NR).enumerate() {
-        Tile {
-            n_rows,
-            left: weights,
-            stride,
-            right: &values[panel * panel_len..][used.clone()],
-            out: tile,
-            out_stride: A::NR,
-        }
-        .compute(inside);
-        let n_dims = (head_dim - first_dim).min(A::NR);
-        for (row, sums) in tile.chunks_exact(A::NR).take(n_rows).enumerate() {
-            let out = &mut context[row * hidden + first + first_dim..][..n_dims];
-            for (out, &sum) in out.iter_mut().zip(sums) {
-                *out = sum * inverse_sums[row];
+    let values = &values[columns.start * A::NR..];
+    let weighted = Weighted {
+        weights,
+        stride,
+        n_tokens: columns.end.next_multiple_of(A::K_ALIGN) - columns.start,
+        inverse_sums: &inverse_sums[..n_rows],
+    };
+    weighted.sum_up(inside, dims, values, tile, context);
+}
+
+/// A tile's weights of some tokens.
+struct Weighted<'a, E> {
+    weights: &'a [E],
+    stride: usize,
+    n_tokens: usize,
+    /// One a query.
+    inverse_sums: &'a [f32],
+}
+
+impl<E: Plain> Weighted<'_, E> {
+    /// Multiplies the packed `values` from the first of the tokens on.
+    #[inline(always)]
+    fn sum_up<A>(
+        &self,
+        inside: &Inside<A>,
+        dims: &Dims,
+        values: &[E],
+        tile: &mut [f32],
+        context: &mut [f32],
+    ) where
+        A: Kernel<Left = E, Right = E, Acc = f32>,
+    {
+        let panel_len = dims.tokens_padded::<A>() * A::NR;
+        for (panel, first_dim) in (0..dims.head_dim).step_by(A::NR).enumerate() {
+            Tile {
+                n_rows: self.inverse_sums.len(),
+                left: self.weights,
+                stride: self.stride,
+                right: &values[panel * panel_len..][..self.n_tokens * A::NR],
+                out: tile,
+                out_stride: A::NR,
+            }
+            .compute(inside);
+            let n_dims = (dims.head_dim - first_dim).min(A::NR);
+            for (row, (sums, &inverse)) in
+                tile.chunks_exact(A::NR).zip(self.inverse_sums).enumerate()
+            {
+                let out = &mut context[row * dims.hidden + dims.first + first_dim..][..n_dims];
+                for (out, &sum) in out.iter_mut().zip(sums) {
+                    *out = sum * inverse;
+                }
             }
         }
     }

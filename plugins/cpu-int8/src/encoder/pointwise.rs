@@ -154,7 +154,7 @@ fn exp2_by<L: Lanes, const N: usize>(lanes: L, x: L::F, mantissa: [f32; N]) -> L
 /// Makes attention weights of the first `n` scores: `weights` become e^(scale · (x − max x)), and
 /// their sum is returned. The largest is 1, so the sum is at least 1; a NaN anywhere makes the sum
 /// NaN. Both slices are whole registers; what stands behind the `n` in the last is overwritten,
-/// weights with 1e-38 at most.
+/// weights with 1e-38 at most, and weights behind that with zeros.
 #[inline(always)]
 pub fn softmax_unscaled<L: Lanes, O: Plain>(
     lanes: L,
@@ -166,6 +166,8 @@ pub fn softmax_unscaled<L: Lanes, O: Plain>(
     let n_padded = n.next_multiple_of(L::N);
     let least = lanes.splat(f32::NEG_INFINITY);
     x[n..n_padded].fill(f32::NEG_INFINITY);
+    // These meet values of zero, but what an earlier row left could be a NaN.
+    weights[n_padded..].fill(O::default());
     let x = &x[..n_padded];
     let [even, odd] = fold(lanes, x, f32::NEG_INFINITY, least, |most, v| {
         lanes.max(v, most)

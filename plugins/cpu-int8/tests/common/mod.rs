@@ -3,6 +3,8 @@
 
 #![allow(dead_code, unreachable_pub)] // Each test file is a crate of its own and uses its part.
 
+pub mod edit;
+
 use backend_api::{
     Fault, OpenBackend, OpenRequest, OpenWorker, PluginLibrary, RaggedBatch, RowControl, RowStatus,
 };

@@ -257,6 +257,10 @@ mod tests {
         assert_eq!((v3.position_table, v3.types, v3.epsilon), (false, 0, 1e-7));
         assert_eq!(v3.head.activation, Some(Activation::Gelu));
         assert_eq!(v3.head.pooling, Pooling::First);
+        // The longest of 64 positions' distances is 63, half of the table.
+        let near = parse(&[("position_buckets", json!(126))]).unwrap();
+        let near = near.relative.unwrap().distances;
+        assert_eq!((near.span, near.logarithmic), (126, None));
         let null = |key| (key, json!(null));
         let v2 = parse(&[
             null("position_buckets"),
@@ -303,13 +307,7 @@ mod tests {
             ("attention_head_size", json!(16), "only be 12", false),
             ("pooler_hidden_size", json!(96), "only be 48", false),
             ("position_buckets", json!(1), "= 1 is not within 2", false),
-            ("position_buckets", json!(1_u64 << 40), "8192", false),
-            (
-                "position_buckets",
-                json!(126),
-                "at least 65; it is 64",
-                false,
-            ),
+            ("position_buckets", json!(1_u64 << 40), "2048", false),
             ("max_relative_positions", json!(70_000), "70000", false),
             ("position_buckets", json!("many"), "many", false),
             (
