@@ -53,13 +53,6 @@ struct CpuWorker<K: Kernel> {
     scratch: Scratch<K>,
 }
 
-/// Sizes of a worker's scratch.
-#[derive(Clone, Copy)]
-struct MicroBatch {
-    tokens_max: usize,
-    row_tokens_max: usize,
-}
-
 // === impl CpuInt8 ===
 
 impl Plugin for CpuInt8 {
@@ -200,11 +193,7 @@ impl<K: Kernel> CpuBackend<K> {
             linear_mop_per_s: mop_per_s(kernel),
             attention_mop_per_s: mop_per_s(kernel.attend()),
         };
-        let MicroBatch {
-            tokens_max,
-            row_tokens_max,
-        } = micro_batch(&description);
-        let scratch = Scratch::<K>::new(&model.shape, tokens_max, row_tokens_max).n_bytes();
+        let scratch = scratch(&model, &description).n_bytes();
         description.memory_bytes =
             (model.n_bytes() + request.n_workers.max(1) as usize * scratch) as u64;
         Ok(Self {
@@ -221,29 +210,21 @@ impl<K: Kernel> Backend for CpuBackend<K> {
     }
 
     fn worker(&self) -> Result<Box<dyn Worker>, Fault> {
-        let MicroBatch {
-            tokens_max,
-            row_tokens_max,
-        } = micro_batch(&self.description);
-        let scratch = Scratch::new(&self.model.shape, tokens_max, row_tokens_max);
         Ok(Box::new(CpuWorker {
             kernel: self.kernel,
             model: Arc::clone(&self.model),
-            scratch,
+            scratch: scratch(&self.model, &self.description),
         }))
     }
 }
 
-/// A longer row is a micro-batch of its own; a smaller agreement needs less.
-fn micro_batch(description: &Description) -> MicroBatch {
+/// A worker's scratch. A row longer than a micro-batch is one of its own; a smaller agreement needs less.
+fn scratch<K: Kernel>(model: &Model<K>, description: &Description) -> Scratch<K> {
     let row_tokens_max = description.row_tokens_max as usize;
     let tokens_max = MICRO_TOKENS
         .max(row_tokens_max)
         .min(description.tokens_max as usize);
-    MicroBatch {
-        tokens_max,
-        row_tokens_max,
-    }
+    Scratch::new(&model.shape, tokens_max, row_tokens_max)
 }
 
 fn mop_per_s<K: Kernel>(kernel: K) -> u64 {

@@ -19,6 +19,7 @@
 pub mod attention;
 pub mod embed;
 pub mod pointwise;
+pub mod pool;
 pub mod relative;
 pub mod rotary;
 
@@ -28,7 +29,8 @@ use crate::gemm::finish::Finish;
 use crate::kernel::Kernel;
 use crate::model::{Layer, Model, Pooling, Shape};
 use attention::AttendRow;
-use pointwise::{MeanOfTokens, NormAndEncode};
+use pointwise::NormAndEncode;
+use pool::MeanOfTokens;
 
 /// Computes the logits of the micro-batch whose embeddings are in `scratch.hidden` (see
 /// [`embed::finish_rows`]), into `scratch.logits`: rows × labels.
@@ -149,15 +151,12 @@ pub fn attend<K: Kernel>(
         });
     }
     let codes = &mut s.hidden_codes;
-    kernel.vectorize(NormAndEncode {
-        norm: None,
-        smoothing: &[],
-        aside: &mut [],
-        x: &mut s.context,
-        width: hidden,
-        n_rows: n_queries,
+    kernel.vectorize(NormAndEncode::encode(
+        &mut s.context,
+        hidden,
+        n_queries,
         codes,
-    });
+    ));
     Linear {
         left: codes,
         rows: 0..n_queries,
@@ -216,15 +215,7 @@ pub fn feed_forward<K: Kernel>(
         }
         .run(kernel);
         let codes = &mut s.inner_codes;
-        kernel.vectorize(NormAndEncode {
-            norm: None,
-            smoothing: &[],
-            aside: &mut [],
-            x: &mut s.inner,
-            width: inner,
-            n_rows,
-            codes,
-        });
+        kernel.vectorize(NormAndEncode::encode(&mut s.inner, inner, n_rows, codes));
         Linear {
             left: codes,
             rows: 0..n_rows,
@@ -252,15 +243,7 @@ fn score<K: Kernel>(kernel: K, model: &Model<K>, s: &mut Scratch<K>, n_rows: usi
     let (float, head, width) = (kernel.float(), &model.head, model.shape.hidden);
     let codes = &mut s.float_codes;
     codes.stride = width;
-    float.vectorize(NormAndEncode {
-        norm: None,
-        smoothing: &[],
-        aside: &mut [],
-        x: &mut s.hidden,
-        width,
-        n_rows,
-        codes,
-    });
+    float.vectorize(NormAndEncode::encode(&mut s.hidden, width, n_rows, codes));
     let activate = Finish::Activate(head.activation);
     Linear {
         left: codes,

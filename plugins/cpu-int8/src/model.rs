@@ -178,8 +178,7 @@ pub struct Head<F: Kernel> {
 
 impl<K: Kernel> Model<K> {
     /// Loads and packs the model in `dir`, the encoder's weights to be held as `storage`, on `n_threads`,
-    /// the caller's included. The model does not
-    /// depend on their number, nor does the error.
+    /// the caller's included. Neither the model nor the error depends on their number.
     ///
     /// # Errors
     /// Names the file, and the key or tensor that is wrong.

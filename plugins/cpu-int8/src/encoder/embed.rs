@@ -2,7 +2,7 @@
 //! projection; or DeBERTa's, and then the norm.
 
 use crate::arena::Scratch;
-use crate::encoder::pointwise::{NormAndEncode, layer_norm};
+use crate::encoder::pointwise::{NormAndEncode, add_to, layer_norm};
 use crate::gemm::Linear;
 use crate::gemm::finish::Finish;
 use crate::kernel::lanes::Lanes;
@@ -155,12 +155,5 @@ impl<F: Kernel + Lanes> Op<F> for SumAndNorm<'_, F> {
                 layer_norm(inside.kernel(), &embeddings.norm, out);
             }
         }
-    }
-}
-
-#[inline(always)]
-fn add_to(sum: &mut [f32], x: &[f32]) {
-    for (sum, x) in sum.iter_mut().zip(x) {
-        *sum += x;
     }
 }

@@ -4,7 +4,7 @@
 //! result depends on its length and its values alone.
 
 use crate::arena::Codes;
-use crate::kernel::lanes::{LANES_MAX, Lanes, fold, map, polynomial, sum_of};
+use crate::kernel::lanes::{LANES_MAX, Lanes, fold, polynomial, sum_of};
 use crate::kernel::{Inside, Kernel, Op};
 use crate::quant::{Code, Plain};
 
@@ -249,7 +249,7 @@ pub fn layer_norm<L: Lanes>(lanes: L, norm: &Norm, x: &mut [f32]) {
 /// Normalises the first `n_rows` rows of `x`, in place or aside as the norm's [`Stream`] says, and
 /// encodes each while it is in L1.
 pub struct NormAndEncode<'a, K: Kernel> {
-    /// The parameters; `None` encodes only.
+    /// The parameters; `None` encodes only: see [`encode`](Self::encode).
     pub norm: Option<&'a Norm>,
     /// What each value is multiplied with before it is encoded; empty: nothing.
     pub smoothing: &'a [f32],
@@ -264,6 +264,21 @@ pub struct NormAndEncode<'a, K: Kernel> {
     pub n_rows: usize,
     /// Where the encoded rows go.
     pub codes: &'a mut Codes<K>,
+}
+
+impl<'a, K: Kernel> NormAndEncode<'a, K> {
+    /// Encodes `n_rows` rows of `width` as they are.
+    pub fn encode(x: &'a mut [f32], width: usize, n_rows: usize, codes: &'a mut Codes<K>) -> Self {
+        Self {
+            norm: None,
+            smoothing: &[],
+            aside: &mut [],
+            x,
+            width,
+            n_rows,
+            codes,
+        }
+    }
 }
 
 impl<K: Kernel> Op<K> for NormAndEncode<'_, K> {
@@ -298,41 +313,8 @@ impl<K: Kernel> Op<K> for NormAndEncode<'_, K> {
     }
 }
 
-/// Replaces the first rows of `x` by the means of each row's tokens.
-pub struct MeanOfTokens<'a> {
-    /// Tokens of `width` values.
-    pub x: &'a mut [f32],
-    /// Values of a token.
-    pub width: usize,
-    /// Where each row's tokens start, and the end of the last; no row is empty.
-    pub offsets: &'a [usize],
-}
-
-impl<K: Kernel> Op<K> for MeanOfTokens<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run(self, inside: &Inside<K>) {
-        let (lanes, width) = (inside.kernel().float(), self.width);
-        for (row_idx, ends) in self.offsets.windows(2).enumerate() {
-            // Rows are not empty, so row ≤ its first token: nothing is overwritten before it is
-            // added.
-            let first = ends[0] * width;
-            self.x.copy_within(first..first + width, row_idx * width);
-            let (sums, tokens) = self.x.split_at_mut(first + width);
-            let sum = &mut sums[row_idx * width..][..width];
-            let others = &tokens[..(ends[1] - ends[0] - 1) * width];
-            for token in others.chunks_exact(width) {
-                add_to(sum, token);
-            }
-            let n_tokens = (ends[1] - ends[0]) as f32;
-            map(lanes, sum, |v| lanes.mul(v, lanes.splat(1.0 / n_tokens)));
-        }
-    }
-}
-
 #[inline(always)]
-fn add_to(sum: &mut [f32], x: &[f32]) {
+pub(super) fn add_to(sum: &mut [f32], x: &[f32]) {
     for (sum, x) in sum.iter_mut().zip(x) {
         *sum += x;
     }
@@ -360,6 +342,7 @@ fn smooth<'a, L: Lanes>(lanes: L, x: &[f32], factors: &[f32], out: &'a mut [f32]
 mod tests {
     use super::*;
     use crate::kernel::Dtype::F32;
+    use crate::kernel::lanes::map;
     use crate::kernel::scalar::PortableF32;
     use crate::kernel::{Visitor, visit_all};
     use crate::quant::Bf16;

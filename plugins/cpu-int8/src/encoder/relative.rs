@@ -20,12 +20,11 @@ pub mod offsets;
 
 use crate::arena::{Aligned, Codes};
 use crate::encoder::attention::score_stride;
+use crate::encoder::pointwise::NormAndEncode;
 use crate::gemm::pack::Packed;
 use crate::kernel::lanes::{LANES_MAX, Lanes};
-use crate::kernel::scalar::PortableF32;
 use crate::kernel::tile::Tile;
 use crate::kernel::{Inside, Kernel};
-use crate::quant::Code;
 use crate::quant::narrow::Storage;
 use offsets::Offsets;
 use std::ops::Range;
@@ -127,16 +126,12 @@ impl<A: Kernel> Relative<A> {
         let columns = |head: Vec<f32>| {
             Packed::new(kernel, Storage::Whole, &head, &vec![0.0; n_ranks], head_dim)
         };
-        let rows = |head: Vec<f32>| {
+        let rows = |mut head: Vec<f32>| {
             let mut codes = Codes::<A>::new(n_ranks + A::ROW_GROUP, head_dim);
-            let stride = codes.stride;
-            for (row, out) in head
-                .chunks_exact(head_dim)
-                .zip(codes.codes.chunks_exact_mut(stride))
-            {
-                // f32 or bf16: the scale is 1.
-                A::Left::encode(PortableF32, row, out);
-            }
+            // f32 or bf16: the scales are 1.
+            kernel.vectorize(NormAndEncode::encode(
+                &mut head, head_dim, n_ranks, &mut codes,
+            ));
             codes
         };
         Self {

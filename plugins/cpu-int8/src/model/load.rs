@@ -58,22 +58,9 @@ pub(super) struct RawLayer {
 }
 
 impl RawLayer {
-    /// Packs it; what [`smooth`](super::smooth) divides by factors, the weights are multiplied by.
+    /// Packs it, into another layer of the same shape if there is one; what [`smooth`](super::smooth)
+    /// divides by factors, the weights are multiplied by.
     pub(super) fn pack<K: Kernel>(
-        &self,
-        kernel: K,
-        storage: Storage,
-        factors: Option<Factors>,
-    ) -> Layer<K> {
-        self.pack_all(kernel, storage, factors, None)
-    }
-
-    /// Packs it as it is, into another layer of the same shape if there is one.
-    pub(super) fn pack_into<K: Kernel>(&self, kernel: K, room: Option<Layer<K>>) -> Layer<K> {
-        self.pack_all(kernel, Storage::Whole, None, room)
-    }
-
-    fn pack_all<K: Kernel>(
         &self,
         kernel: K,
         storage: Storage,

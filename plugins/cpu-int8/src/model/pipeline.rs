@@ -112,7 +112,8 @@ impl<K: Kernel> Pipeline<'_, K> {
                     });
                 }
                 Piece::Calibrate(layer, raw, mut calibration) => {
-                    let factors = calibration.pass(|kernel, room| raw.pack_into(kernel, room));
+                    let factors = calibration
+                        .pass(|kernel, room| raw.pack(kernel, Storage::Whole, None, room));
                     self.put(|board| {
                         board.next_to_calibrate += 1;
                         board.calibration = Some(calibration);
@@ -120,7 +121,7 @@ impl<K: Kernel> Pipeline<'_, K> {
                     });
                 }
                 Piece::Pack(layer, raw, factors) => {
-                    let packed = raw.pack(self.kernel, self.storage, factors);
+                    let packed = raw.pack(self.kernel, self.storage, factors, None);
                     self.loader.recycle(raw);
                     self.put(|board| {
                         board.n_in_flight -= 1;

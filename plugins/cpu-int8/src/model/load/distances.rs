@@ -2,7 +2,7 @@
 
 use super::{Loader, Tensors};
 use crate::arena::{Codes, TileScratch};
-use crate::encoder::pointwise::{Stream, layer_norm};
+use crate::encoder::pointwise::{NormAndEncode, Stream, layer_norm};
 use crate::encoder::relative::Tables;
 use crate::encoder::relative::offsets::Offsets;
 use crate::gemm::Linear;
@@ -11,7 +11,6 @@ use crate::gemm::pack::Packed;
 use crate::kernel::Kernel;
 use crate::kernel::scalar::PortableF32;
 use crate::model::LoadError;
-use crate::quant::Code;
 use crate::quant::narrow::Storage;
 use std::sync::Arc;
 
@@ -46,7 +45,7 @@ impl Loader<'_> {
             };
             let tensors = own.as_ref().unwrap_or(shared);
             let (weights, bias) = (&tensors.weights[..hidden * hidden], &tensors.bias[..hidden]);
-            Ok(Some(projected(float, &table.rows, weights, bias)))
+            Ok(Some(projected(float, table.rows.clone(), weights, bias)))
         };
         let keys = project(kind.keys, names.key, key_value)?;
         let queries = project(kind.queries, names.query, query)?;
@@ -90,21 +89,14 @@ impl Loader<'_> {
 }
 
 /// `rows · weights + bias`, in f32: the few products of a load that are worth a kernel.
-fn projected<F>(float: F, rows: &[f32], weights: &[f32], bias: &[f32]) -> Vec<f32>
+fn projected<F>(float: F, mut rows: Vec<f32>, weights: &[f32], bias: &[f32]) -> Vec<f32>
 where
     F: Kernel<Left = f32, Element = f32>,
 {
     let n_in = weights.len() / bias.len();
     let n_rows = rows.len() / n_in;
     let mut left = Codes::<F>::new(n_rows, n_in);
-    let stride = left.stride;
-    for ((row, out), scale) in rows
-        .chunks_exact(n_in)
-        .zip(left.codes.chunks_exact_mut(stride))
-        .zip(&mut left.scales)
-    {
-        *scale = F::Left::encode(PortableF32, row, out);
-    }
+    float.vectorize(NormAndEncode::encode(&mut rows, n_in, n_rows, &mut left));
     let mut out = vec![0.0; n_rows * bias.len()];
     Linear {
         left: &left,
