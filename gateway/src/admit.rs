@@ -1,68 +1,22 @@
 //! Will it be in time? Decided by prediction, before anything is tokenized or computed.
 
-use crate::generation::Generation;
+use crate::generation::line::{Line, Permit};
 use crate::generation::plan::Ask;
-use crate::score::{Answer, ScoreError, ScoreRequest, ScoreResponse};
-use crate::tokenize::Admitted;
+use crate::score::ScoreError;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Instant;
-use tower::Service;
 
-/// Asks the generation for room and time.
-#[derive(Clone)]
-pub struct Admit<S> {
-    next: S,
-}
+/// Decides who is computed. Asked for what is not known yet, and for that alone: what costs nothing is
+/// never refused.
+#[derive(Clone, Default)]
+pub struct Admit {}
 
-/// A checked request and the generation that will answer it.
-pub struct Routed {
-    /// What is asked.
-    pub request: ScoreRequest,
-    /// By whom it is answered.
-    pub generation: Arc<Generation>,
-}
-
-impl<S> Admit<S> {
-    /// Admitted requests go on to `next`.
-    pub fn new(next: S) -> Self {
-        Self { next }
-    }
-}
-
-impl<S> Service<Routed> for Admit<S>
-where
-    S: Service<Admitted, Response = ScoreResponse, Error = ScoreError, Future = Answer>,
-{
-    type Response = ScoreResponse;
-    type Error = ScoreError;
-    type Future = Answer;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), ScoreError>> {
-        self.next.poll_ready(context)
-    }
-
-    fn call(
-        &mut self,
-        Routed {
-            request,
-            generation,
-        }: Routed,
-    ) -> Answer {
-        let ask = Ask {
-            rows: request.documents.len(),
-            row_bytes: request.row_bytes(),
-            text_bytes: request.text_bytes(),
-            tokens_max: request.documents.len() * generation.tokenizer().row_tokens_max(),
-            deadline: request.deadline,
-        };
-        match generation.line().admit(&ask, Instant::now()) {
-            Ok(permit) => self.next.call(Admitted {
-                request,
-                generation,
-                permit,
-            }),
-            Err(error) => Box::pin(std::future::ready(Err(error))),
-        }
+impl Admit {
+    /// Asks the generation of `line` for room and time.
+    ///
+    /// # Errors
+    /// [`Line::admit`]'s.
+    pub fn admit(&self, line: &Arc<Line>, ask: &Ask) -> Result<Permit, ScoreError> {
+        line.admit(ask, Instant::now())
     }
 }

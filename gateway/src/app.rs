@@ -3,12 +3,14 @@
 pub(crate) mod core;
 mod models;
 
+use crate::cache::Levels;
 use crate::config::{Config, ConfigError};
+use crate::control::Control;
 use crate::edge::{self, Connections, Edge, Exposition, HealthReport, Listener, PluginRow};
 use crate::generation::Slots;
 use crate::host::{Host, Listing, PluginFile};
 use crate::intake::{Bounds, Door};
-use crate::load::Catalog;
+use crate::load::{CacheState, Catalog};
 use crate::model::{Source, hub};
 use crate::runtime::Runtime;
 use crate::telemetry::Metrics;
@@ -17,6 +19,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
@@ -62,19 +65,31 @@ impl App {
     /// # Errors
     /// A value that turns out wrong, or a port that is taken.
     pub async fn start(config: &Config, hub: hub::Settings) -> Result<Self, StartError> {
-        let core = Core::new(config, hub)?;
+        let core = Core::new(config, hub, core::levels(config))?;
         let (runtime, slots) = (core.runtime.clone(), Arc::clone(&core.slots));
         let door = Door::new(bounds(config));
         let catalog: Arc<dyn Catalog> = Arc::clone(&slots) as Arc<dyn Catalog>;
         core.metrics.observe(&catalog);
+        let levels = core.levels.clone();
+        core.metrics.observe_cache(move || levels.state());
         let edge = Edge {
             core: BoxCloneSyncService::new(core.intake.clone()),
             catalog,
+            control: Arc::new(Controls {
+                levels: core.levels.clone(),
+            }),
             door: door.clone(),
             metrics: Arc::new(Shown(Arc::clone(&core.metrics))),
             settings: settings(config, core.threads.tokenizers),
         };
         let stop = CancellationToken::new();
+        if let Some(interval) = config.cache().clear_interval {
+            runtime.task(clear_again_and_again(
+                core.levels.clone(),
+                interval,
+                stop.clone(),
+            ));
+        }
         let ports = Ports::bind(config).await?;
         let addresses = ports.addresses();
         let connections = Connections::new(runtime.clone(), stop.clone());
@@ -314,6 +329,33 @@ async fn watch_health(health: HealthReport, stop: CancellationToken) {
         .is_some()
     {
         health.refresh().await;
+    }
+}
+
+async fn clear_again_and_again(levels: Levels, interval: Duration, stop: CancellationToken) {
+    while stop
+        .run_until_cancelled(tokio::time::sleep(interval))
+        .await
+        .is_some()
+    {
+        levels.clear();
+        tracing::debug!("cache.clear_interval has passed: the cache is cleared");
+    }
+}
+
+/// What operators can do.
+struct Controls {
+    levels: Levels,
+}
+
+impl Control for Controls {
+    fn cache(&self) -> CacheState {
+        self.levels.state()
+    }
+
+    fn clear_cache(&self) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + '_>> {
+        self.levels.clear();
+        Box::pin(std::future::ready(Ok(())))
     }
 }
 

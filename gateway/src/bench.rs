@@ -11,6 +11,7 @@ pub use report::Report;
 
 use crate::app::StartError;
 use crate::app::core::Core;
+use crate::cache::Levels;
 use crate::config::{Config, ConfigError};
 use crate::generation::Generation;
 use crate::model::{TokenRows, hub};
@@ -89,7 +90,8 @@ pub async fn run(
         let why = "bench measures one model; name one";
         return Err(StartError::Config(config.refuse("model.sources", why)));
     }
-    let core = Core::new(config, hub)?;
+    // Rounds are the same requests again: a cache would answer all but the first.
+    let core = Core::new(config, hub, Levels::default())?;
     let (slots, pool, threads) = (
         Arc::clone(&core.slots),
         Arc::clone(&core.pool),
@@ -142,7 +144,12 @@ async fn tokenize(
     for (idx, Request { query, documents }) in requests.iter().enumerate() {
         let tokenizer = Arc::clone(generation.tokenizer());
         let tokenized = pool
-            .tokenize(tokenizer, query.clone(), documents.clone())
+            .tokenize(
+                tokenizer,
+                query.clone(),
+                documents.clone(),
+                rounds::unheard(documents.len()),
+            )
             .await
             .map_err(|error| format!("request {} of the workload: {error}", idx + 1))?;
         rows.push(tokenized.rows);

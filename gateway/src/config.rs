@@ -27,6 +27,7 @@ pub struct Config {
     plugins: Plugins,
     server: Server,
     intake: Intake,
+    cache: Cache,
     queue: Queue,
     batch: Batch,
     threads: Threads,
@@ -95,6 +96,20 @@ pub struct Intake {
     pub requests_max: usize,
     /// Bodies held at once.
     pub bytes_max: usize,
+}
+
+/// What is kept of scores, and for how long.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cache {
+    /// Whether pairs that were scored are kept.
+    pub is_enabled: bool,
+    /// Whether equal pairs that are asked for at the same time are computed once.
+    pub coalesces: bool,
+    /// In memory.
+    pub bytes_max: u64,
+    pub ttl: Duration,
+    /// Between two times at which everything is forgotten.
+    pub clear_interval: Option<Duration>,
 }
 
 /// Bounds of a model's queue: a request of documents_max rows has room in an empty one.
@@ -187,6 +202,12 @@ impl Config {
     #[must_use]
     pub fn intake(&self) -> &Intake {
         &self.intake
+    }
+
+    /// What is kept of scores.
+    #[must_use]
+    pub fn cache(&self) -> &Cache {
+        &self.cache
     }
 
     /// Bounds of a model's queue.

@@ -8,7 +8,6 @@
 
 mod admin;
 mod answer;
-mod aside;
 mod body;
 mod call;
 mod canonical;
@@ -39,6 +38,7 @@ pub use grpc_health::HealthReport;
 pub use http::http;
 pub use listen::{BindError, Connections, Listener, Patience};
 
+use crate::control::Control;
 use crate::intake::Door;
 use crate::load::Catalog;
 use crate::score::{ScoreError, ScoreRequest, ScoreResponse};
@@ -57,6 +57,8 @@ pub struct Edge {
     pub core: Core,
     /// Knows what serves.
     pub catalog: Arc<dyn Catalog>,
+    /// Does what operators ask for.
+    pub control: Arc<dyn Control>,
     /// Bounds how many requests and bytes are inside.
     pub door: Door,
     /// Counts requests, and shows every metric.

@@ -3,6 +3,7 @@
 pub mod batch;
 pub mod cost;
 pub mod forecast;
+mod identity;
 pub mod line;
 pub mod plan;
 pub mod queue;
@@ -11,9 +12,10 @@ pub mod text;
 pub mod work;
 pub mod worker;
 
+pub use identity::Identity;
 pub use slots::Slots;
 
-use crate::load::ModelState;
+use crate::load::{ModelState, Totals};
 use crate::model::{ModelInfo, TokenRows, Tokenizer};
 use crate::runtime::Runtime;
 use crate::score::{Activation, ScoreError};
@@ -22,7 +24,7 @@ use backend_api::{Description, Fault, OpenBackend, OpenWorker, RaggedBatch, RowC
 use cost::Size;
 use line::Line;
 use queue::{BatchBounds, QueueBounds};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -33,7 +35,9 @@ pub struct Generation {
     parts: Facts,
     tokenizer: Arc<Tokenizer>,
     line: Arc<Line>,
+    identity: Identity,
     metrics: Arc<ModelMetrics>,
+    n_answered: AtomicU64,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -75,6 +79,19 @@ pub struct Start {
     pub metrics: ModelMetrics,
 }
 
+// === impl Facts ===
+
+impl Facts {
+    fn identity(&self, row_tokens_max: usize) -> Identity {
+        Identity::new(&[
+            &self.info.fingerprint,
+            self.description.numerics_id.as_bytes(),
+            &self.description.n_labels.to_le_bytes(),
+            &(row_tokens_max as u64).to_le_bytes(),
+        ])
+    }
+}
+
 // === impl Generation ===
 
 impl Generation {
@@ -89,10 +106,13 @@ impl Generation {
             tokens_max: start.batch.tokens_max.min(limits.tokens_max),
             ..start.batch
         };
+        let row_tokens_max = start.tokenizer.row_tokens_max();
         let generation = Self {
             line: Arc::new(Line::new(start.queue, batch, start.tokenizer.n_special())),
             tokenizer: Arc::new(start.tokenizer),
+            identity: start.facts.identity(row_tokens_max),
             metrics: Arc::new(start.metrics),
+            n_answered: AtomicU64::new(0),
             threads: Mutex::new(Vec::new()),
             parts: start.facts,
         };
@@ -223,6 +243,16 @@ impl Generation {
         &self.tokenizer
     }
 
+    /// What all of its scores depend on.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// A request has been answered, well or not.
+    pub fn count_answer(&self) {
+        self.n_answered.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// The queue and all that is decided by it.
     pub fn line(&self) -> &Arc<Line> {
         &self.line
@@ -263,7 +293,10 @@ impl Generation {
                 (false, _) => "live",
             },
             load,
-            totals: self.line.totals(),
+            totals: Totals {
+                requests: self.n_answered.load(Ordering::Relaxed),
+                ..self.line.totals()
+            },
         }
     }
 

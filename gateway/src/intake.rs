@@ -1,7 +1,7 @@
 //! The first stage: what is too much is refused before it costs anything, and a request takes the
 //! generation that it keeps to the end.
 
-use crate::admit::Routed;
+use crate::cache::Routed;
 use crate::generation::Slots;
 use crate::score::{Answer, ScoreError, ScoreRequest, ScoreResponse};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -226,6 +226,7 @@ where
         };
         // Dropped with the future when the client goes away, which counts too.
         let open = routed.generation.metrics().open();
+        let generation = Arc::clone(&routed.generation);
         let answer = self.next.call(routed);
         Box::pin(async move {
             // When the time is up the answer's future is dropped, and with it all that it asked for.
@@ -238,6 +239,7 @@ where
                 }
                 Ok(outcome) => outcome,
             };
+            generation.count_answer();
             open.end(outcome.as_ref().map_or_else(ScoreError::outcome, |_| "ok"));
             outcome
         })

@@ -9,15 +9,20 @@ pub mod score;
 
 pub mod load;
 
+pub mod control;
+
 pub mod config;
 pub mod model;
 pub mod runtime;
+pub mod sync;
 pub mod telemetry;
 
 // The way of a request.
 pub mod edge;
 
 pub mod intake;
+
+pub mod cache;
 
 pub mod admit;
 

@@ -86,3 +86,29 @@ pub struct Totals {
     /// Time spent in the backend, over all workers.
     pub inference: Duration,
 }
+
+/// Where a request's pairs came from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Origins {
+    /// The first level.
+    pub hit: usize,
+    /// The second level.
+    pub hit_distributed: usize,
+    /// A flight that was under way.
+    pub coalesced: usize,
+    /// Computed for this request.
+    pub miss: usize,
+}
+
+/// What is kept of scores.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheState {
+    /// Whether anything is.
+    pub is_enabled: bool,
+    /// Pairs.
+    pub entries: u64,
+    /// Their bytes in memory, about.
+    pub bytes: u64,
+    /// Pairs that are being computed and can be waited for.
+    pub flights: usize,
+}

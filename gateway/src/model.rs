@@ -9,6 +9,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 mod config;
+mod fingerprint;
 mod geometry;
 pub mod hub;
 mod info;

@@ -2,18 +2,19 @@
 
 use std::io;
 use std::thread::{self, JoinHandle};
+use tokio::runtime::{Handle, RuntimeFlavor};
 
 /// Handed out by `app`.
 #[derive(Clone, Debug)]
 pub struct Runtime {
-    tasks: tokio::runtime::Handle,
+    tasks: Handle,
     n_threads: usize,
 }
 
 impl Runtime {
     /// Tasks go to `tasks`; `n_threads` of the processors are for computing, 0 for all that the process
     /// may use (its affinity mask and its cgroup's quota).
-    pub fn new(tasks: tokio::runtime::Handle, n_threads: usize) -> Self {
+    pub fn new(tasks: Handle, n_threads: usize) -> Self {
         let available = thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let n_threads = if n_threads == 0 { available } else { n_threads };
         Self { tasks, n_threads }
@@ -50,5 +51,50 @@ impl Runtime {
         run: impl Future<Output = ()> + Send + 'static,
     ) -> tokio::task::JoinHandle<()> {
         self.tasks.spawn(run)
+    }
+}
+
+/// To read or write so many bytes takes a millisecond or so: what is larger must not stand in the
+/// way of `/livez`.
+const IN_PLACE_BYTES_MAX: usize = 256 * 1024;
+
+/// Works through so many bytes. If they are many, this thread's other tasks go to another one first.
+pub fn aside<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
+    // A runtime of one thread has nowhere else to put them; ours has several.
+    let is_threaded = || {
+        Handle::try_current()
+            .is_ok_and(|handle| handle.runtime_flavor() == RuntimeFlavor::MultiThread)
+    };
+    if IN_PLACE_BYTES_MAX < bytes && is_threaded() {
+        tokio::task::block_in_place(work)
+    } else {
+        work()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::sync_channel;
+    use std::time::Duration;
+
+    #[test]
+    fn others_do_not_wait() {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .build()
+            .expect("a runtime");
+        let (tell, hear) = sync_channel(1);
+        let worked = runtime.block_on(async {
+            let busy = tokio::spawn(async move {
+                // Only another task can end this.
+                tokio::spawn(async move { tell.send(()) });
+                aside(IN_PLACE_BYTES_MAX + 1, || {
+                    hear.recv_timeout(Duration::from_secs(30))
+                })
+            });
+            busy.await.expect("no panic")
+        });
+        assert_eq!(worked, Ok(()));
     }
 }

@@ -214,6 +214,19 @@ fn softmax(logits: &[f32]) -> Vec<f32> {
     powers.into_iter().map(|power| power / sum).collect()
 }
 
+// === impl Times ===
+
+impl Times {
+    /// The longer of each.
+    pub fn max(self, other: Self) -> Self {
+        Self {
+            tokenize: self.tokenize.max(other.tokenize),
+            queue: self.queue.max(other.queue),
+            inference: self.inference.max(other.inference),
+        }
+    }
+}
+
 // === impl RequestId ===
 
 impl RequestId {

@@ -38,7 +38,7 @@ fn what_serves_and_how_it_does() {
             r#"{"status":"ok","version":"0.0.0-test","models_loaded":["default","classes"],
                 "controller":{"waiting":6,"active":0,"available_slots":64,"max_parallel":64},
                 "model":{"backend":"fake","source":"hub/default","device":"cpu",
-                         "cache_enabled":false,"cache_size":0},
+                         "cache_enabled":true,"cache_size":3},
                 "stats":{"default":{"total_requests":4,"total_batches":2,"avg_batch_size":5,
                                     "avg_latency":0.25,"throughput":20}}}"#,
         ),
@@ -384,6 +384,27 @@ fn the_admin_listener_answers_this_machine_only() {
         (403, Some("foreign_host"))
     );
     assert_eq!(reply("GET /plugins", &[]).status, 403);
+    // A page of another place that calls this machine by its address.
+    let here = "host: 127.0.0.1:9001";
+    let page = reply("POST /cache/clear", &[here, "origin: http://evil.example"]);
+    assert_eq!(page.status, 403);
+    assert_eq!(
+        reply("GET /health", &[here]).json()["model"]["cache_size"],
+        3
+    );
+    let own = reply(
+        "POST /cache/clear",
+        &[here, "origin: http://localhost:9001"],
+    );
+    assert_eq!((own.status, own.json()["cleared"].as_u64()), (200, Some(3)));
+    let again = reply("POST /cache/clear", &[here]);
+    assert_eq!(
+        (again.status, again.json()["cleared"].as_u64()),
+        (200, Some(0))
+    );
+    let wrong = reply("GET /cache/clear", &[here]);
+    assert_eq!(wrong.status, 405);
+    assert!(wrong.text.contains("send POST"), "{}", wrong.text);
     assert_eq!(reply("GET /rerank", &["host: localhost"]).status, 404);
 }
 

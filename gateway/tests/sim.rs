@@ -1,10 +1,12 @@
 //! Overload in virtual time: the plan of a line before simulated workers and clients. No thread, no sleep.
 
+use gateway::cache::{Asker, Outcome};
 use gateway::generation::cost::Size;
 use gateway::generation::plan::{Ask, Computed, Cut, Plan};
 use gateway::generation::queue::{BatchBounds, QueueBounds, Taken};
-use gateway::generation::work::{Outcome, Work};
-use gateway::model::TokenRows;
+use gateway::generation::work::{Sink, Work};
+use gateway::model::{self, TokenRows};
+use gateway::score::ScoreError;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::Arc;
@@ -41,6 +43,9 @@ struct Counts {
     late: u32,
 }
 
+/// A request's rows, who takes their outcomes, and where all of them arrive.
+type Asked = (Arc<Work>, Arc<dyn Sink>, oneshot::Receiver<Outcome>);
+
 enum Event {
     Asks(usize),
     Tokenized(usize),
@@ -53,7 +58,7 @@ struct Client {
     kind: usize,
     request: u64,
     promise: Option<gateway::generation::queue::Promise>,
-    work: Option<(Arc<Work>, oneshot::Receiver<Outcome>)>,
+    work: Option<Asked>,
     deadline_us: u64,
 }
 
@@ -193,23 +198,23 @@ impl Sim {
 
     fn tokenized(&mut self, client: usize) {
         let kind = self.kinds[self.clients[client].kind];
-        let mut rows = TokenRows {
-            offsets: vec![0],
-            ..TokenRows::default()
-        };
+        let mut rows = TokenRows::none();
         for _ in 0..kind.documents {
             let n_tokens = (kind.document_tokens as f64 * self.noise()) as usize;
             rows.input_ids.resize(rows.input_ids.len() + n_tokens, 1);
-            rows.offsets.push(rows.input_ids.len() as u32);
+            rows.end_row(model::Cut::default());
         }
         rows.type_ids = vec![0; rows.input_ids.len()];
         let state = &mut self.clients[client];
         let deadline = self.start + Duration::from_micros(state.deadline_us);
         let now = self.start + Duration::from_micros(self.now_us);
-        let (work, outcome) = Work::new(rows, 1, deadline, now);
+        let (asker, outcome) = Asker::new(vec![None; kind.documents]);
+        let sink: Arc<dyn Sink> = asker;
+        let work = Work::new(kind.documents, deadline, now, Arc::downgrade(&sink));
+        work.pushed(rows, now);
         let promise = state.promise.take().expect("it was admitted");
         self.plan.push(Arc::clone(&work), promise);
-        state.work = Some((work, outcome));
+        state.work = Some((work, sink, outcome));
     }
 
     fn start_workers(&mut self) {
@@ -218,7 +223,13 @@ impl Sim {
                 continue;
             }
             let mut taken = Vec::new();
-            let Some(cut) = self.plan.cut(self.now(), &mut taken) else {
+            let cut = self.plan.cut(self.now(), &mut taken);
+            for late in self.plan.take_late() {
+                late.fail(&ScoreError::DeadlinePassed {
+                    after: late.waited(self.now()),
+                });
+            }
+            let Some(cut) = cut else {
                 return;
             };
             self.n_batches += 1;
@@ -241,16 +252,16 @@ impl Sim {
             is_whole: true,
         });
         for (work, row) in &taken {
-            work.finish_row(*row as usize, &[0.0], micros(took_us));
+            _ = work.finish_row(*row as usize, &[0.0], micros(took_us));
         }
         for client in 0..self.clients.len() {
             let state = &mut self.clients[client];
-            let Some((work, outcome)) = &mut state.work else {
+            let Some((work, _, outcome)) = &mut state.work else {
                 continue;
             };
             match outcome.try_recv() {
                 Ok(Ok(_)) => {
-                    self.scored_us += cost_us(work.amount().size.tokens);
+                    self.scored_us += cost_us(work.rows().input_ids.len() as f64);
                     self.counts[state.kind].in_time += 1;
                     self.leave(client, true);
                 }
@@ -266,9 +277,9 @@ impl Sim {
     fn expires(&mut self, client: usize, request: u64) {
         let state = &mut self.clients[client];
         if state.request == request
-            && let Some((work, _)) = &state.work
+            && let Some((work, ..)) = &state.work
         {
-            work.abandon();
+            work.fail(&ScoreError::Cancelled);
             self.plan.forget(work);
             self.counts[state.kind].late += 1;
             self.leave(client, false);

@@ -7,13 +7,32 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Modules that use no stage. Each may use those before it.
-const GROUND: [&str; 6] = ["score", "load", "config", "model", "runtime", "telemetry"];
+const GROUND: [&str; 8] = [
+    "score",
+    "load",
+    "control",
+    "config",
+    "model",
+    "runtime",
+    "sync",
+    "telemetry",
+];
 /// The way of a request: each may use those after it.
-const WAY: [&str; 6] = ["edge", "intake", "admit", "tokenize", "generation", "host"];
+const WAY: [&str; 7] = [
+    "edge",
+    "intake",
+    "cache",
+    "admit",
+    "tokenize",
+    "generation",
+    "host",
+];
 /// Whatever composes: may use everything, and nothing above uses it.
 const TOP: [&str; 3] = ["app", "bench", "cli"];
 /// Crates that only some modules may name.
-const OWNERS: [(&str, &[&str]); 9] = [
+const OWNERS: [(&str, &[&str]); 11] = [
+    ("moka", &["cache"]),
+    ("shuttle", &["sync"]),
     ("axum", &["edge"]),
     ("hyper", &["edge"]),
     ("hyper_util", &["edge"]),

@@ -4,6 +4,7 @@
 use super::models::Loader;
 use super::{StartError, bounds, check_backend, check_plugin_dirs, scan, sources};
 use crate::admit::Admit;
+use crate::cache::{Board, Cache, Levels, Store};
 use crate::config::{Config, Threads};
 use crate::generation::Slots;
 use crate::host::Host;
@@ -20,11 +21,13 @@ const TOKENIZER_JOBS_MAX: usize = 1_024;
 /// The whole way of a request but the edge.
 pub(crate) struct Core {
     /// Where requests come in.
-    pub(crate) intake: Intake<Admit<Tokenize>>,
+    pub(crate) intake: Intake<Cache>,
     /// The tokenizer threads, of all models.
     pub(crate) pool: Arc<Pool>,
     /// The models' places; empty until they are [loaded](Self::load).
     pub(crate) slots: Arc<Slots>,
+    /// Where pairs are looked for before they are computed.
+    pub(crate) levels: Levels,
     /// Every instrument.
     pub(crate) metrics: Arc<Metrics>,
     /// The plugins.
@@ -39,11 +42,15 @@ pub(crate) struct Core {
 
 impl Core {
     /// Everything but the models. Tasks go to the runtime that calls; `hub` is where models are fetched
-    /// from.
+    /// from, `levels` where pairs are looked for.
     ///
     /// # Errors
     /// A value that turns out wrong, or a system without more threads.
-    pub(crate) fn new(config: &Config, hub: hub::Settings) -> Result<Self, StartError> {
+    pub(crate) fn new(
+        config: &Config,
+        hub: hub::Settings,
+        levels: Levels,
+    ) -> Result<Self, StartError> {
         let threads = config.threads();
         let runtime = Runtime::new(tokio::runtime::Handle::current(), threads.total);
         let threads = threads.resolve(runtime.n_threads());
@@ -60,7 +67,12 @@ impl Core {
         let intake = Intake::new(
             Arc::clone(&slots),
             bounds(config),
-            Admit::new(Tokenize::new(Arc::clone(&pool))),
+            Cache::new(
+                levels.clone(),
+                Admit::default(),
+                Tokenize::new(Arc::clone(&pool)),
+                runtime.clone(),
+            ),
         );
         let loader = Loader {
             config: config.clone(),
@@ -74,6 +86,7 @@ impl Core {
             intake,
             pool,
             slots,
+            levels,
             metrics,
             host,
             runtime,
@@ -93,5 +106,16 @@ impl Core {
             ..
         } = self;
         runtime.blocking(move || loader.load_all(sources, &slots))
+    }
+}
+
+/// The levels that are configured.
+pub(crate) fn levels(config: &Config) -> Levels {
+    let cache = config.cache();
+    Levels {
+        store: cache
+            .is_enabled
+            .then(|| Store::new(cache.bytes_max, cache.ttl)),
+        board: cache.coalesces.then(Arc::<Board>::default),
     }
 }

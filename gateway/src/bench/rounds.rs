@@ -2,16 +2,17 @@
 
 use super::Stage;
 use super::workload::Request;
-use crate::admit::Admit;
+use crate::cache::{Asker, Cache};
 use crate::generation::Generation;
 use crate::generation::plan::Ask;
+use crate::generation::work::{Sink, Work};
 use crate::intake::Intake;
 use crate::load::Totals;
 use crate::model::TokenRows;
 use crate::runtime::Runtime;
 use crate::score::{RequestId, ScoreError, ScoreRequest, Times};
-use crate::tokenize::{Pool, Tokenize};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use crate::tokenize::Pool;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use tower::ServiceExt as _;
 
@@ -26,7 +27,7 @@ pub(super) struct Driver {
     /// Of each request.
     pub(super) rows: Vec<TokenRows>,
     pub(super) generation: Arc<Generation>,
-    pub(super) intake: Intake<Admit<Tokenize>>,
+    pub(super) intake: Intake<Cache>,
     pub(super) pool: Arc<Pool>,
     pub(super) runtime: Runtime,
 }
@@ -149,9 +150,19 @@ impl Driver {
             deadline,
         };
         let permit = line.admit(&ask, now)?;
-        let ticket = permit.push(rows, self.generation.n_labels(), deadline, now);
-        let scored = ticket.outcome().await?;
-        Ok((scored.logits, scored.times))
+        let (asker, outcome) = Asker::new(vec![None; rows.len()]);
+        let sink: Arc<dyn Sink> = asker;
+        let work = Work::new(rows.len(), deadline, now, Arc::downgrade(&sink));
+        let _ticket = permit.push(work, rows, now);
+        match outcome.await {
+            Ok(Ok(answered)) => {
+                let pairs = answered.pairs.iter();
+                let logits = pairs.flat_map(|pair| pair.logits.iter().copied());
+                Ok((logits.collect(), answered.times))
+            }
+            Ok(Err(failed)) => Err(failed.error),
+            Err(_) => Err(ScoreError::Cancelled),
+        }
     }
 
     async fn tokenize(
@@ -162,7 +173,11 @@ impl Driver {
         let started = Instant::now();
         let tokenizer = Arc::clone(self.generation.tokenizer());
         let Request { query, documents } = request;
-        let tokenized = self.pool.tokenize(tokenizer, query, documents).await?;
+        let work = unheard(documents.len());
+        let tokenized = self
+            .pool
+            .tokenize(tokenizer, query, documents, work)
+            .await?;
         let times = Times {
             tokenize: started.elapsed(),
             ..Times::default()
@@ -188,6 +203,12 @@ impl Running {
             lock(&self.answers)[idx] = Some(answer);
         }
     }
+}
+
+/// Rows that are wanted for ever, and whose outcomes nobody hears.
+pub(super) fn unheard(n_rows: usize) -> Arc<Work> {
+    let now = Instant::now();
+    Work::new(n_rows, now + PATIENCE, now, Weak::<Asker>::new())
 }
 
 fn since(before: &Totals, after: &Totals) -> Totals {

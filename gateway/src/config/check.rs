@@ -4,7 +4,9 @@ use super::raw::{Origin, Raw};
 use super::setting::Setting;
 use super::table::SETTINGS;
 use super::value::{self, Value};
-use super::{Batch, Config, Intake, Log, Models, NamedSource, Plugins, Queue, Server, Threads};
+use super::{
+    Batch, Cache, Config, Intake, Log, Models, NamedSource, Plugins, Queue, Server, Threads,
+};
 use crate::score::Activation;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -100,6 +102,7 @@ impl<'a> Reader<'a> {
                 requests_max: self.size("intake.requests_max"),
                 bytes_max: self.size("intake.bytes_max"),
             },
+            cache: self.cache(),
             queue: Queue {
                 rows_max: self.size("queue.rows_max"),
                 tokens_max: self.size("queue.tokens_max"),
@@ -118,6 +121,17 @@ impl<'a> Reader<'a> {
                 filter: self.text("log.level"),
                 is_json: self.text("log.format") == "json",
             },
+        }
+    }
+
+    fn cache(&self) -> Cache {
+        let interval = self.time("cache.clear_interval");
+        Cache {
+            is_enabled: self.switch("cache.enabled"),
+            coalesces: self.switch("cache.coalesce"),
+            bytes_max: self.number("cache.bytes_max"),
+            ttl: self.time("cache.ttl"),
+            clear_interval: (!interval.is_zero()).then_some(interval),
         }
     }
 
@@ -163,6 +177,13 @@ impl Reader<'_> {
         match self.values.get(key) {
             Some(Value::Text(text)) => text.clone(),
             other => panic!("{key} is {other:?}, no text"),
+        }
+    }
+
+    fn switch(&self, key: &str) -> bool {
+        match self.values.get(key) {
+            Some(Value::Switch(is_on)) => *is_on,
+            other => panic!("{key} is {other:?}, no switch"),
         }
     }
 

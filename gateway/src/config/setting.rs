@@ -32,6 +32,8 @@ pub enum Kind {
     Path,
     /// Letters, digits, `-`, `_`, `.`: the name of a plugin or a data type.
     Word,
+    /// Yes or no; a flag alone says yes.
+    Switch,
     /// One of these.
     Choice(&'static [&'static str]),
     /// `auto`, `cpu`, `cuda`, `cuda:1`, `metal`.
@@ -142,6 +144,7 @@ impl Kind {
         match self {
             Self::Path => "PATH",
             Self::Word => "NAME",
+            Self::Switch => "BOOL",
             Self::Choice(_) => "CHOICE",
             Self::Device => "DEVICE",
             Self::Host => "HOST",
@@ -161,6 +164,7 @@ impl Kind {
         match self {
             Self::Path => "path".into(),
             Self::Word => "name".into(),
+            Self::Switch => "true or false".into(),
             Self::Choice(words) => words.join(", "),
             Self::Device => "auto, cpu, cuda, cuda:N, metal (or mps)".into(),
             Self::Host => "host".into(),

@@ -13,6 +13,7 @@ pub enum Value {
     None,
     Text(String),
     Number(u64),
+    Switch(bool),
     Time(Duration),
     List(Vec<String>),
 }
@@ -27,6 +28,7 @@ pub fn parse(kind: &Kind, text: &str) -> Result<Value, String> {
         Kind::Path if text.is_empty() => Err("expected a path".into()),
         Kind::Path => Ok(Value::Text(text.into())),
         Kind::Word => parse_word(text).map(Value::Text),
+        Kind::Switch => parse_switch(text).map(Value::Switch),
         Kind::Choice(words) => parse_choice(words, text).map(Value::Text),
         Kind::Device => parse_device(text).map(Value::Text),
         Kind::Host => parse_host(text).map(Value::Text),
@@ -143,6 +145,15 @@ fn parse_choice(words: &[&str], text: &str) -> Result<String, String> {
     match words.iter().find(|word| word.eq_ignore_ascii_case(text)) {
         Some(word) => Ok((*word).into()),
         None => Err(format!("expected one of {}", words.join(", "))),
+    }
+}
+
+/// As compose files, shells and YAML spell it.
+fn parse_switch(text: &str) -> Result<bool, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "true" | "1" | "yes" | "on" => Ok(true),
+        "false" | "0" | "no" | "off" => Ok(false),
+        _ => Err("expected true or false (also 1, 0, yes, no, on, off)".into()),
     }
 }
 

@@ -10,17 +10,19 @@ use super::{health, models};
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
-use axum::http::header::HOST;
+use axum::http::header::{HOST, ORIGIN};
 use axum::http::uri::Authority;
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::Response;
-use axum::routing::get;
+use axum::routing::{get, post};
 use serde::Serialize;
 use std::net::IpAddr;
 use std::sync::Arc;
 use tower_http::catch_panic::CatchPanicLayer;
 
-const ROUTES: [&str; 3] = ["/plugins", "/models", "/health"];
+const ROUTES: [&str; 4] = ["/plugins", "/models", "/health", CLEAR];
+/// Forgets all kept scores.
+const CLEAR: &str = "/cache/clear";
 
 /// One library file that the gateway looked at.
 #[derive(Clone, Debug, Serialize)]
@@ -56,9 +58,17 @@ pub fn admin(edge: Edge, plugins: impl Fn() -> Vec<PluginRow> + Send + Sync + 's
         .route("/plugins", get(list_plugins))
         .route("/models", get(list_models))
         .route("/health", get(show_health))
+        .route(CLEAR, post(clear_cache))
         .fallback(async |request: Request| no_route(&request, &ROUTES))
-        .method_not_allowed_fallback(async |request: Request| wrong_method(&request, "GET"))
-        .layer(from_fn(check_host))
+        .method_not_allowed_fallback(async |request: Request| {
+            let allowed = if request.uri().path() == CLEAR {
+                "POST"
+            } else {
+                "GET"
+            };
+            wrong_method(&request, allowed)
+        })
+        .layer(from_fn(check_caller))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn_with_state(observer, watch))
         .with_state(Arc::new(Admin {
@@ -79,25 +89,52 @@ async fn show_health(State(admin): State<Arc<Admin>>) -> Response {
     health::view(&admin.edge)
 }
 
-/// A web page can make a browser call this listener by a name of its own that resolves to this
-/// machine (DNS rebinding). Such a call's Host is that name: neither `localhost` nor an address.
-async fn check_host(request: Request, next: Next) -> Result<Response, Problem> {
-    let found = request
-        .headers()
-        .get(HOST)
-        .and_then(|value| value.to_str().ok());
-    let found = found
-        .or_else(|| request.uri().authority().map(Authority::as_str))
-        .unwrap_or_default();
-    if is_this_machine(found) {
-        return Ok(next.run(request).await);
-    }
-    let found = if found.is_empty() {
-        "missing".to_owned()
+/// What came of clearing the cache.
+#[derive(Serialize)]
+struct Cleared {
+    /// Pairs that were kept in memory.
+    cleared: u64,
+    /// What could not be cleared.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failed: Option<String>,
+}
+
+async fn clear_cache(State(admin): State<Arc<Admin>>) -> Response {
+    let control = &admin.edge.control;
+    let cleared = control.cache().entries;
+    let failed = control.clear_cache().await.err();
+    let status = if failed.is_none() {
+        StatusCode::OK
     } else {
-        format!("{found:?}")
+        StatusCode::BAD_GATEWAY
     };
-    Err(Refusal::ForeignHost { found }.into())
+    json(status, &Cleared { cleared, failed })
+}
+
+/// A web page can make a browser call this listener by a name of its own that resolves to this
+/// machine (DNS rebinding): such a call's Host is that name, neither `localhost` nor an address. Or by
+/// this machine's address: such a call's Origin is the page's.
+async fn check_caller(request: Request, next: Next) -> Result<Response, Problem> {
+    match foreign_caller(&request) {
+        None => Ok(next.run(request).await),
+        Some(found) => Err(Refusal::ForeignHost { found }.into()),
+    }
+}
+
+/// By what name the call came, or from whose page, if that is not this machine.
+fn foreign_caller(request: &Request) -> Option<String> {
+    let text = |name| {
+        let value = request.headers().get(name)?;
+        Some(value.to_str().unwrap_or_default())
+    };
+    let host = text(HOST).or_else(|| request.uri().authority().map(Authority::as_str));
+    let Some(host) = host.filter(|host| !host.is_empty()) else {
+        return Some("missing".to_owned());
+    };
+    let origin = text(ORIGIN).map(|origin| origin.rsplit("://").next().unwrap_or_default());
+    let mut names = [Some(host), origin].into_iter().flatten();
+    let foreign = names.find(|name| !is_this_machine(name))?;
+    Some(format!("{foreign:?}"))
 }
 
 fn is_this_machine(host: &str) -> bool {

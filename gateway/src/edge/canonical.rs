@@ -3,13 +3,13 @@
 
 use super::Edge;
 use super::answer::scored;
-use super::aside::aside;
 use super::document::{Document, RankFields};
 use super::json;
 use super::overflow::{Bound, Overflow, cuts, row_tokens_max};
 use super::post::Post;
 use super::wire::Refusal;
 use crate::intake::Bounds;
+use crate::runtime::aside;
 use crate::score::{Activation, ScoreError, ScoreResponse, ranking};
 use axum::response::Response;
 use serde::{Deserialize, Serialize};

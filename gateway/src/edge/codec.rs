@@ -1,8 +1,8 @@
 //! gRPC's messages: counted before they are unpacked, and unpacked beside other tasks.
 
-use super::aside::aside;
 use super::wire::{Refusal, wire};
 use crate::intake::Bounds;
+use crate::runtime::aside;
 use bytes::Buf;
 use prost::Message;
 use prost::encoding::{DecodeContext, decode_key, skip_field};

@@ -72,7 +72,7 @@ pub(super) struct FirstModel {
     source: String,
     device: String,
     cache_enabled: bool,
-    cache_size: usize,
+    cache_size: u64,
 }
 
 /// One model's work since it went live.
@@ -202,6 +202,7 @@ fn describe(edge: &Edge, why: &str) -> Health {
     // Those that the door counts: a client that sees a free slot here is let in.
     let active = edge.door.inside();
     let max_parallel = edge.settings.requests_max;
+    let cache = edge.control.cache();
     Health {
         status: if why.is_empty() {
             "ok".to_owned()
@@ -222,8 +223,8 @@ fn describe(edge: &Edge, why: &str) -> Health {
             backend: model.plugin.0.clone(),
             source: model.source.clone(),
             device: model.device.clone(),
-            cache_enabled: false,
-            cache_size: 0,
+            cache_enabled: cache.is_enabled,
+            cache_size: cache.entries,
         }),
         stats: models
             .iter()

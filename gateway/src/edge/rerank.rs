@@ -1,11 +1,11 @@
 //! `/rerank` under all its names: the body says which dialect it is.
 
 use super::Edge;
-use super::aside::aside;
 use super::body::held;
 use super::post::Post;
 use super::problem::{Problem, ScoringErrors};
 use super::{canonical, json, tei};
+use crate::runtime::aside;
 use crate::score::ScoreError;
 use axum::extract::State;
 use axum::response::Response;

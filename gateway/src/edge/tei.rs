@@ -2,13 +2,13 @@
 
 use super::Edge;
 use super::answer::{WARNINGS, scored, set};
-use super::aside::aside;
 use super::json;
 use super::overflow::cuts;
 use super::post::Post;
 use super::problem::Problem;
 use super::wire::Refusal;
 use crate::load::ModelState;
+use crate::runtime::aside;
 use crate::score::{Activation, ScoreError, ScoreResponse, ranking};
 use axum::extract::State;
 use axum::http::StatusCode;

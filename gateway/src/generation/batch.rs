@@ -53,9 +53,9 @@ impl Batch {
         self.statuses.clear();
         self.statuses.resize(n_rows, 0);
         let mut controls: Vec<RowControl<'_>> = std::mem::take(&mut self.controls);
-        controls.extend(self.taken.iter().map(|(work, _)| RowControl {
+        controls.extend(self.taken.iter().map(|(work, row)| RowControl {
             deadline_us: micros(work.deadline().saturating_duration_since(now)),
-            wanted: work.wanted(),
+            wanted: work.wanted(*row as usize),
         }));
         let result = RaggedBatch::check(
             &self.input_ids,

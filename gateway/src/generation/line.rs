@@ -3,13 +3,13 @@
 use crate::generation::cost::Size;
 use crate::generation::plan::{Ask, Computed, Cut, Plan};
 use crate::generation::queue::{BatchBounds, Promise, QueueBounds, Taken};
-use crate::generation::work::{Outcome, Work};
+use crate::generation::work::Work;
 use crate::load::{Load, Totals};
 use crate::model::TokenRows;
 use crate::score::ScoreError;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use crate::sync::{Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::sync::oneshot;
 
 /// The meeting place of one generation.
 #[derive(Debug)]
@@ -29,13 +29,10 @@ pub struct Permit {
     is_in_time: Option<bool>,
 }
 
-/// A pushed request's place. Dropping it before the outcome has come says that nobody waits any more.
+/// Pushed rows' place. Dropping it says that whatever has no outcome yet is not wanted any more.
 #[derive(Debug)]
 pub struct Ticket {
-    line: Arc<Line>,
     work: Arc<Work>,
-    outcome: oneshot::Receiver<Outcome>,
-    done: bool,
     // Holds the count of requests in flight.
     permit: Permit,
 }
@@ -69,13 +66,22 @@ impl Line {
         let mut plan = self.plan();
         loop {
             let cut = plan.cut(Instant::now(), batch);
-            if cut.is_some() || plan.is_closed() {
+            let late = plan.take_late();
+            let is_closed = plan.is_closed();
+            if !late.is_empty() {
+                drop(plan);
+                expire(&late, Instant::now());
+                plan = self.plan();
+            } else if cut.is_none() && !is_closed {
+                plan = self
+                    .rows_came
+                    .wait(plan)
+                    .unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            if cut.is_some() || is_closed {
                 return cut;
             }
-            plan = self
-                .rows_came
-                .wait(plan)
-                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -122,12 +128,17 @@ impl Line {
         self.plan().is_closed()
     }
 
+    /// Forgets the rows that nobody wants any more.
+    pub fn forget(&self, work: &Arc<Work>) {
+        self.plan().forget(work);
+    }
+
     /// Answers everything that waits with `error`.
     pub fn fail_all(&self, error: &ScoreError) {
         // Outside the lock: an answer wakes a task.
         let waiting = self.plan().drain();
         for work in waiting {
-            work.fail(error.clone());
+            work.fail(error);
         }
     }
 
@@ -147,35 +158,31 @@ impl Line {
     }
 }
 
+/// Answers rows that are not in time. Where their time has passed, those who wait usually have left.
+fn expire(late: &[Arc<Work>], now: Instant) {
+    for work in late {
+        work.fail(&ScoreError::DeadlinePassed {
+            after: work.waited(now),
+        });
+    }
+}
+
 // === impl Permit ===
 
 impl Permit {
-    /// Puts the request's rows into the line.
-    pub fn push(
-        mut self,
-        rows: TokenRows,
-        n_labels: usize,
-        deadline: Instant,
-        now: Instant,
-    ) -> Ticket {
-        let (work, outcome) = Work::new(rows, n_labels, deadline, now);
-        let line = Arc::clone(&self.line);
+    /// Puts the rows of `work` into the line.
+    pub fn push(mut self, work: Arc<Work>, rows: TokenRows, now: Instant) -> Ticket {
+        work.pushed(rows, now);
         if let Some(promise) = self.promise.take() {
-            line.plan().push(Arc::clone(&work), promise);
+            self.line.plan().push(Arc::clone(&work), promise);
         }
         // One batch of rows wants one worker; the others find out when they look.
         if work.rows().len() == 1 {
-            line.rows_came.notify_one()
+            self.line.rows_came.notify_one()
         } else {
-            line.rows_came.notify_all()
+            self.line.rows_came.notify_all()
         }
-        Ticket {
-            line,
-            work,
-            outcome,
-            done: false,
-            permit: self,
-        }
+        Ticket { work, permit: self }
     }
 }
 
@@ -192,29 +199,22 @@ impl Drop for Permit {
 // === impl Ticket ===
 
 impl Ticket {
-    /// Waits for the outcome.
-    pub async fn outcome(mut self) -> Outcome {
-        let outcome = (&mut self.outcome).await;
-        self.done = true;
-        // The sender lives in `work`, which lives in `self`: it answers before it goes.
-        let outcome = outcome.unwrap_or(Err(ScoreError::Cancelled));
-        self.permit.is_in_time = match &outcome {
-            Ok(_) => Some(true),
-            Err(ScoreError::DeadlinePassed { .. }) => Some(false),
-            Err(_) => None,
-        };
-        outcome
+    /// Waits until every row has its outcome, or nobody waits for any.
+    pub async fn over(&self) {
+        self.work.over().await;
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        if !self.done {
-            self.work.abandon();
-            // Whoever goes away before is just impatient.
-            let is_late = self.work.deadline() <= Instant::now();
-            self.permit.is_in_time = is_late.then_some(false);
-            self.line.plan().forget(&self.work);
-        }
+        self.work.fail(&ScoreError::Cancelled);
+        self.permit.line.forget(&self.work);
+        // Whoever goes away before is just impatient.
+        let is_late = self.work.deadline() <= Instant::now();
+        self.permit.is_in_time = match (self.work.is_scored(), is_late) {
+            (true, _) => Some(true),
+            (false, true) => Some(false),
+            (false, false) => None,
+        };
     }
 }

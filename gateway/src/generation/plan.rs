@@ -219,10 +219,9 @@ impl Plan {
             self.share.learn(is_in_time);
         }
         self.requests_in_flight -= 1;
-        self.totals.requests += 1;
     }
 
-    /// Nobody waits for these rows any more.
+    /// Nobody waits for some of these rows any more.
     pub fn forget(&mut self, work: &Arc<Work>) {
         self.queue.forget(work);
     }
@@ -254,6 +253,11 @@ impl Plan {
             at: now,
             predicted_s,
         })
+    }
+
+    /// What [`cut`](Self::cut) passed over; see [`Queue::take_late`].
+    pub fn take_late(&mut self) -> Vec<Arc<Work>> {
+        self.queue.take_late()
     }
 
     /// A worker's equal part of what waits or will, to the nearest row, in predicted time: so a request

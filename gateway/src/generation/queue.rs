@@ -12,7 +12,7 @@
 
 use crate::generation::cost::{Amount, Cost, Size};
 use crate::generation::work::Work;
-use crate::score::ScoreError;
+use crate::model::TokenRows;
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -53,6 +53,7 @@ pub struct Queue {
     promised: BTreeMap<Place, Reservation>,
     pushed_sum: Amount,
     promised_sum: Amount,
+    late: Vec<Arc<Work>>,
     // What each waiting request would have got by now under equal sharing, in seconds.
     virtual_s: f64,
     n_placed: u64,
@@ -99,9 +100,12 @@ pub struct Full;
 
 #[derive(Debug)]
 struct Flow {
-    waiting: Waiting,
     work: Arc<Work>,
-    next_row: u32,
+    // Of the rows that are counted.
+    amount: Amount,
+    next_row: usize,
+    // Rows that wait; those that nobody wanted any more when somebody looked are not.
+    is_counted: Box<[bool]>,
     // By the prediction that gave it its place: as the cost model learns, a second and a token drift
     // apart, and a request's rows must add up to what it was placed by.
     token_s: f64,
@@ -118,6 +122,7 @@ impl Queue {
             promised: BTreeMap::new(),
             pushed_sum: Amount::default(),
             promised_sum: Amount::default(),
+            late: Vec::new(),
             virtual_s: 0.0,
             n_placed: 0,
         }
@@ -152,7 +157,7 @@ impl Queue {
                     .next()
                     .map(|(place, reserved)| (*place, reserved.waiting))
             } else {
-                flows.next().map(|(place, flow)| (*place, flow.waiting))
+                flows.next().map(|(place, flow)| (*place, flow.waiting()))
             }
         })
     }
@@ -204,35 +209,25 @@ impl Queue {
         self.rest();
     }
 
-    /// Appends a request's rows, at the place that was promised to them.
+    /// Appends the rows that somebody wants, at the place that was promised to them.
     pub fn push(&mut self, work: Arc<Work>, promise: Promise, alone_s: f64) {
         let Promise { place, start_s } = promise;
-        let amount = work.amount();
         // What it costs is known better now than when it was admitted.
         let place = Place {
             finish_s: start_s + alone_s,
             ..place
         };
-        let waiting = Waiting {
-            amount,
-            deadline: work.deadline(),
-        };
-        self.flows.insert(
-            place,
-            Flow {
-                waiting,
-                work,
-                next_row: 0,
-                token_s: alone_s / amount.size.tokens.max(1.0),
-            },
-        );
-        self.pushed_sum += amount;
+        let flow = Flow::new(work, alone_s);
+        if flow.amount.rows > 0 {
+            self.pushed_sum += flow.amount;
+            self.flows.insert(place, flow);
+        }
         self.release(promise);
     }
 
     /// Takes the next batch into `batch` (emptied first), by predicted cost. Requests that nobody waits
-    /// for any more, or that will not be done in time, are dropped on the way; a predicted second of one
-    /// worker takes `pace` seconds, and `n_workers` share a request's rows.
+    /// for any more, or that will not be done in time, are [set aside](Self::take_late) on the way; a
+    /// predicted second of one worker takes `pace` seconds, and `n_workers` share a request's rows.
     pub fn cut(
         &mut self,
         now: Instant,
@@ -253,12 +248,16 @@ impl Queue {
             let is_hopeless = n_flows > 1 && !first.get().can_be_done(now, pace, n_workers);
             if is_hopeless || !first.get().work.alive(now) {
                 let flow = first.remove();
-                self.pushed_sum -= flow.waiting.amount;
-                expire(&flow.work, now);
+                self.pushed_sum -= flow.amount;
+                self.late.push(flow.work);
                 continue;
             }
             let flow = first.get_mut();
-            let row = Size::row(flow.work.rows().row_len(flow.next_row as usize));
+            let Some(row) = flow.next_wanted(&mut self.pushed_sum) else {
+                first.remove();
+                continue;
+            };
+            let row = Size::row(flow.work.rows().row_len(row));
             let grown = size + row;
             let full = bounds.rows_max <= batch.len()
                 || bounds.tokens_max < grown.tokens as usize
@@ -267,27 +266,37 @@ impl Queue {
                 break;
             }
             size = grown;
-            batch.push((Arc::clone(&flow.work), flow.next_row));
-            let row = Amount { rows: 1, size: row };
-            flow.next_row += 1;
-            flow.waiting.amount -= row;
+            batch.push((Arc::clone(&flow.work), flow.next_row as u32));
+            self.pushed_sum -= flow.pass();
             // Equal sharing would have given each waiting request its part of this time.
-            self.virtual_s += flow.token_s * row.size.tokens / n_flows as f64;
-            if flow.waiting.amount.rows == 0 {
+            self.virtual_s += flow.token_s * row.tokens / n_flows as f64;
+            if flow.amount.rows == 0 {
                 first.remove();
             }
-            self.pushed_sum -= row;
         }
         self.rest();
     }
 
-    /// Forgets the waiting rows of a request that nobody waits for.
+    /// What [`cut`](Self::cut) passed over because it will not be in time, or nobody waits for it. It is
+    /// to be failed by whoever takes it, outside of locks: an answer wakes a task.
+    pub fn take_late(&mut self) -> Vec<Arc<Work>> {
+        std::mem::take(&mut self.late)
+    }
+
+    /// Forgets the waiting rows that nobody wants any more.
     pub fn forget(&mut self, work: &Arc<Work>) {
         let is_its = |flow: &Flow| Arc::ptr_eq(&flow.work, work);
-        let mut found = self.flows.iter().filter(|(_, flow)| is_its(flow));
-        let place = found.next().map(|(place, _)| *place);
-        if let Some(flow) = place.and_then(|place| self.flows.remove(&place)) {
-            self.pushed_sum -= flow.waiting.amount;
+        let mut found = self.flows.iter_mut().filter(|(_, flow)| is_its(flow));
+        let Some((&place, flow)) = found.next() else {
+            return;
+        };
+        for row in flow.next_row..flow.is_counted.len() {
+            if !flow.work.is_wanted(row) {
+                self.pushed_sum -= flow.uncount(row);
+            }
+        }
+        if flow.amount.rows == 0 {
+            self.flows.remove(&place);
             self.rest();
         }
     }
@@ -313,26 +322,73 @@ impl Queue {
     }
 }
 
-/// Answers a request that is not in time. Where its time has passed, its own timer usually says so first.
-fn expire(work: &Work, now: Instant) {
-    if work.wanted().load(std::sync::atomic::Ordering::Relaxed) {
-        work.fail(ScoreError::DeadlinePassed {
-            after: work.waited(now),
-        });
-    }
-}
-
 // === impl Flow ===
 
 impl Flow {
+    /// All rows that somebody wants, of which one worker is done after `alone_s`.
+    fn new(work: Arc<Work>, alone_s: f64) -> Self {
+        let rows = work.rows();
+        let is_counted: Box<[bool]> = (0..rows.len()).map(|row| work.is_wanted(row)).collect();
+        let counted = (0..rows.len()).filter(|&row| is_counted[row]);
+        let amount = counted.fold(Amount::default(), |sum, row| sum + amount_of(rows, row));
+        Self {
+            token_s: alone_s / amount.size.tokens.max(1.0),
+            is_counted,
+            amount,
+            next_row: 0,
+            work,
+        }
+    }
+
+    fn waiting(&self) -> Waiting {
+        Waiting {
+            amount: self.amount,
+            deadline: self.work.deadline(),
+        }
+    }
+
+    /// The next row that somebody wants; what is passed over is taken out of `sum`.
+    fn next_wanted(&mut self, sum: &mut Amount) -> Option<usize> {
+        while self.next_row < self.is_counted.len() {
+            if self.work.is_wanted(self.next_row) {
+                return Some(self.next_row);
+            }
+            *sum -= self.pass();
+        }
+        None
+    }
+
+    /// Goes on behind the next row, which was taken or is not wanted.
+    fn pass(&mut self) -> Amount {
+        self.next_row += 1;
+        self.uncount(self.next_row - 1)
+    }
+
+    /// A row waits no more; what it counted for.
+    fn uncount(&mut self, row: usize) -> Amount {
+        if !std::mem::take(&mut self.is_counted[row]) {
+            return Amount::default();
+        }
+        let amount = amount_of(self.work.rows(), row);
+        self.amount -= amount;
+        amount
+    }
+
     /// Whether what is left of it can be computed before its deadline, if it goes first from now on. A
     /// prediction that is wrong by a fifth gives nothing up.
     fn can_be_done(&self, now: Instant, pace: f64, n_workers: usize) -> bool {
-        let Amount { rows, size } = self.waiting.amount;
+        let Amount { rows, size } = self.amount;
         let n_sharing = rows.min(n_workers).max(1) as f64;
         let needs_s = self.token_s * size.tokens * pace / n_sharing;
-        let left = self.waiting.deadline.saturating_duration_since(now);
+        let left = self.work.deadline().saturating_duration_since(now);
         HOPELESS_SHARE * needs_s < left.as_secs_f64()
+    }
+}
+
+fn amount_of(rows: &TokenRows, row: usize) -> Amount {
+    Amount {
+        rows: 1,
+        size: Size::row(rows.row_len(row)),
     }
 }
 

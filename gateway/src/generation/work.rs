@@ -1,152 +1,259 @@
-//! One request's rows on their way, shared by its future, the queue and the workers.
+//! Rows that are to be computed together, from their admission to their scores; shared by the task that
+//! drives them, the queue and the workers.
 
 use crate::generation::cost::{Amount, Size};
-use crate::model::TokenRows;
+use crate::model::{Cut, TokenRows};
 use crate::score::{ScoreError, Times};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use crate::sync::{AtomicUsize, Mutex, MutexGuard};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
-use tokio::sync::oneshot;
+use tokio::sync::Notify;
 
-/// What came of a request.
-pub type Outcome = Result<Scored, ScoreError>;
+/// Whoever takes the rows' outcomes.
+pub trait Sink: Send + Sync {
+    /// What came of a row: called once for each row, and never for one that was [unwanted](Work::unwant)
+    /// before.
+    fn landed(&self, row: usize, outcome: Result<Scored<'_>, RowFault>);
+}
 
-/// A request's logits.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Scored {
-    /// rows × labels.
-    pub logits: Vec<f32>,
-    /// Queue and inference.
+/// A row's scores.
+#[derive(Clone, Copy, Debug)]
+pub struct Scored<'a> {
+    /// One for each label.
+    pub logits: &'a [f32],
+    /// Tokens of the row, special ones included.
+    pub n_tokens: usize,
+    /// What did not fit into it.
+    pub cut: Cut,
+    /// Where the time went.
     pub times: Times,
 }
 
-/// A request's rows between queue and answer. Answered exactly once: by its last row, or by its first
-/// failure.
-#[derive(Debug)]
-pub struct Work {
-    rows: TokenRows,
-    deadline: Instant,
-    pushed: Instant,
-    n_labels: usize,
-    // Cleared when nobody waits; the plugin sees it through `RowControl`.
-    wanted: AtomicBool,
-    progress: Mutex<Progress>,
+/// Why a row has no scores.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RowFault {
+    /// Neither query nor document makes a token.
+    Empty,
+    /// The model's score is not a number.
+    NotFinite,
+    /// The backend passed it over.
+    NotScored,
+    /// Something that does not depend on the row.
+    Whole(ScoreError),
 }
 
+/// Rows on their way. Each is answered at most once, and can be given up by itself.
 #[derive(Debug)]
+pub struct Work {
+    came: Instant,
+    // Microseconds after `came`: whoever joins may allow more time.
+    deadline_us: AtomicU64,
+    // Cleared once: by the row's answer, or when nobody waits for it. The plugin sees it.
+    wanted: Box<[AtomicBool]>,
+    n_wanted: AtomicUsize,
+    n_scored: AtomicUsize,
+    rows: OnceLock<TokenRows>,
+    progress: Mutex<Progress>,
+    over: Notify,
+    sink: Weak<dyn Sink>,
+}
+
+#[derive(Debug, Default)]
 struct Progress {
-    logits: Vec<f32>,
-    n_missing: usize,
     times: Times,
-    // Taken by whoever answers.
-    reply: Option<oneshot::Sender<Outcome>>,
+    pushed: Option<Instant>,
 }
 
 // === impl Work ===
 
 impl Work {
-    /// Rows that are to be scored, and where their outcome arrives.
-    pub fn new(
-        rows: TokenRows,
-        n_labels: usize,
-        deadline: Instant,
-        now: Instant,
-    ) -> (Arc<Self>, oneshot::Receiver<Outcome>) {
-        let (reply, outcome) = oneshot::channel();
-        let progress = Progress {
-            logits: vec![0.0; rows.len() * n_labels],
-            n_missing: rows.len(),
-            times: Times::default(),
-            reply: Some(reply),
-        };
-        let work = Self {
-            rows,
-            deadline,
-            pushed: now,
-            n_labels,
-            wanted: AtomicBool::new(true),
-            progress: Mutex::new(progress),
-        };
-        (Arc::new(work), outcome)
+    /// `n_rows` rows, not tokenized yet, whose outcomes go to `sink`; to nobody if that is gone.
+    pub fn new(n_rows: usize, deadline: Instant, now: Instant, sink: Weak<dyn Sink>) -> Arc<Self> {
+        Arc::new(Self {
+            came: now,
+            deadline_us: AtomicU64::new(micros(deadline.saturating_duration_since(now))),
+            wanted: (0..n_rows).map(|_| AtomicBool::new(true)).collect(),
+            n_wanted: AtomicUsize::new(n_rows),
+            n_scored: AtomicUsize::new(0),
+            rows: OnceLock::new(),
+            progress: Mutex::default(),
+            over: Notify::new(),
+            sink,
+        })
     }
 
-    /// The rows.
+    /// The rows; none before they are tokenized.
     pub fn rows(&self) -> &TokenRows {
-        &self.rows
+        static NONE: TokenRows = TokenRows::none();
+        self.rows.get().unwrap_or(&NONE)
     }
 
-    /// How many rows, and their size.
+    /// The rows have been tokenized and go into a queue.
+    pub fn pushed(&self, rows: TokenRows, now: Instant) {
+        debug_assert_eq!(rows.len(), self.wanted.len());
+        if self.rows.set(rows).is_err() {
+            unreachable!("rows are tokenized once");
+        }
+        self.progress().pushed = Some(now);
+    }
+
+    /// How many rows somebody waits for, and their size. None before they are tokenized.
     pub fn amount(&self) -> Amount {
-        let rows = &self.rows;
-        let sizes = (0..rows.len()).map(|row| Size::row(rows.row_len(row)));
-        Amount {
-            rows: rows.len(),
-            size: sizes.fold(Size::default(), |sum, row| sum + row),
+        let rows = self.rows();
+        let wanted = (0..rows.len()).filter(|&row| self.is_wanted(row));
+        wanted.fold(Amount::default(), |sum, row| {
+            sum + Amount {
+                rows: 1,
+                size: Size::row(rows.row_len(row)),
+            }
+        })
+    }
+
+    /// When the outcomes are of no use any more.
+    pub fn deadline(&self) -> Instant {
+        self.came + Duration::from_micros(self.deadline_us.load(Ordering::Relaxed))
+    }
+
+    /// Somebody waits until `deadline`, if that is later.
+    pub fn extend(&self, deadline: Instant) {
+        let us = micros(deadline.saturating_duration_since(self.came));
+        self.deadline_us.fetch_max(us, Ordering::Relaxed);
+    }
+
+    /// How long it has been under way.
+    pub fn waited(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.came)
+    }
+
+    /// The flag that says whether anybody waits for a row.
+    pub fn wanted(&self, row: usize) -> &AtomicBool {
+        &self.wanted[row]
+    }
+
+    /// Whether anybody waits for a row.
+    pub fn is_wanted(&self, row: usize) -> bool {
+        self.wanted[row].load(Ordering::Relaxed)
+    }
+
+    /// Whether any row is worth computing at `now`.
+    pub fn alive(&self, now: Instant) -> bool {
+        !self.is_over() && now < self.deadline()
+    }
+
+    /// Nobody waits for any row, or each has its outcome.
+    pub fn is_over(&self) -> bool {
+        self.n_wanted.load(Ordering::Acquire) == 0
+    }
+
+    /// Whether every row was scored.
+    pub fn is_scored(&self) -> bool {
+        self.n_scored.load(Ordering::Relaxed) == self.wanted.len()
+    }
+
+    /// Waits until it [is over](Self::is_over). For one task only.
+    pub async fn over(&self) {
+        while !self.is_over() {
+            self.over.notified().await;
         }
     }
 
-    /// When the outcome is of no use any more.
-    pub fn deadline(&self) -> Instant {
-        self.deadline
+    /// Nobody waits for this row any more. Does nothing if it has its outcome.
+    pub fn unwant(&self, row: usize) {
+        self.take(row);
     }
 
-    /// How long it has waited for its outcome.
-    pub fn waited(&self, now: Instant) -> Duration {
-        now.saturating_duration_since(self.pushed)
-    }
-
-    /// The flag that says whether anybody waits.
-    pub fn wanted(&self) -> &AtomicBool {
-        &self.wanted
-    }
-
-    /// Whether its rows are worth computing at `now`.
-    pub fn alive(&self, now: Instant) -> bool {
-        self.wanted.load(Ordering::Relaxed) && now < self.deadline
-    }
-
-    /// Nobody waits any more.
-    pub fn abandon(&self) {
-        self.wanted.store(false, Ordering::Relaxed);
+    /// Notes how long tokenizing took.
+    pub fn note_tokenized(&self, took: Duration) {
+        self.progress().times.tokenize = took;
     }
 
     /// Notes that rows were cut into a batch at `now`.
     pub fn note_cut(&self, now: Instant) {
-        let waited = self.waited(now);
         let mut progress = self.progress();
-        progress.times.queue = progress.times.queue.max(waited);
+        let waited = progress.pushed.map(|at| now.saturating_duration_since(at));
+        progress.times.queue = progress.times.queue.max(waited.unwrap_or_default());
     }
 
-    /// A row's logits have arrived from a batch that took `inference`. The last one answers.
-    pub fn finish_row(&self, row: usize, logits: &[f32], inference: Duration) {
-        let mut progress = self.progress();
-        let start = row * self.n_labels;
-        progress.logits[start..start + self.n_labels].copy_from_slice(logits);
-        progress.times.inference = progress.times.inference.max(inference);
-        progress.n_missing -= 1;
-        if progress.n_missing == 0
-            && let Some(reply) = progress.reply.take()
-        {
-            let scored = Scored {
-                logits: std::mem::take(&mut progress.logits),
-                times: progress.times,
+    /// A row's logits have arrived from a batch that took `inference`. Says whether anybody waited.
+    pub fn finish_row(&self, row: usize, logits: &[f32], inference: Duration) -> bool {
+        let is_wanted = self.take(row);
+        if is_wanted {
+            let rows = self.rows();
+            let times = {
+                let mut progress = self.progress();
+                progress.times.inference = progress.times.inference.max(inference);
+                progress.times
             };
-            // The receiver may just have gone; then nobody needs the answer.
-            let _ = reply.send(Ok(scored));
+            self.n_scored.fetch_add(1, Ordering::Relaxed);
+            let scored = Scored {
+                logits,
+                n_tokens: rows.row_len(row),
+                cut: rows.cut(row),
+                times,
+            };
+            self.land(row, Ok(scored));
+        }
+        is_wanted
+    }
+
+    /// A row cannot be scored.
+    pub fn fail_row(&self, row: usize, fault: RowFault) {
+        if self.take(row) {
+            self.land(row, Err(fault));
         }
     }
 
-    /// The request cannot be answered with scores. The first failure wins, and no more of its rows are
-    /// computed.
-    pub fn fail(&self, error: ScoreError) {
-        self.abandon();
-        if let Some(reply) = self.progress().reply.take() {
-            let _ = reply.send(Err(error));
+    /// No row that has no outcome yet can be scored.
+    pub fn fail(&self, error: &ScoreError) {
+        for row in 0..self.wanted.len() {
+            self.fail_row(row, RowFault::Whole(error.clone()));
+        }
+    }
+
+    /// The right to answer a row, or to give it up: given once.
+    fn take(&self, row: usize) -> bool {
+        let is_first = self.wanted[row].swap(false, Ordering::Relaxed);
+        if is_first && self.n_wanted.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.over.notify_one();
+        }
+        is_first
+    }
+
+    fn land(&self, row: usize, outcome: Result<Scored<'_>, RowFault>) {
+        // Without a sink nobody is left who could wait.
+        if let Some(sink) = self.sink.upgrade() {
+            sink.landed(row, outcome);
         }
     }
 
     fn progress(&self) -> MutexGuard<'_, Progress> {
         // Nothing in here can panic half-way; a poisoned lock is still sound.
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+// === impl RowFault ===
+
+impl RowFault {
+    /// What the request is told whose document of this index it is.
+    pub fn of_document(self, index: usize) -> ScoreError {
+        let backend = |why: String| ScoreError::Backend { why };
+        match self {
+            Self::Empty => ScoreError::invalid(
+                format!("documents[{index}]"),
+                "neither it nor the query holds anything that the model reads; send text",
+            ),
+            Self::NotFinite => backend(format!(
+                "the model's score for documents[{index}] is not a number"
+            )),
+            // Whatever the client sent, it became tokens that the model has: the backend is to blame.
+            Self::NotScored => backend(format!("it could not score documents[{index}]")),
+            Self::Whole(error) => error,
+        }
     }
 }

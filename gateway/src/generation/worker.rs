@@ -5,6 +5,7 @@ use crate::generation::cost::Size;
 use crate::generation::line::Line;
 use crate::generation::plan::Computed;
 use crate::generation::queue::Taken;
+use crate::generation::work::RowFault;
 use crate::score::ScoreError;
 use crate::telemetry::ModelMetrics;
 use backend_api::{
@@ -246,10 +247,11 @@ impl Worker {
 }
 
 fn fail(taken: &[Taken], fault: &Fault) {
-    for (work, _) in taken {
-        work.fail(ScoreError::Backend {
-            why: fault.to_string(),
-        });
+    let error = ScoreError::Backend {
+        why: fault.to_string(),
+    };
+    for (work, row) in taken {
+        work.fail_row(*row as usize, RowFault::Whole(error.clone()));
     }
 }
 
@@ -272,26 +274,22 @@ fn computed(batch: &RaggedBatch<'_>, scores: &Scores<'_>, took: Duration) -> Com
 
 fn hand_out(taken: &[Taken], scores: &Scores<'_>, took: Duration) {
     for (place, (work, row)) in taken.iter().enumerate() {
+        let row = *row as usize;
         match scores.row(place) {
-            Ok(logits) => work.finish_row(*row as usize, logits, took),
-            Err(status) => work.fail(row_error(status, *row)),
+            Ok(logits) => _ = work.finish_row(row, logits, took),
+            Err(status) => work.fail_row(row, row_fault(status)),
         }
     }
 }
 
-fn row_error(status: RowStatus, index: u32) -> ScoreError {
+fn row_fault(status: RowStatus) -> RowFault {
     match status {
-        RowStatus::Expired => ScoreError::DeadlinePassed {
+        RowStatus::Expired => RowFault::Whole(ScoreError::DeadlinePassed {
             after: Duration::ZERO,
-        },
-        RowStatus::Unwanted => ScoreError::Cancelled,
-        RowStatus::NotFinite => ScoreError::Backend {
-            why: format!("the model's score for documents[{index}] is not a number"),
-        },
-        // Whatever the client sent, it became tokens that the model has: the backend is to blame.
-        _ => ScoreError::Backend {
-            why: format!("it could not score documents[{index}]"),
-        },
+        }),
+        RowStatus::Unwanted => RowFault::Whole(ScoreError::Cancelled),
+        RowStatus::NotFinite => RowFault::NotFinite,
+        _ => RowFault::NotScored,
     }
 }
 

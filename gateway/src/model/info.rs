@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 use crate::score::Activation;
 
 use super::config::{Config, SentenceTransformers, TokenizerConfig};
+use super::fingerprint;
 use super::weights::{self, read_bounded};
 use super::{Folder, Geometry, ModelError};
 
@@ -43,6 +44,8 @@ pub struct ModelInfo {
     /// The encoder's sizes, where its arithmetic can be counted by them.
     pub geometry: Option<Geometry>,
     pub tokenizer_path: PathBuf,
+    /// Of configuration, tokenizer and weights: equal files have equal ones.
+    pub fingerprint: [u8; 32],
     /// What was guessed or could not be followed; shown at start and with the model.
     pub warnings: Vec<String>,
 }
@@ -50,7 +53,7 @@ pub struct ModelInfo {
 // === impl ModelInfo ===
 
 impl ModelInfo {
-    /// Reads small files and the weights' headers.
+    /// Reads small files and the weights' headers, and hashes all of them.
     pub fn read(folder: &Folder) -> Result<Self, ModelError> {
         let path = &folder.path;
         let config = read_config(path)?;
@@ -60,7 +63,8 @@ impl ModelInfo {
             return Err(no_tokenizer(&path.display().to_string()));
         }
         weights::refuse_pointer(&tokenizer_path)?;
-        let summary = weights::summarize(&weights::locate(path)?)?;
+        let weights = weights::locate(path)?;
+        let summary = weights::summarize(&weights)?;
 
         let in_config = |why: String| {
             ModelError::unfit(
@@ -77,6 +81,9 @@ impl ModelInfo {
         let row_tokens_max = config
             .row_tokens_max(&tokenizer_config, &mut warnings)
             .map_err(in_config)?;
+        let beside_weights = [CONFIG, TOKENIZER, TOKENIZER_CONFIG].map(|name| path.join(name));
+        let files = beside_weights.into_iter().filter(|path| path.is_file());
+        let fingerprint = fingerprint::of_files(files.chain(weights).collect())?;
         Ok(Self {
             name: folder.name.clone(),
             revision: folder.revision.clone(),
@@ -91,6 +98,7 @@ impl ModelInfo {
             architecture,
             model_type,
             tokenizer_path,
+            fingerprint,
             warnings,
         })
     }

@@ -36,10 +36,7 @@ impl Template {
             ("x y", "z"),
         ] {
             let expected = join(encoder, query, document)?;
-            let mut rows = TokenRows {
-                offsets: vec![0],
-                ..TokenRows::default()
-            };
+            let mut rows = TokenRows::none();
             let [query, document] = [query, document].map(|text| encoder.encode(text, false));
             let (query, document) = (
                 query.map_err(|e| e.to_string())?,
@@ -67,15 +64,13 @@ impl Template {
         all.flat_map(|specials| specials.ids.iter().copied())
     }
 
-    /// Appends a row.
+    /// Appends the tokens of a row.
     pub(super) fn push(&self, query: &[u32], document: &[u32], rows: &mut TokenRows) {
         self.lead.push(rows);
         push(query, self.query_type, rows);
         self.middle.push(rows);
         push(document, self.document_type, rows);
         self.tail.push(rows);
-        // A request's tokens are bounded far below 2^32 by the intake.
-        rows.offsets.push(rows.input_ids.len() as u32);
     }
 
     fn of(joined: &Encoding) -> Option<Self> {

@@ -15,15 +15,17 @@ pub struct Tokenizer {
     row_tokens_max: usize,
 }
 
-/// Rows of tokens, one after the other: row `i` is `offsets[i]..offsets[i + 1]`.
+/// Rows of tokens, one after the other.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TokenRows {
     /// Token ids.
     pub input_ids: Vec<u32>,
     /// Token types.
     pub type_ids: Vec<u32>,
-    /// One more than rows, from 0.
-    pub offsets: Vec<u32>,
+    /// Where each row ends among them.
+    pub ends: Vec<u32>,
+    /// What did not fit into each row; nothing is missing from rows that are not listed.
+    pub cuts: Vec<Cut>,
 }
 
 /// A query, encoded once for all of a request's documents.
@@ -44,25 +46,61 @@ pub struct Cut {
 // === impl TokenRows ===
 
 impl TokenRows {
+    /// No rows yet.
+    pub const fn none() -> Self {
+        Self {
+            input_ids: Vec::new(),
+            type_ids: Vec::new(),
+            ends: Vec::new(),
+            cuts: Vec::new(),
+        }
+    }
+
     /// Rows.
     pub fn len(&self) -> usize {
-        self.offsets.len().saturating_sub(1)
+        self.ends.len()
     }
 
     /// No rows.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.ends.is_empty()
     }
 
     /// Tokens in a row.
     pub fn row_len(&self, row: usize) -> usize {
-        (self.offsets[row + 1] - self.offsets[row]) as usize
+        self.range(row).len()
     }
 
     /// A row's ids and types.
     pub fn row(&self, row: usize) -> (&[u32], &[u32]) {
-        let range = self.offsets[row] as usize..self.offsets[row + 1] as usize;
+        let range = self.range(row);
         (&self.input_ids[range.clone()], &self.type_ids[range])
+    }
+
+    /// What did not fit into a row.
+    pub fn cut(&self, row: usize) -> Cut {
+        self.cuts.get(row).copied().unwrap_or_default()
+    }
+
+    /// Ends a row where the tokens end now.
+    pub fn end_row(&mut self, cut: Cut) {
+        // A request's tokens are bounded far below 2^32 by the intake.
+        self.ends.push(self.input_ids.len() as u32);
+        self.cuts.push(cut);
+    }
+
+    /// Appends the rows of another.
+    pub fn append(&mut self, other: &Self) {
+        let base = self.input_ids.len() as u32;
+        self.input_ids.extend_from_slice(&other.input_ids);
+        self.type_ids.extend_from_slice(&other.type_ids);
+        self.ends.extend(other.ends.iter().map(|end| base + end));
+        self.cuts.extend_from_slice(&other.cuts);
+    }
+
+    fn range(&self, row: usize) -> std::ops::Range<usize> {
+        let start = row.checked_sub(1).map_or(0, |before| self.ends[before]);
+        start as usize..self.ends[row] as usize
     }
 }
 
@@ -159,7 +197,7 @@ impl Tokenizer {
         })
     }
 
-    /// Appends the pair of `query` and `document` to `rows`; says what of it was cut.
+    /// Appends the pair of `query` and `document` to `rows`.
     ///
     /// # Errors
     /// The encoder's own.
@@ -168,7 +206,7 @@ impl Tokenizer {
         query: &Query,
         document: &str,
         rows: &mut TokenRows,
-    ) -> Result<Cut, String> {
+    ) -> Result<(), String> {
         let (query, document) = (&query.ids, self.ids(document)?);
         // Which of two texts that both exceed a row is the longer one does not matter, and is not known:
         // long ones are not encoded to their ends. The encoder's own cutting takes them for equal, too.
@@ -177,10 +215,11 @@ impl Tokenizer {
         let (n_query, n_document) = share(self.room(), query_len, document_len);
         self.template
             .push(&query[..n_query], &document[..n_document], rows);
-        Ok(Cut {
+        rows.end_row(Cut {
             query: n_query < query.len(),
             document: n_document < document.len(),
-        })
+        });
+        Ok(())
     }
 
     /// A row of exactly `n_tokens` tokens (bounded by the model's), for warming up.
@@ -197,11 +236,9 @@ impl Tokenizer {
             .min(self.row_tokens_max)
             .saturating_sub(n_specials + 1)
             .max(1);
-        let mut rows = TokenRows {
-            offsets: vec![0],
-            ..TokenRows::default()
-        };
+        let mut rows = TokenRows::none();
         self.template.push(&[first], &vec![first; room], &mut rows);
+        rows.end_row(Cut::default());
         Ok(rows)
     }
 
@@ -270,12 +307,10 @@ mod tests {
     }
 
     fn pair(tokenizer: &Tokenizer, query: &str, document: &str) -> (TokenRows, Cut) {
-        let mut rows = TokenRows {
-            offsets: vec![0],
-            ..TokenRows::default()
-        };
+        let mut rows = TokenRows::none();
         let query = tokenizer.query(query).unwrap();
-        let cut = tokenizer.push_pair(&query, document, &mut rows).unwrap();
+        tokenizer.push_pair(&query, document, &mut rows).unwrap();
+        let cut = rows.cut(0);
         (rows, cut)
     }
 

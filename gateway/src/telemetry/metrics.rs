@@ -1,7 +1,7 @@
 //! Every metric, one table. OpenTelemetry names and units inside; the Prometheus exporter makes
 //! `crossgate_batch_rows_total` and `crossgate_stage_duration_seconds` of them.
 
-use crate::load::{Catalog, ModelState};
+use crate::load::{CacheState, Catalog, ModelState, Origins};
 use backend_api::Phases;
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Counter, Histogram, Meter, MeterProvider, ObservableGauge};
@@ -38,6 +38,7 @@ pub struct Metrics {
     batch_seconds: Histogram<f64>,
     backend_seconds: Counter<f64>,
     faults: Counter<u64>,
+    cache_rows: Counter<u64>,
     // Kept alive: dropping an observable gauge stops it.
     gauges: Mutex<Vec<ObservableGauge<f64>>>,
     // Shuts the reader down when dropped.
@@ -118,6 +119,35 @@ const GAUGES: [Gauge; 8] = [
     ),
 ];
 
+/// A gauge of what is kept of scores: name, unit, description, value.
+type CacheGauge = (
+    &'static str,
+    &'static str,
+    &'static str,
+    fn(&CacheState) -> f64,
+);
+
+const CACHE_GAUGES: [CacheGauge; 3] = [
+    (
+        "crossgate.cache_entries",
+        "",
+        "Pairs whose scores are kept.",
+        |cache| cache.entries as f64,
+    ),
+    (
+        "crossgate.cache_size",
+        "By",
+        "Memory of the kept scores, about.",
+        |cache| cache.bytes as f64,
+    ),
+    (
+        "crossgate.cache_flights",
+        "",
+        "Pairs that are being computed and can be waited for.",
+        |cache| cache.flights as f64,
+    ),
+];
+
 // === impl Metrics ===
 
 impl Metrics {
@@ -192,6 +222,10 @@ impl Metrics {
                 "crossgate.backend_faults",
                 "Batches that the plugin failed, by kind of fault.",
             ),
+            cache_rows: count(
+                "crossgate.cache_rows",
+                "Pairs of answered requests, by where their scores came from.",
+            ),
             gauges: Mutex::new(Vec::new()),
             registry,
             provider,
@@ -219,6 +253,24 @@ impl Metrics {
                         );
                     }
                 })
+                .build()
+        });
+        self.gauges
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend(gauges);
+    }
+
+    /// Reads what is kept of scores from `state` whenever somebody asks for the metrics.
+    pub fn observe_cache(&self, state: impl Fn() -> CacheState + Clone + Send + Sync + 'static) {
+        let meter = self.provider.meter("crossgate");
+        let gauges = CACHE_GAUGES.map(|(name, unit, about, value)| {
+            let state = state.clone();
+            meter
+                .f64_observable_gauge(name)
+                .with_unit(unit)
+                .with_description(about)
+                .with_callback(move |observer| observer.observe(value(&state()), &[]))
                 .build()
         });
         self.gauges
@@ -293,6 +345,21 @@ impl ModelMetrics {
         for (phase, us) in phases {
             let labels = [self.model.clone(), KeyValue::new("phase", phase)];
             self.metrics.backend_seconds.add(us as f64 / 1e6, &labels);
+        }
+    }
+
+    /// A request's pairs were answered from there.
+    pub fn cache(&self, origins: &Origins) {
+        let outcomes = [
+            ("hit", origins.hit),
+            ("hit_distributed", origins.hit_distributed),
+            ("coalesced", origins.coalesced),
+            ("miss", origins.miss),
+        ];
+        for (outcome, n_rows) in outcomes {
+            let labels = [self.model.clone(), KeyValue::new("outcome", outcome)];
+            // Counters that stand still are there, too: 0 is a figure.
+            self.metrics.cache_rows.add(n_rows as u64, &labels);
         }
     }
 

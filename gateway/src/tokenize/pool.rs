@@ -1,11 +1,12 @@
 //! The tokenizer threads. A request's documents are cut into pieces that idle threads share.
 
-use crate::model::{Query, TokenRows, Tokenizer};
+use crate::generation::work::{RowFault, Work};
+use crate::model::{Cut, Query, TokenRows, Tokenizer};
 use crate::runtime::Runtime;
 use crate::score::ScoreError;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
@@ -25,12 +26,8 @@ pub struct Pool {
 /// A request's rows, tokenized.
 #[derive(Debug, Default)]
 pub struct Tokenized {
-    /// One row a document, in the documents' order.
+    /// One row a document, in the documents' order. Rows that nobody wants are empty.
     pub rows: TokenRows,
-    /// Indices of documents that were cut.
-    pub truncated: Vec<u32>,
-    /// Whether the query was cut.
-    pub query_truncated: bool,
     /// What it took, if all threads had shared it.
     pub took: Duration,
 }
@@ -41,6 +38,8 @@ struct Job {
     tokenizer: Arc<Tokenizer>,
     query: String,
     documents: Vec<String>,
+    // Knows which documents somebody waits for.
+    work: Arc<Work>,
     // Encoded by whichever thread comes first.
     encoded: OnceLock<Result<Query, String>>,
     next_piece: AtomicUsize,
@@ -48,18 +47,14 @@ struct Job {
     pieces: Vec<Piece>,
     // Of the pool, at least one.
     n_threads: u32,
-    wanted: AtomicBool,
     reply: Mutex<Option<oneshot::Sender<Reply>>>,
 }
 
 /// Some of a job's documents, and what came of them.
 struct Piece {
     documents: Range<usize>,
-    done: OnceLock<Result<Tokenized, ScoreError>>,
+    done: OnceLock<Reply>,
 }
-
-/// Tells the threads that nobody waits any more.
-struct Wanted(Arc<Job>);
 
 // === impl Pool ===
 
@@ -81,18 +76,20 @@ impl Pool {
         Ok(Self { jobs, n_threads })
     }
 
-    /// Tokenizes the pairs of a query with its documents. Dropping the future stops the work.
+    /// Tokenizes the pairs of a query with its documents, of which each is a row of `work`; rows that are
+    /// not wanted are passed over, and a pair without any token fails its row. Dropping the future frees
+    /// the documents.
     ///
     /// # Errors
-    /// `Overloaded` when the queue is full, `Invalid` for a pair without any token, `Internal` when the
-    /// encoder fails.
+    /// `Overloaded` when the queue is full, `Internal` when the encoder fails.
     pub async fn tokenize(
         &self,
         tokenizer: Arc<Tokenizer>,
         query: String,
         documents: Vec<String>,
+        work: Arc<Work>,
     ) -> Reply {
-        let (job, answer) = Job::new(tokenizer, query, documents, self.n_threads);
+        let (job, answer) = Job::new(tokenizer, query, documents, work, self.n_threads);
         let n_pieces = job.pieces.len();
         for helper in 0..n_pieces.min(self.n_threads) {
             match self.jobs.try_send(Arc::downgrade(&job)) {
@@ -113,7 +110,7 @@ impl Pool {
                 Ok(()) => {}
             }
         }
-        let _wanted = Wanted(job);
+        let _documents = job;
         answer.await.unwrap_or_else(|_| {
             Err(ScoreError::Internal {
                 why: "a tokenizer thread died".to_owned(),
@@ -149,6 +146,7 @@ impl Job {
         tokenizer: Arc<Tokenizer>,
         query: String,
         documents: Vec<String>,
+        work: Arc<Work>,
         n_threads: usize,
     ) -> (Arc<Self>, oneshot::Receiver<Reply>) {
         let pieces: Vec<_> = pieces(&documents).map(Piece::new).collect();
@@ -157,12 +155,12 @@ impl Job {
             tokenizer,
             query,
             documents,
+            work,
             encoded: OnceLock::new(),
             next_piece: AtomicUsize::new(0),
             n_pieces_missing: AtomicUsize::new(pieces.len()),
             pieces,
             n_threads: u32::try_from(n_threads).unwrap_or(u32::MAX).max(1),
-            wanted: AtomicBool::new(true),
             reply: Mutex::new(Some(reply)),
         };
         (Arc::new(job), answer)
@@ -193,46 +191,31 @@ impl Job {
         next + 1 < self.pieces.len()
     }
 
-    fn encode(&self, documents: Range<usize>) -> Result<Tokenized, ScoreError> {
+    fn encode(&self, documents: Range<usize>) -> Reply {
         let failed = |why: String| ScoreError::Internal {
             why: format!("the tokenizer failed: {why}"),
         };
         let started = Instant::now();
-        self.check_wanted()?;
-        let query = self
-            .encoded
-            .get_or_init(|| self.tokenizer.query(&self.query))
-            .as_ref();
-        let query = query.map_err(|why| failed(why.clone()))?;
-        let mut done = Tokenized::none();
+        let mut rows = TokenRows::none();
         for index in documents {
-            self.check_wanted()?;
-            let document = &self.documents[index];
-            let cut = self
-                .tokenizer
-                .push_pair(query, document, &mut done.rows)
+            if !self.work.is_wanted(index) {
+                rows.end_row(Cut::default());
+                continue;
+            }
+            let query = self
+                .encoded
+                .get_or_init(|| self.tokenizer.query(&self.query))
+                .as_ref();
+            let query = query.map_err(|why| failed(why.clone()))?;
+            self.tokenizer
+                .push_pair(query, &self.documents[index], &mut rows)
                 .map_err(failed)?;
-            if done.rows.row_len(done.rows.len() - 1) == 0 {
-                return Err(ScoreError::invalid(
-                    format!("documents[{index}]"),
-                    "neither it nor the query holds anything that the model reads; send text",
-                ));
+            if rows.row_len(rows.len() - 1) == 0 {
+                self.work.fail_row(index, RowFault::Empty);
             }
-            if cut.document {
-                done.truncated.push(index as u32);
-            }
-            done.query_truncated |= cut.query;
         }
-        done.took = started.elapsed() / self.n_threads;
-        Ok(done)
-    }
-
-    fn check_wanted(&self) -> Result<(), ScoreError> {
-        if self.wanted.load(Ordering::Relaxed) {
-            Ok(())
-        } else {
-            Err(ScoreError::Cancelled)
-        }
+        let took = started.elapsed() / self.n_threads;
+        Ok(Tokenized { rows, took })
     }
 
     fn answer(&self) {
@@ -248,9 +231,11 @@ impl Job {
     }
 
     fn joined(&self) -> Reply {
-        let mut all = Tokenized::none();
+        let mut all = Tokenized::default();
         for piece in self.pieces.iter().filter_map(|piece| piece.done.get()) {
-            all.append(piece.as_ref().map_err(ScoreError::clone)?);
+            let Tokenized { rows, took } = piece.as_ref().map_err(ScoreError::clone)?;
+            all.rows.append(rows);
+            all.took += *took;
         }
         Ok(all)
     }
@@ -286,46 +271,10 @@ fn pieces(documents: &[String]) -> impl Iterator<Item = Range<usize>> + '_ {
     })
 }
 
-// === impl Tokenized ===
-
-impl Tokenized {
-    fn none() -> Self {
-        Self {
-            rows: TokenRows {
-                offsets: vec![0],
-                ..TokenRows::default()
-            },
-            ..Self::default()
-        }
-    }
-
-    fn append(&mut self, other: &Self) {
-        let Tokenized {
-            rows,
-            truncated,
-            query_truncated,
-            took,
-        } = other;
-        let base = self.rows.input_ids.len() as u32;
-        self.rows.input_ids.extend_from_slice(&rows.input_ids);
-        self.rows.type_ids.extend_from_slice(&rows.type_ids);
-        let ends = rows.offsets[1..].iter().map(|end| base + end);
-        self.rows.offsets.extend(ends);
-        self.truncated.extend_from_slice(truncated);
-        self.query_truncated |= query_truncated;
-        self.took += *took;
-    }
-}
-
-impl Drop for Wanted {
-    fn drop(&mut self) {
-        self.0.wanted.store(false, Ordering::Relaxed);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::generation::work::{Scored, Sink};
 
     #[track_caller]
     fn check(lengths: &[usize], want: &[Range<usize>]) {
@@ -353,25 +302,30 @@ mod tests {
         (tasks, pool, Arc::new(tokenizer))
     }
 
+    struct Nobody;
+
+    impl Sink for Nobody {
+        fn landed(&self, _: usize, _: Result<Scored<'_>, RowFault>) {}
+    }
+
+    fn rows(n_rows: usize) -> Arc<Work> {
+        let now = Instant::now();
+        Work::new(n_rows, now, now, Weak::<Nobody>::new())
+    }
+
     #[test]
     fn pieces_come_together_in_order() {
         let (tasks, pool, tokenizer) = pool(3);
         let documents: Vec<_> = (0..100).map(|n| "light ".repeat(n % 60)).collect();
         let query = tokenizer.query("plants").unwrap();
-        let mut want = Tokenized::none();
-        for (index, document) in documents.iter().enumerate() {
-            let cut = tokenizer
-                .push_pair(&query, document, &mut want.rows)
-                .unwrap();
-            want.truncated.extend(cut.document.then_some(index as u32));
+        let mut want = TokenRows::none();
+        for document in &documents {
+            tokenizer.push_pair(&query, document, &mut want).unwrap();
         }
-        let asked = pool.tokenize(tokenizer, "plants".to_owned(), documents);
+        let work = rows(documents.len());
+        let asked = pool.tokenize(tokenizer, "plants".to_owned(), documents, work);
         let got = tasks.block_on(asked).unwrap();
-        assert_eq!(got.rows, want.rows);
-        assert_eq!(
-            (got.truncated, got.query_truncated),
-            (want.truncated, false)
-        );
+        assert_eq!(got.rows, want);
     }
 
     #[test]
@@ -387,7 +341,7 @@ mod tests {
             jobs: Arc::new(jobs),
             ..pool
         };
-        let asked = pool.tokenize(tokenizer, "q".to_owned(), vec!["x".to_owned()]);
+        let asked = pool.tokenize(tokenizer, "q".to_owned(), vec!["x".to_owned()], rows(1));
         let soon = Duration::from_millis(1);
         let outcome = tasks.block_on(async { tokio::time::timeout(soon, asked).await });
         assert!(outcome.is_err());
@@ -397,7 +351,10 @@ mod tests {
     #[test]
     fn a_small_request_does_not_wait_for_a_large_one() {
         let (tasks, _pool, tokenizer) = pool(0);
-        let ask = |documents| Job::new(Arc::clone(&tokenizer), "q".to_owned(), documents, 1);
+        let ask = |documents: Vec<String>| {
+            let work = rows(documents.len());
+            Job::new(Arc::clone(&tokenizer), "q".to_owned(), documents, work, 1)
+        };
         let (large, _) = ask(vec!["light ".repeat(2_000); 500]);
         let (small, answer) = ask(vec!["light".to_owned()]);
         let (jobs, receiver) = bounded(8);
@@ -411,27 +368,36 @@ mod tests {
             assert_eq!(tasks.block_on(answer).unwrap().unwrap().rows.len(), 1);
             assert!(large.n_pieces_missing.load(Ordering::Acquire) > 1);
             // Nobody waits: the thread ends long before the large one would.
-            drop((Wanted(large), jobs));
+            drop((large, jobs));
         });
     }
 
     #[test]
-    fn work_that_nobody_waits_for_stops_between_documents() {
-        let (_tasks, _pool, tokenizer) = pool(0);
-        let documents = vec!["x light ".repeat(8_000); 500];
-        let (job, _) = Job::new(tokenizer, "q".to_owned(), documents, 1);
-        std::thread::scope(|scope| {
-            let encoding = scope.spawn(|| job.encode(0..500));
-            while job.encoded.get().is_none() {
-                std::thread::yield_now();
-            }
-            drop(Wanted(Arc::clone(&job)));
-            assert_eq!(encoding.join().unwrap().unwrap_err(), ScoreError::Cancelled);
-        });
+    fn documents_that_nobody_waits_for_are_passed_over() {
+        let (tasks, pool, tokenizer) = pool(1);
+        let documents = vec!["light".to_owned(); 3];
+        let work = rows(3);
+        work.unwant(1);
+        let asked = pool.tokenize(tokenizer, "q".to_owned(), documents, Arc::clone(&work));
+        let rows = tasks.block_on(asked).unwrap().rows;
+        let lengths = [0, 1, 2].map(|row| rows.row_len(row));
+        assert!(0 < lengths[0] && lengths[0] == lengths[2], "{lengths:?}");
+        assert_eq!(lengths[1], 0);
+    }
+
+    /// Counts rows that failed as empty.
+    #[derive(Default)]
+    struct Empties(Mutex<Vec<usize>>);
+
+    impl Sink for Empties {
+        fn landed(&self, row: usize, outcome: Result<Scored<'_>, RowFault>) {
+            assert_eq!(outcome.unwrap_err(), RowFault::Empty);
+            self.0.lock().unwrap().push(row);
+        }
     }
 
     #[test]
-    fn a_pair_without_any_token_is_refused_by_its_index() {
+    fn a_pair_without_any_token_fails_its_row() {
         let (tasks, pool, _) = pool(1);
         let starter = concat!(env!("CARGO_MANIFEST_DIR"), "/starter/tokenizer.json");
         let mut json: serde_json::Value =
@@ -444,13 +410,14 @@ mod tests {
         // Normalizing takes control characters away.
         let ask = |query: &str| {
             let documents = vec!["light".to_owned(), "\u{7}".to_owned()];
-            tasks.block_on(pool.tokenize(Arc::clone(&tokenizer), query.to_owned(), documents))
+            let (empties, now) = (Arc::new(Empties::default()), Instant::now());
+            let sink: Arc<dyn Sink> = Arc::<Empties>::clone(&empties);
+            let work = Work::new(2, now, now, Arc::downgrade(&sink));
+            let asked = pool.tokenize(Arc::clone(&tokenizer), query.to_owned(), documents, work);
+            assert_eq!(tasks.block_on(asked).unwrap().rows.len(), 2);
+            empties.0.lock().unwrap().clone()
         };
-        let error = ask("\u{7}").unwrap_err();
-        let ScoreError::Invalid { param, .. } = error else {
-            panic!("{error}")
-        };
-        assert_eq!(param, "documents[1]");
-        assert_eq!(ask("plants").unwrap().rows.len(), 2);
+        assert_eq!(ask("\u{7}"), [1]);
+        assert_eq!(ask("plants"), [0; 0]);
     }
 }

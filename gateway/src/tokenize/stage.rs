@@ -1,27 +1,34 @@
-//! The last stage before the queue: tokenize, push, wait for the scores.
+//! The last stage before the queue: tokenize and push.
 
 use super::Pool;
 use crate::generation::Generation;
-use crate::generation::line::Permit;
-use crate::score::{Answer, ScoreError, ScoreRequest, ScoreResponse, Times};
+use crate::generation::line::{Permit, Ticket};
+use crate::generation::work::Work;
+use crate::model::Cut;
+use crate::score::ScoreError;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 use tower::Service;
 
-/// Tokenizes on the pool's threads and hands the rows to the request's generation.
+/// Tokenizes on the pool's threads and hands the rows to their generation.
 #[derive(Clone)]
 pub struct Tokenize {
     pool: Arc<Pool>,
 }
 
-/// A request that is worth finishing, with room kept for its rows.
+/// Rows that are worth computing, with room kept for them.
 pub struct Admitted {
-    /// What is asked.
-    pub request: ScoreRequest,
-    /// By whom it is answered.
+    /// Compared with each document.
+    pub query: String,
+    /// One for each row.
+    pub documents: Vec<String>,
+    /// The rows.
+    pub work: Arc<Work>,
+    /// By whom they are computed.
     pub generation: Arc<Generation>,
-    /// The right to its place in the queue.
+    /// The right to a place in the queue.
     pub permit: Permit,
 }
 
@@ -33,74 +40,44 @@ impl Tokenize {
 }
 
 impl Service<Admitted> for Tokenize {
-    type Response = ScoreResponse;
+    type Response = Ticket;
     type Error = ScoreError;
-    type Future = Answer;
+    type Future = Pin<Box<dyn Future<Output = Result<Ticket, ScoreError>> + Send>>;
 
     fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<Result<(), ScoreError>> {
         // Admission has decided; there is nothing to wait for.
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, admitted: Admitted) -> Answer {
-        Box::pin(score(Arc::clone(&self.pool), admitted))
+    fn call(&mut self, admitted: Admitted) -> Self::Future {
+        Box::pin(push(Arc::clone(&self.pool), admitted))
     }
 }
 
-async fn score(
-    pool: Arc<Pool>,
-    Admitted {
-        request,
+async fn push(pool: Arc<Pool>, admitted: Admitted) -> Result<Ticket, ScoreError> {
+    let Admitted {
+        query,
+        documents,
+        work,
         generation,
         permit,
-    }: Admitted,
-) -> Result<ScoreResponse, ScoreError> {
+    } = admitted;
     let started = Instant::now();
-    let n_documents = request.documents.len();
-    let (row_bytes, text_bytes) = (request.row_bytes(), request.text_bytes());
+    let documents_bytes: usize = documents.iter().map(String::len).sum();
+    let (n_documents, query_bytes) = (documents.len(), query.len());
+    let tokenizer = Arc::clone(generation.tokenizer());
     let tokenized = pool
-        .tokenize(
-            Arc::clone(generation.tokenizer()),
-            request.query,
-            request.documents,
-        )
+        .tokenize(tokenizer, query, documents, Arc::clone(&work))
         .await?;
-    let tokenize = started.elapsed();
-    let n_tokens = tokenized.rows.input_ids.len();
-    let line = generation.line();
-    line.learn_text_time(text_bytes, tokenized.took);
-    // What was cut says nothing about the ratio.
-    if tokenized.truncated.is_empty() && !tokenized.query_truncated {
-        line.learn_text(n_documents, row_bytes, n_tokens);
+    work.note_tokenized(started.elapsed());
+    let (line, rows) = (generation.line(), &tokenized.rows);
+    line.learn_text_time(documents_bytes + query_bytes, tokenized.took);
+    // What was cut, or passed over, says nothing about the ratio.
+    let is_whole =
+        (0..rows.len()).all(|row| rows.row_len(row) > 0 && rows.cut(row) == Cut::default());
+    if is_whole {
+        let row_bytes = documents_bytes + n_documents * query_bytes;
+        line.learn_text(n_documents, row_bytes, rows.input_ids.len());
     }
-
-    let ticket = permit.push(
-        tokenized.rows,
-        generation.n_labels(),
-        request.deadline,
-        Instant::now(),
-    );
-    let scored = ticket.outcome().await?;
-    let times = Times {
-        tokenize,
-        ..scored.times
-    };
-    let stages = [
-        ("tokenize", times.tokenize),
-        ("queue", times.queue),
-        ("inference", times.inference),
-    ];
-    for (stage, took) in stages {
-        generation.metrics().stage(stage, took);
-    }
-    Ok(ScoreResponse {
-        model: generation.name(),
-        logits: scored.logits,
-        n_labels: generation.n_labels(),
-        activation: generation.activation(),
-        n_tokens: n_tokens as u64,
-        truncated: tokenized.truncated,
-        query_truncated: tokenized.query_truncated,
-        times,
-    })
+    Ok(permit.push(work, tokenized.rows, Instant::now()))
 }

@@ -3,13 +3,15 @@
 use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, Request};
+use gateway::control::Control;
 use gateway::edge::{Core, Edge, Exposition, PluginRow, Settings};
 use gateway::intake::{Bounds, Door};
-use gateway::load::{Catalog, Load, ModelState, Totals};
+use gateway::load::{CacheState, Catalog, Load, ModelState, Totals};
 use gateway::score::{Activation, ScoreError, ScoreRequest, ScoreResponse, Times};
 use http_body_util::BodyExt as _;
 use serde_json::Value;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::Barrier;
@@ -74,6 +76,7 @@ impl Fixture {
         let edge = Edge {
             core: core(),
             catalog: Arc::<FakeCatalog>::clone(&catalog),
+            control: Arc::new(FakeControl::default()),
             door: Door::new(bounds),
             metrics: Arc::<FakeMetrics>::clone(&metrics),
             settings: Settings {
@@ -217,6 +220,30 @@ pub(crate) fn named_error(name: &str) -> Option<ScoreError> {
         "internal" => ScoreError::Internal { why },
         _ => return None,
     })
+}
+
+/// Keeps so many pairs.
+struct FakeControl(AtomicU64);
+
+impl Default for FakeControl {
+    fn default() -> Self {
+        Self(AtomicU64::new(3))
+    }
+}
+
+impl Control for FakeControl {
+    fn cache(&self) -> CacheState {
+        CacheState {
+            is_enabled: true,
+            entries: self.0.load(Ordering::Relaxed),
+            ..CacheState::default()
+        }
+    }
+
+    fn clear_cache(&self) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + '_>> {
+        self.0.store(0, Ordering::Relaxed);
+        Box::pin(std::future::ready(Ok(())))
+    }
 }
 
 impl Catalog for FakeCatalog {

@@ -1,4 +1,5 @@
 //! A server with the fake plugin on free ports, and a client that blocks.
+#![allow(dead_code, reason = "each test uses a part of it")]
 
 use gateway::app::App;
 use gateway::config::Config;
@@ -84,6 +85,9 @@ impl Server {
             ("server.port", "0"),
             ("server.grpc_port", "0"),
             ("server.admin_port", "0"),
+            // Where a test does not say otherwise, each request is computed.
+            ("cache.enabled", "false"),
+            ("cache.coalesce", "false"),
         ];
         all.extend(settings);
         let config = Config::of(&all).unwrap_or_else(|error| panic!("{error}"));
@@ -124,8 +128,22 @@ impl Server {
         std::thread::spawn(move || ask(address, "POST", "/rerank", Some(&body), PATIENCE))
     }
 
+    /// Asks for less time than the server allows.
+    pub(crate) fn rerank_within(&self, body: &Value, timeout: Duration) -> JoinHandle<Answer> {
+        let (address, body) = (self.address, body.clone());
+        std::thread::spawn(move || {
+            let path = format!("/rerank#{}", timeout.as_millis());
+            ask(address, "POST", &path, Some(&body), PATIENCE)
+        })
+    }
+
     pub(crate) fn get(&self, path: &str) -> Answer {
         self.get_within(path, PATIENCE)
+    }
+
+    /// Has the operators' listener do something.
+    pub(crate) fn act(&self, path: &str) -> Answer {
+        ask(self.admin, "POST", path, Some(&Value::Null), PATIENCE)
     }
 
     /// Asks the operators' listener.
@@ -147,10 +165,15 @@ impl Server {
 
     /// The sum of a metric over its labels; 0 when it is not there yet.
     pub(crate) fn metric(&self, name: &str) -> f64 {
+        self.metric_of(name, "")
+    }
+
+    /// The same of the series that have this label, written as in `name="value"`.
+    pub(crate) fn metric_of(&self, name: &str, label: &str) -> f64 {
         let text = self.get("/metrics").text;
         let of_name = |line: &&str| {
             line.strip_prefix(name)
-                .is_some_and(|rest| rest.starts_with(['{', ' ']))
+                .is_some_and(|rest| rest.starts_with(['{', ' ']) && rest.contains(label))
         };
         text.lines()
             .filter(of_name)
@@ -225,11 +248,14 @@ pub(crate) fn ask(
         .timeout_global(Some(timeout))
         .build()
         .new_agent();
+    // What stands behind # is the client's deadline in milliseconds.
+    let (path, timeout_ms) = path.split_once('#').unwrap_or((path, "3600000"));
     let url = format!("http://{address}{path}");
     let response = match (method, body) {
         ("POST", Some(body)) => agent
             .post(&url)
             .content_type("application/json")
+            .header("x-request-timeout-ms", timeout_ms)
             .send(body.to_string()),
         _ => agent.get(&url).call(),
     };

@@ -1,5 +1,7 @@
 use super::*;
-use crate::model::TokenRows;
+use crate::generation::work::{RowFault, Scored, Sink};
+use crate::model::{Cut, TokenRows};
+use std::sync::Weak;
 
 const BOUNDS: QueueBounds = QueueBounds {
     rows_max: 100,
@@ -13,18 +15,24 @@ const BATCH: BatchBounds = BatchBounds {
     time_max: Duration::from_secs(1),
 };
 
+struct Nobody;
+
+impl Sink for Nobody {
+    fn landed(&self, _: usize, _: Result<Scored<'_>, RowFault>) {}
+}
+
 fn work(lengths: &[u32], deadline: Instant) -> Arc<Work> {
-    let mut offsets = vec![0];
+    let mut rows = TokenRows::none();
     for length in lengths {
-        offsets.push(offsets.last().unwrap() + length);
+        let n = rows.input_ids.len() + *length as usize;
+        rows.input_ids.resize(n, 1);
+        rows.type_ids.resize(n, 0);
+        rows.end_row(Cut::default());
     }
-    let n = *offsets.last().unwrap() as usize;
-    let rows = TokenRows {
-        input_ids: vec![1; n],
-        type_ids: vec![0; n],
-        offsets,
-    };
-    Work::new(rows, 1, deadline, Instant::now()).0
+    let now = Instant::now();
+    let work = Work::new(lengths.len(), deadline, now, Weak::<Nobody>::new());
+    work.pushed(rows, now);
+    work
 }
 
 fn reservation(rows: usize, tokens: usize) -> Reservation {
@@ -174,7 +182,7 @@ fn what_nobody_waits_for_is_not_cut() {
     for work in [&late, &gone, &kept] {
         push(&mut queue, work);
     }
-    gone.abandon();
+    gone.unwant(0);
     queue.cut(now, &BATCH, &Cost::default(), ALONE, &mut batch);
     assert_eq!((batch.len(), queue.n_rows()), (1, 0));
     assert!(Arc::ptr_eq(&batch[0].0, &kept));
@@ -190,10 +198,34 @@ fn forgotten_rows_give_their_room_back() {
     push(&mut queue, &first);
     queue.cut(now, &BATCH, &Cost::default(), ALONE, &mut batch);
     push(&mut queue, &second);
+    // Rows 0 to 3 were cut.
+    let left = |queue: &Queue| (queue.n_rows(), queue.n_tokens());
+    first.unwant(4);
     queue.forget(&first);
-    assert_eq!((queue.n_rows(), queue.n_tokens()), (2, 14));
+    assert_eq!(left(&queue), (3, 19));
+    first.unwant(5);
     queue.forget(&first);
-    assert_eq!((queue.n_rows(), queue.n_tokens()), (2, 14));
+    assert_eq!(left(&queue), (2, 14));
+    queue.forget(&first);
+    assert_eq!(left(&queue), (2, 14));
+}
+
+#[test]
+fn rows_that_nobody_wants_are_passed_over() {
+    let (now, mut queue, mut batch) = (Instant::now(), Queue::new(BOUNDS), Vec::new());
+    let some = work(&[5, 6, 7, 8, 9], now + BATCH.time_max);
+    some.unwant(0);
+    push(&mut queue, &some);
+    assert_eq!((queue.n_rows(), queue.n_tokens()), (4, 30));
+    some.unwant(2);
+    some.unwant(4);
+    queue.cut(now, &BATCH, &Cost::default(), ALONE, &mut batch);
+    let rows: Vec<_> = batch.iter().map(|(_, row)| *row).collect();
+    assert_eq!(rows, [1, 3]);
+    // The last one is found when somebody looks for it.
+    queue.cut(now, &BATCH, &Cost::default(), ALONE, &mut batch);
+    assert_eq!((batch.len(), queue.n_rows(), queue.n_tokens()), (0, 0, 0));
+    assert_eq!(queue.take_late().len(), 0);
 }
 
 #[test]

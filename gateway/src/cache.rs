@@ -1,0 +1,361 @@
+//! Nothing is computed twice: pairs that were scored are kept, and pairs that are being scored are waited
+//! for.
+
+mod asker;
+mod flight;
+mod key;
+mod pair;
+mod store;
+
+pub use asker::{Answered, Asker, Failed, Outcome};
+pub use flight::{Board, Fleet, Gate, Hold, Miss};
+pub use key::{Key, keys};
+pub use pair::Pair;
+pub use store::{Kept, Store};
+
+use crate::admit::Admit;
+use crate::generation::Generation;
+use crate::generation::plan::Ask;
+use crate::load::{CacheState, Origins};
+use crate::runtime::{Runtime, aside};
+use crate::score::{Answer, ScoreError, ScoreRequest, ScoreResponse, Times};
+use crate::tokenize::{Admitted, Tokenize};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+use tower::{Service, ServiceExt as _};
+
+/// The stage: answers what it knows, waits for what is under way, and has the rest computed.
+#[derive(Clone)]
+pub struct Cache {
+    levels: Levels,
+    admit: Admit,
+    next: Tokenize,
+    runtime: Runtime,
+}
+
+/// Where pairs are looked for.
+#[derive(Clone, Default)]
+pub struct Levels {
+    /// In memory; `None` where nothing is kept.
+    pub store: Option<Store>,
+    /// In flight; `None` where equal pairs are computed each for itself.
+    pub board: Option<Arc<Board>>,
+}
+
+/// A checked request and the generation that will answer it.
+pub struct Routed {
+    /// What is asked.
+    pub request: ScoreRequest,
+    /// By whom it is answered.
+    pub generation: Arc<Generation>,
+}
+
+/// A request on its way through the stage.
+struct Asked {
+    query: String,
+    /// `None` where they have gone to be computed.
+    documents: Vec<Option<String>>,
+    deadline: Instant,
+    generation: Arc<Generation>,
+    misses: Vec<Miss>,
+    /// Flights that were begun for it, and pairs that had landed by then.
+    n_begun: usize,
+    n_landed: usize,
+}
+
+/// How often what others' flights did not bring is tried again.
+const TRIES_MAX: usize = 3;
+
+// === impl Cache ===
+
+impl Cache {
+    /// Looks into `levels`, asks `admit` for what they do not have, and passes that on to `next`.
+    pub fn new(levels: Levels, admit: Admit, next: Tokenize, runtime: Runtime) -> Self {
+        Self {
+            levels,
+            admit,
+            next,
+            runtime,
+        }
+    }
+
+    async fn answer(self, routed: Routed) -> Result<ScoreResponse, ScoreError> {
+        let Routed {
+            request,
+            generation,
+        } = routed;
+        let n_documents = request.documents.len();
+        let keys = self.levels.keys(&generation, &request);
+        let pairs: Vec<_> = keys.iter().map(|&key| self.levels.get(key)).collect();
+        let misses = keys.into_iter().zip(&pairs).enumerate();
+        let misses: Vec<_> = misses
+            .filter(|(_, (_, pair))| pair.is_none())
+            .map(|(index, (key, _))| Miss { index, key })
+            .collect();
+        let n_hit = n_documents - misses.len();
+        if misses.is_empty() {
+            self.count(&generation, n_hit, None);
+            let pairs = pairs.into_iter().flatten().collect();
+            let times = Times::default();
+            return Ok(respond(&generation, Answered { pairs, times }));
+        }
+        let mut asked = Asked {
+            query: request.query,
+            documents: request.documents.into_iter().map(Some).collect(),
+            deadline: request.deadline,
+            generation,
+            misses,
+            n_begun: 0,
+            n_landed: 0,
+        };
+        let n_missed = asked.misses.len();
+        let answered = self.wait(&mut asked, pairs).await?;
+        self.count(&asked.generation, n_hit, Some((n_missed, &asked)));
+        Ok(respond(&asked.generation, answered))
+    }
+
+    /// Waits for all misses, those of them that nobody else computes in flights of its own.
+    async fn wait(
+        &self,
+        asked: &mut Asked,
+        mut pairs: Vec<Option<Pair>>,
+    ) -> Result<Answered, ScoreError> {
+        let (mut n_tries, mut held) = (0, None);
+        loop {
+            let (asker, outcome) = Asker::new(pairs);
+            let hold = self.begin(asked, &asker).await?;
+            // What is left of an earlier try is let go only now: it has been joined again.
+            drop(held.replace(hold));
+            n_tries += 1;
+            // The asker lives in the hold, and answers before it goes.
+            let outcome = outcome.await.unwrap_or_else(|_| {
+                Err(Failed {
+                    error: ScoreError::Cancelled,
+                    is_own: true,
+                })
+            });
+            match outcome {
+                Ok(answered) => return Ok(answered),
+                Err(failed) if n_tries < TRIES_MAX && asked.can_try_again(&failed) => {
+                    pairs = asker.so_far();
+                    asked.misses.retain(|miss| pairs[miss.index].is_none());
+                }
+                Err(failed) => return Err(failed.error),
+            }
+        }
+    }
+
+    /// Has `asker` wait for every miss, and has those computed that nobody computes yet.
+    async fn begin(&self, asked: &mut Asked, asker: &Arc<Asker>) -> Result<Hold, ScoreError> {
+        let (generation, deadline) = (Arc::clone(&asked.generation), asked.deadline);
+        let line = generation.line();
+        let new = match &self.levels.board {
+            Some(board) => board.new_ones(line, &asked.misses),
+            None => asked.misses.clone(),
+        };
+        let mut permit = None;
+        if !new.is_empty() {
+            let ask = asked.ask(new.iter().map(|miss| miss.index));
+            permit = Some(self.admit.admit(line, &ask)?);
+        }
+        let gate = Gate {
+            board: self.levels.board.as_ref(),
+            store: self.levels.store.as_ref(),
+            line,
+        };
+        let mut hold = gate.claim(&asked.misses, asker, deadline, Instant::now());
+        asked.n_landed += hold.n_landed;
+        let Some((fleet, indices)) = hold.own.take() else {
+            return Ok(hold);
+        };
+        asked.n_begun += indices.len();
+        if permit.is_none() {
+            // The flights that it counted on have ended meanwhile.
+            let ask = asked.ask(indices.iter().copied());
+            permit = Some(self.admit.admit(line, &ask).inspect_err(|error| {
+                // Others may have joined already.
+                fleet.work().fail(error);
+            })?);
+        }
+        let documents = indices.iter().map(|&index| asked.documents[index].take());
+        let (Some(permit), Some(documents)) = (permit, documents.collect()) else {
+            // Its document went into a flight of its own, and with that.
+            fleet.work().fail(&ScoreError::Cancelled);
+            return Err(ScoreError::Cancelled);
+        };
+        let query = asked.query.clone();
+        self.drive(
+            Arc::clone(&fleet),
+            Admitted {
+                query,
+                documents,
+                work: Arc::clone(fleet.work()),
+                generation,
+                permit,
+            },
+        );
+        Ok(hold)
+    }
+
+    /// Has the flights computed by a task of their own, which ends with them or with the last who waits.
+    fn drive(&self, fleet: Arc<Fleet>, admitted: Admitted) {
+        let next = self.next.clone();
+        self.runtime.task(async move {
+            let work = Arc::clone(fleet.work());
+            let driven = Driven(fleet);
+            let landing = async {
+                let ticket = next.oneshot(admitted).await?;
+                ticket.over().await;
+                Ok(())
+            };
+            tokio::select! {
+                biased;
+                () = work.over() => {}
+                Err(error) = landing => work.fail(&error),
+                else => {}
+            }
+            drop(driven);
+        });
+    }
+
+    /// Counts where a request's pairs came from.
+    fn count(&self, generation: &Generation, n_hit: usize, missed: Option<(usize, &Asked)>) {
+        if self.levels.is_off() {
+            return;
+        }
+        let mut origins = Origins {
+            hit: n_hit,
+            ..Origins::default()
+        };
+        if let Some((n_missed, asked)) = missed {
+            origins.hit += asked.n_landed;
+            // Who tried twice began some of them twice.
+            origins.miss = asked.n_begun.min(n_missed - asked.n_landed);
+            origins.coalesced = n_missed - asked.n_landed - origins.miss;
+        }
+        generation.metrics().cache(&origins);
+    }
+}
+
+/// Flights that a task drives. Whatever ends the task, nobody waits for them in vain.
+struct Driven(Arc<Fleet>);
+
+impl Drop for Driven {
+    fn drop(&mut self) {
+        self.0.work().fail(&ScoreError::Cancelled);
+    }
+}
+
+impl Service<Routed> for Cache {
+    type Response = ScoreResponse;
+    type Error = ScoreError;
+    type Future = Answer;
+
+    fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<Result<(), ScoreError>> {
+        // What it passes on has been admitted, and waits for nothing.
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, routed: Routed) -> Answer {
+        Box::pin(self.clone().answer(routed))
+    }
+}
+
+// === impl Asked ===
+
+impl Asked {
+    /// What is asked of admission for the documents of these indices.
+    fn ask(&self, indices: impl Iterator<Item = usize>) -> Ask {
+        let (mut rows, mut bytes) = (0, 0);
+        for index in indices {
+            rows += 1;
+            bytes += self.documents[index].as_ref().map_or(0, String::len);
+        }
+        Ask {
+            rows,
+            row_bytes: bytes + rows * self.query.len(),
+            text_bytes: bytes + self.query.len(),
+            tokens_max: rows * self.generation.tokenizer().row_tokens_max(),
+            deadline: self.deadline,
+        }
+    }
+
+    /// Whether another's flight ended for a reason that need not be this request's.
+    fn can_try_again(&self, failed: &Failed) -> bool {
+        let is_theirs = matches!(
+            failed.error,
+            ScoreError::DeadlinePassed { .. }
+                | ScoreError::Cancelled
+                | ScoreError::Overloaded { .. }
+        );
+        is_theirs && !failed.is_own && Instant::now() < self.deadline
+    }
+}
+
+// === impl Levels ===
+
+impl Levels {
+    /// Nothing is kept and nothing shared.
+    fn is_off(&self) -> bool {
+        self.store.is_none() && self.board.is_none()
+    }
+
+    /// The key of each document's pair; where nobody looks at them, none is made.
+    fn keys(&self, generation: &Generation, request: &ScoreRequest) -> Vec<Key> {
+        if self.is_off() {
+            return vec![0; request.documents.len()];
+        }
+        let make = || {
+            let documents = request.documents.iter();
+            keys(generation.identity(), &request.query, documents).collect()
+        };
+        aside(request.text_bytes(), make)
+    }
+
+    /// How much is kept and under way.
+    pub fn state(&self) -> CacheState {
+        let kept = self.store.as_ref().map(Store::kept).unwrap_or_default();
+        CacheState {
+            is_enabled: self.store.is_some(),
+            entries: kept.entries,
+            bytes: kept.bytes,
+            flights: self.board.as_ref().map_or(0, |board| board.len()),
+        }
+    }
+
+    /// Forgets what is kept. What is in flight lands all the same, and is kept.
+    pub fn clear(&self) {
+        if let Some(store) = &self.store {
+            store.clear();
+        }
+    }
+
+    fn get(&self, key: Key) -> Option<Pair> {
+        self.store.as_ref()?.get(key)
+    }
+}
+
+/// A response of these pairs, in the documents' order.
+fn respond(generation: &Generation, Answered { pairs, times }: Answered) -> ScoreResponse {
+    let n_labels = generation.n_labels();
+    let mut response = ScoreResponse {
+        model: generation.name(),
+        logits: Vec::with_capacity(pairs.len() * n_labels),
+        n_labels,
+        activation: generation.activation(),
+        n_tokens: 0,
+        truncated: Vec::new(),
+        query_truncated: false,
+        times,
+    };
+    for (index, pair) in pairs.iter().enumerate() {
+        response.logits.extend_from_slice(&pair.logits);
+        response.n_tokens += u64::from(pair.n_tokens);
+        response.query_truncated |= pair.cut.query;
+        if pair.cut.document {
+            response.truncated.push(index as u32);
+        }
+    }
+    response
+}
