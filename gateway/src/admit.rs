@@ -55,6 +55,7 @@ where
             text_bytes: request.text_bytes(),
             tokens_max: request.documents.len() * generation.tokenizer().row_tokens_max(),
             deadline: request.deadline,
+            priority: request.priority,
         };
         match generation.line().admit(&ask, Instant::now()) {
             Ok(permit) => self.next.call(Admitted {

@@ -12,7 +12,7 @@ pub mod show;
 pub mod table;
 pub mod value;
 
-use crate::score::Activation;
+use crate::score::{Activation, Priority};
 use raw::{Origin, Raw};
 use setting::Setting;
 use std::fmt;
@@ -30,6 +30,7 @@ pub struct Config {
     queue: Queue,
     batch: Batch,
     threads: Threads,
+    worker: Worker,
     log: Log,
 }
 
@@ -95,6 +96,8 @@ pub struct Intake {
     pub requests_max: usize,
     /// Bodies held at once.
     pub bytes_max: usize,
+    /// What is more urgent is lowered to it.
+    pub priority_max: Priority,
 }
 
 /// Bounds of a model's queue: a request of documents_max rows has room in an empty one.
@@ -102,6 +105,11 @@ pub struct Intake {
 pub struct Queue {
     pub rows_max: usize,
     pub tokens_max: usize,
+    pub requests_max: usize,
+    /// Tokens of what waits, and texts of what is being tokenized.
+    pub bytes_max: usize,
+    /// Until a request's first row is cut; `None` for until its deadline. Not below `Batch::wait_max`.
+    pub wait_max: Option<Duration>,
 }
 
 /// Bounds of a batch: a row of max_length fits. Where that is unset, rows are cut to tokens_max.
@@ -111,6 +119,21 @@ pub struct Batch {
     pub us_max: u64,
     pub rows_max: usize,
     pub tokens_max: usize,
+    /// For which a batch may be held back.
+    pub wait_max: Duration,
+    /// A batch of so many rows is not held back; at most `rows_max`.
+    pub rows_preferred: usize,
+    /// Whether batches are held back only where that pays.
+    pub is_adaptive: bool,
+}
+
+/// What becomes of a worker's batch that fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Worker {
+    /// For one batch.
+    pub timeout: Duration,
+    /// After the first try.
+    pub retries_max: usize,
 }
 
 /// Numbers of threads as said; [`Threads::resolve`] replaces the zeros.
@@ -205,6 +228,12 @@ impl Config {
     #[must_use]
     pub fn threads(&self) -> Threads {
         self.threads
+    }
+
+    /// What becomes of a batch that fails.
+    #[must_use]
+    pub fn worker(&self) -> Worker {
+        self.worker
     }
 
     /// What is logged, and how.

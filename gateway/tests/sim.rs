@@ -1,10 +1,15 @@
 //! Overload in virtual time: the plan of a line before simulated workers and clients. No thread, no sleep.
 
+#[path = "sim/hold.rs"]
+mod hold;
+
 use gateway::generation::cost::Size;
-use gateway::generation::plan::{Ask, Computed, Cut, Plan};
+use gateway::generation::hold::HoldBounds;
+use gateway::generation::plan::{Ask, Computed, Cut, Next, Plan};
 use gateway::generation::queue::{BatchBounds, QueueBounds, Taken};
 use gateway::generation::work::{Outcome, Work};
 use gateway::model::TokenRows;
+use gateway::score::Priority;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::Arc;
@@ -22,6 +27,13 @@ const STALL_RATIO: f64 = 11.0;
 const LEARNING_S: u64 = 12;
 /// From the admission until the rows are there.
 const TOKENIZING_US: u64 = 5_000;
+
+/// As a server has it by default.
+const HOLD: HoldBounds = HoldBounds {
+    wait_max: Duration::from_millis(10),
+    rows_preferred: 32,
+    is_adaptive: true,
+};
 
 /// Clients that ask again as soon as they are answered.
 #[derive(Clone, Copy)]
@@ -78,11 +90,15 @@ impl Sim {
         let queue = QueueBounds {
             rows_max: 16_384,
             tokens_max: 2_097_152,
+            requests_max: 1_024,
+            bytes_max: 64 << 20,
+            wait_max: None,
         };
         let batch = BatchBounds {
             rows_max: 256,
             tokens_max: 8_192,
             time_max: Duration::from_millis(10),
+            hold: HOLD,
         };
         let mut plan = Plan::new(queue, batch, 3);
         plan.count_worker(n_workers as isize);
@@ -173,6 +189,7 @@ impl Sim {
             text_bytes: bytes as usize,
             tokens_max: kind.documents * 512,
             deadline: self.now() + Duration::from_secs(kind.timeout_s),
+            priority: Priority::Normal,
         };
         match self.plan.admit(&ask, self.now()) {
             Ok(promise) => {
@@ -218,8 +235,10 @@ impl Sim {
                 continue;
             }
             let mut taken = Vec::new();
-            let Some(cut) = self.plan.cut(self.now(), &mut taken) else {
-                return;
+            let cut = match self.plan.cut(self.now(), &mut taken) {
+                Next::Batch(cut) => cut,
+                Next::Nothing => return,
+                Next::Hold(until) => panic!("it waits until {until:?}, before a CPU"),
             };
             self.n_batches += 1;
             let is_stalled = self.n_batches.is_multiple_of(self.stall_every);
@@ -239,6 +258,7 @@ impl Sim {
             longest: 0,
             took: micros(took_us),
             is_whole: true,
+            ..Computed::default()
         });
         for (work, row) in &taken {
             work.finish_row(*row as usize, &[0.0], micros(took_us));
@@ -269,7 +289,8 @@ impl Sim {
             && let Some((work, _)) = &state.work
         {
             work.abandon();
-            self.plan.forget(work);
+            self.plan
+                .forget(work, self.start + Duration::from_micros(self.now_us));
             self.counts[state.kind].late += 1;
             self.leave(client, false);
         }

@@ -6,10 +6,10 @@ use crate::admit::Admit;
 use crate::generation::Generation;
 use crate::generation::plan::Ask;
 use crate::intake::Intake;
-use crate::load::Totals;
+use crate::load::{Dropped, Totals};
 use crate::model::TokenRows;
 use crate::runtime::Runtime;
-use crate::score::{RequestId, ScoreError, ScoreRequest, Times};
+use crate::score::{Priority, RequestId, ScoreError, ScoreRequest, Times};
 use crate::tokenize::{Pool, Tokenize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -124,6 +124,7 @@ impl Driver {
                     query: request.query,
                     documents: request.documents,
                     deadline: started + PATIENCE,
+                    priority: Priority::default(),
                 };
                 let response = self.intake.clone().oneshot(request).await?;
                 (response.logits, response.times)
@@ -147,6 +148,7 @@ impl Driver {
             text_bytes: 0,
             tokens_max: rows.input_ids.len(),
             deadline,
+            priority: Priority::default(),
         };
         let permit = line.admit(&ask, now)?;
         let ticket = permit.push(rows, self.generation.n_labels(), deadline, now);
@@ -193,11 +195,19 @@ impl Running {
 fn since(before: &Totals, after: &Totals) -> Totals {
     Totals {
         requests: after.requests - before.requests,
+        late: after.late - before.late,
         batches: after.batches - before.batches,
         rows: after.rows - before.rows,
         tokens: after.tokens - before.tokens,
         rectangle_tokens: after.rectangle_tokens - before.rectangle_tokens,
         inference: after.inference.saturating_sub(before.inference),
+        unwanted: after.unwanted - before.unwanted,
+        skipped: after.skipped - before.skipped,
+        dropped: Dropped {
+            cancelled: after.dropped.cancelled - before.dropped.cancelled,
+            expired: after.dropped.expired - before.dropped.expired,
+            hopeless: after.dropped.hopeless - before.dropped.hopeless,
+        },
     }
 }
 

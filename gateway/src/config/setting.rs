@@ -11,6 +11,8 @@ pub struct Setting {
     pub flag: &'static str,
     /// Other spellings of the flag.
     pub also: &'static [&'static str],
+    /// Flags without a value that say false.
+    pub off: &'static [&'static str],
     /// A one-letter flag.
     pub short: Option<char>,
     /// Variables of the environment; the first that is set counts.
@@ -54,6 +56,8 @@ pub enum Kind {
         min: Duration,
         max: Duration,
     },
+    /// True or false.
+    Flag,
     /// A JSON object.
     Json,
     /// Texts separated by commas; in the file also a list.
@@ -83,6 +87,7 @@ pub(super) const fn setting(
         key,
         flag,
         also: &[],
+        off: &[],
         short: None,
         env,
         value_name,
@@ -97,6 +102,11 @@ pub(super) const fn setting(
 impl Setting {
     pub(super) const fn also(mut self, flags: &'static [&'static str]) -> Self {
         self.also = flags;
+        self
+    }
+
+    pub(super) const fn off(mut self, flags: &'static [&'static str]) -> Self {
+        self.off = flags;
         self
     }
 
@@ -149,6 +159,7 @@ impl Kind {
             Self::Count { .. } => "N",
             Self::Bytes { .. } => "SIZE",
             Self::Time { .. } => "TIME",
+            Self::Flag => "BOOL",
             Self::Json => "JSON",
             Self::List { .. } => "LIST",
             Self::LogFilter => "LEVEL",
@@ -175,6 +186,7 @@ impl Kind {
                 unit: Unit::Microseconds,
                 ..
             } => "microseconds".into(),
+            Self::Flag => "true, false".into(),
             Self::Json => "JSON object".into(),
             Self::List { unit } => format!("{unit}, comma separated"),
             Self::LogFilter => "level or directives".into(),

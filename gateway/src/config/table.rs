@@ -240,6 +240,14 @@ pub static SETTINGS: &[Setting] = &[
         "The most bytes of bodies held at once.",
     ),
     setting(
+        "intake.priority_max",
+        "priority-max",
+        &["CROSSGATE_PRIORITY_MAX"],
+        Kind::Choice(&["high", "normal", "low"]),
+        "high",
+        "The highest priority that a request may ask for: high, normal or low; what asks for more gets this.",
+    ),
+    setting(
         "queue.rows_max",
         "queue-rows-max",
         &["CROSSGATE_QUEUE_ROWS_MAX"],
@@ -264,6 +272,46 @@ pub static SETTINGS: &[Setting] = &[
         "The most tokens that wait in a model's queue.",
     ),
     setting(
+        "queue.requests_max",
+        "queue-requests-max",
+        &["CROSSGATE_QUEUE_REQUESTS_MAX", "MAX_QUEUE_SIZE"],
+        Kind::Count {
+            unit: "requests",
+            min: 1,
+            max: 1 << 20,
+        },
+        "1024",
+        "The most requests that wait in a model's queue, or are being tokenized for it.",
+    )
+    .also(&["max-queue-size"]),
+    setting(
+        "queue.bytes_max",
+        "queue-bytes-max",
+        &["CROSSGATE_QUEUE_BYTES_MAX"],
+        Kind::Bytes {
+            min: KIB,
+            max: 1_024 * GIB,
+        },
+        // Four times what tokens_max tokens take: the rest is for texts.
+        "64MiB",
+        "The most bytes of a model's tokens that wait (8 for each), and of texts that are being tokenized \
+         for it.",
+    ),
+    setting(
+        "queue.wait_max",
+        "queue-wait-max",
+        &["CROSSGATE_QUEUE_WAIT_MAX", "QUEUE_TIMEOUT_SECONDS"],
+        Kind::Time {
+            unit: Unit::Seconds,
+            min: Duration::from_millis(1),
+            max: HOUR,
+        },
+        "",
+        "The longest time that a request waits for its first row to be computed: who would wait longer is \
+         refused with 429 at once, who did is answered with 503; unset: its deadline alone counts.",
+    )
+    .also(&["queue-timeout-seconds"]),
+    setting(
         "batch.us_max",
         "batch-us-max",
         &["CROSSGATE_BATCH_US_MAX"],
@@ -279,7 +327,7 @@ pub static SETTINGS: &[Setting] = &[
     setting(
         "batch.rows_max",
         "max-batch-size",
-        &["CROSSGATE_MAX_BATCH_SIZE"],
+        &["CROSSGATE_MAX_BATCH_SIZE", "BATCH_SIZE"],
         Kind::Count {
             unit: "rows",
             min: 1,
@@ -287,7 +335,8 @@ pub static SETTINGS: &[Setting] = &[
         },
         "256",
         "The most rows in a batch.",
-    ),
+    )
+    .also(&["batch-size"]),
     setting(
         "batch.tokens_max",
         "max-batch-tokens",
@@ -301,6 +350,42 @@ pub static SETTINGS: &[Setting] = &[
         "8192",
         "The most tokens in a batch; unless max_length is set, longer rows are cut to it.",
     ),
+    setting(
+        "batch.wait_max",
+        "max-wait-time",
+        &["CROSSGATE_MAX_WAIT_TIME"],
+        Kind::Time {
+            unit: Unit::Seconds,
+            min: Duration::ZERO,
+            max: Duration::from_secs(1),
+        },
+        // As long as a batch may take: what comes too late for one waits as long for the next.
+        "10ms",
+        "The longest time that a batch is held back for more rows, since its oldest request came; 0: never.",
+    ),
+    setting(
+        "batch.rows_preferred",
+        "preferred-batch-size",
+        &["CROSSGATE_PREFERRED_BATCH_SIZE"],
+        Kind::Count {
+            unit: "rows",
+            min: 1,
+            max: 1 << 16,
+        },
+        // As far as a GPU computes short rows in about the time of one.
+        "32",
+        "A batch of so many rows is not held back for more.",
+    ),
+    setting(
+        "batch.adaptive",
+        "adaptive-batching",
+        &["CROSSGATE_ADAPTIVE_BATCHING"],
+        Kind::Flag,
+        "true",
+        "Whether a batch is held back only where the learned cost and the arrivals say that it pays; false: \
+         until the preferred rows are there, or the time is up.",
+    )
+    .off(&["disable-adaptive-batching"]),
     setting(
         "threads.total",
         "threads",
@@ -317,15 +402,17 @@ pub static SETTINGS: &[Setting] = &[
     setting(
         "threads.workers",
         "workers",
-        &["CROSSGATE_WORKERS"],
+        &["CROSSGATE_WORKERS", "MAX_PARALLEL_REQUESTS"],
         Kind::Count {
             unit: "workers",
             min: 0,
             max: THREADS_MAX,
         },
         "0",
-        "Backend workers for each model, instead of one for each of threads.total; 0: as many.",
-    ),
+        "Backend workers for each model, instead of one for each of threads.total; each computes one batch \
+         at a time; 0: as many.",
+    )
+    .also(&["max-parallel-requests"]),
     setting(
         "threads.tokenizers",
         "tokenizers",
@@ -338,6 +425,31 @@ pub static SETTINGS: &[Setting] = &[
         "0",
         "Threads that tokenize, for all models together; 0: as many as threads.total.",
     ),
+    setting(
+        "worker.timeout",
+        "worker-timeout",
+        &["CROSSGATE_WORKER_TIMEOUT", "WORKER_TIMEOUT"],
+        Kind::Time {
+            unit: Unit::Seconds,
+            min: Duration::from_millis(1),
+            max: HOUR,
+        },
+        "30s",
+        "How long a worker may take for a batch before it counts as lost; not applied yet.",
+    ),
+    setting(
+        "worker.retries_max",
+        "worker-retries-max",
+        &["CROSSGATE_WORKER_RETRIES_MAX", "MAX_RETRIES"],
+        Kind::Count {
+            unit: "retries",
+            min: 0,
+            max: 16,
+        },
+        "2",
+        "How often rows that a backend failed are tried again, while there is time; not applied yet.",
+    )
+    .also(&["max-retries"]),
     setting(
         "log.level",
         "log-level",
@@ -367,6 +479,7 @@ pub static GROUPS: &[(&str, &str)] = &[
     ("queue", "Bounds of a queue"),
     ("batch", "Bounds of a batch"),
     ("threads", "Threads"),
+    ("worker", "Workers that fail"),
     ("log", "Log"),
 ];
 
@@ -386,6 +499,7 @@ pub fn nearest(unknown: &str) -> Option<&'static str> {
         let names = setting
             .also
             .iter()
+            .chain(setting.off)
             .chain(setting.env)
             .chain([&setting.flag]);
         names.map(|name| spell(name)).any(|name| name == meant) || last(setting.key) == meant

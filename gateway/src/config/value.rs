@@ -13,6 +13,7 @@ pub enum Value {
     None,
     Text(String),
     Number(u64),
+    Flag(bool),
     Time(Duration),
     List(Vec<String>),
 }
@@ -52,6 +53,7 @@ pub fn parse(kind: &Kind, text: &str) -> Result<Value, String> {
             Some(time) if (min..=max).contains(&time) => Ok(Value::Time(time)),
             _ => Err(expected_time(unit, min, max)),
         },
+        Kind::Flag => parse_flag(text).map(Value::Flag),
         Kind::Json => parse_json(text).map(Value::Text),
         Kind::List { .. } => parse_list(text).map(Value::List),
         Kind::LogFilter => parse_log_filter(text).map(Value::Text),
@@ -143,6 +145,14 @@ fn parse_choice(words: &[&str], text: &str) -> Result<String, String> {
     match words.iter().find(|word| word.eq_ignore_ascii_case(text)) {
         Some(word) => Ok((*word).into()),
         None => Err(format!("expected one of {}", words.join(", "))),
+    }
+}
+
+fn parse_flag(text: &str) -> Result<bool, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "true" | "1" | "yes" | "on" => Ok(true),
+        "false" | "0" | "no" | "off" => Ok(false),
+        _ => Err("expected true or false (or 1, 0, yes, no, on, off)".into()),
     }
 }
 
@@ -283,6 +293,19 @@ mod tests {
         }
         let bare = parse_time("10000", Unit::Microseconds);
         assert_eq!(bare, Some(Duration::from_millis(10)));
+
+        for (text, flag) in [("true", true), ("YES", true), ("on", true), ("1", true)]
+            .into_iter()
+            .chain([
+                ("false", false),
+                ("no", false),
+                ("Off", false),
+                ("0", false),
+            ])
+        {
+            assert_eq!(parse_flag(text), Ok(flag), "{text:?}");
+        }
+        parse_flag("2").unwrap_err();
 
         let cases = [
             ("4096", Some(4_096)),

@@ -1,12 +1,12 @@
 //! Where requests and workers meet: the plan under one lock, and idle workers that wait for rows.
 
 use crate::generation::cost::Size;
-use crate::generation::plan::{Ask, Computed, Cut, Plan};
+use crate::generation::plan::{Ask, Computed, Cut, Next, Plan};
 use crate::generation::queue::{BatchBounds, Promise, QueueBounds, Taken};
 use crate::generation::work::{Outcome, Work};
 use crate::load::{Load, Totals};
 use crate::model::TokenRows;
-use crate::score::ScoreError;
+use crate::score::{Priority, ScoreError};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
@@ -64,19 +64,30 @@ impl Line {
         })
     }
 
-    /// Blocks until there are rows and takes a batch of them. `None` when the line is closed and empty.
+    /// Blocks until there are rows, and as long as they are held back, and takes a batch of them. `None`
+    /// when the line is closed and empty.
     pub fn next(&self, batch: &mut Vec<Taken>) -> Option<Cut> {
         let mut plan = self.plan();
         loop {
-            let cut = plan.cut(Instant::now(), batch);
-            if cut.is_some() || plan.is_closed() {
-                return cut;
-            }
-            plan = self
-                .rows_came
-                .wait(plan)
-                .unwrap_or_else(PoisonError::into_inner);
+            let now = Instant::now();
+            plan = match plan.cut(now, batch) {
+                Next::Batch(cut) => return Some(cut),
+                Next::Hold(until) => {
+                    let waited = self.rows_came.wait_timeout(plan, until - now);
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+                Next::Nothing if plan.is_closed() => return None,
+                Next::Nothing => {
+                    let waited = self.rows_came.wait(plan);
+                    waited.unwrap_or_else(PoisonError::into_inner)
+                }
+            };
         }
+    }
+
+    /// Somebody more urgent waits for these rows as well.
+    pub fn raise(&self, work: &Arc<Work>, priority: Priority) {
+        self.plan().raise(work, priority);
     }
 
     /// A worker has come back from a batch, of which every row was scored if it `is_whole`.
@@ -212,9 +223,10 @@ impl Drop for Ticket {
         if !self.done {
             self.work.abandon();
             // Whoever goes away before is just impatient.
-            let is_late = self.work.deadline() <= Instant::now();
+            let now = Instant::now();
+            let is_late = self.work.deadline() <= now;
             self.permit.is_in_time = is_late.then_some(false);
-            self.line.plan().forget(&self.work);
+            self.line.plan().forget(&self.work, now);
         }
     }
 }

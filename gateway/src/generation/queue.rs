@@ -7,39 +7,27 @@
 //! (tried first: a row from each in turn) lets all requests of an overloaded server finish together, after
 //! their deadlines. Deadlines do not order: they only drop.
 //!
+//! A request's part of the workers has a weight, by its priority. Virtual time runs on whenever rows are
+//! taken, so that a request of any priority comes first at last, whatever comes after it.
+//!
 //! A request has its place from its admission on, while it is still being tokenized: whoever is admitted
 //! next can count on what stands before it.
 
+mod bounds;
+mod flow;
+
+pub use bounds::{BatchBounds, Full, QueueBounds};
+
 use crate::generation::cost::{Amount, Cost, Size};
 use crate::generation::work::Work;
-use crate::score::ScoreError;
+use crate::load::Dropped;
+use crate::score::Priority;
+use bounds::bytes;
+use flow::{Flow, Why, weight};
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-/// A request is given up when even this share of its predicted time is more than it has left.
-const HOPELESS_SHARE: f64 = 0.8;
-
-/// What may wait.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct QueueBounds {
-    /// Rows.
-    pub rows_max: usize,
-    /// Tokens.
-    pub tokens_max: usize,
-}
-
-/// What one batch may hold.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct BatchBounds {
-    /// Rows.
-    pub rows_max: usize,
-    /// Tokens.
-    pub tokens_max: usize,
-    /// Predicted time; one row is taken whatever it costs.
-    pub time_max: Duration,
-}
 
 /// A row that was taken: the request's rows and the index among them.
 pub type Taken = (Arc<Work>, u32);
@@ -53,7 +41,11 @@ pub struct Queue {
     promised: BTreeMap<Place, Reservation>,
     pushed_sum: Amount,
     promised_sum: Amount,
-    // What each waiting request would have got by now under equal sharing, in seconds.
+    promised_text_bytes: usize,
+    // Of the flows.
+    weight_sum: f64,
+    dropped: Dropped,
+    // What each waiting request of weight 1 would have got by now under equal sharing, in seconds.
     virtual_s: f64,
     n_placed: u64,
 }
@@ -82,6 +74,8 @@ pub struct Reservation {
     pub waiting: Waiting,
     /// Bytes of text that are to be tokenized first.
     pub text_bytes: usize,
+    /// How urgent it is.
+    pub priority: Priority,
 }
 
 /// Room and a place that an admitted request has until its rows are pushed. Worth something only to the
@@ -91,20 +85,7 @@ pub struct Promise {
     place: Place,
     // `virtual_s` at its admission.
     start_s: f64,
-}
-
-/// No room.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Full;
-
-#[derive(Debug)]
-struct Flow {
-    waiting: Waiting,
-    work: Arc<Work>,
-    next_row: u32,
-    // By the prediction that gave it its place: as the cost model learns, a second and a token drift
-    // apart, and a request's rows must add up to what it was placed by.
-    token_s: f64,
+    priority: Priority,
 }
 
 // === impl Queue ===
@@ -118,6 +99,9 @@ impl Queue {
             promised: BTreeMap::new(),
             pushed_sum: Amount::default(),
             promised_sum: Amount::default(),
+            promised_text_bytes: 0,
+            weight_sum: 0.0,
+            dropped: Dropped::default(),
             virtual_s: 0.0,
             n_placed: 0,
         }
@@ -131,6 +115,36 @@ impl Queue {
     /// Tokens that wait.
     pub fn n_tokens(&self) -> usize {
         self.pushed_sum.size.tokens as usize
+    }
+
+    /// Bytes of tokens that wait or are promised room, and of texts that are being tokenized.
+    pub fn n_bytes(&self) -> usize {
+        bytes(self.amount(), self.promised_text_bytes)
+    }
+
+    /// Rows that left before they were computed, since the start.
+    pub fn dropped(&self) -> Dropped {
+        self.dropped
+    }
+
+    /// Requests whose rows wait.
+    pub fn n_requests(&self) -> usize {
+        self.flows.len()
+    }
+
+    /// Rows that wait, without those that are being tokenized.
+    pub fn pushed(&self) -> Amount {
+        self.pushed_sum
+    }
+
+    /// Since when the oldest of the waiting requests has waited, and the earliest of their deadlines.
+    /// `None` when nothing waits. Takes time in proportion to the requests.
+    pub fn urgency(&self, now: Instant) -> Option<(Duration, Instant)> {
+        let flows = self.flows.values();
+        let waits = flows.map(|flow| (flow.work.waited(now), flow.waiting.deadline));
+        waits.reduce(|(longest, first), (waited, deadline)| {
+            (longest.max(waited), first.min(deadline))
+        })
     }
 
     /// What waits or is promised room.
@@ -167,9 +181,9 @@ impl Queue {
 
     /// Where a request would stand if it was admitted now, of which one worker would be done after
     /// `alone_s` seconds.
-    pub fn place(&self, alone_s: f64) -> Place {
+    pub fn place(&self, alone_s: f64, priority: Priority) -> Place {
         Place {
-            finish_s: self.virtual_s + alone_s,
+            finish_s: self.virtual_s + alone_s / weight(priority),
             seq: self.n_placed + 1,
         }
     }
@@ -180,37 +194,48 @@ impl Queue {
     /// # Errors
     /// [`Full`].
     pub fn reserve(&mut self, asked: Reservation, alone_s: f64) -> Result<Promise, Full> {
-        let sum = self.amount() + asked.waiting.amount;
-        let fits =
-            sum.rows <= self.bounds.rows_max && sum.size.tokens as usize <= self.bounds.tokens_max;
-        if !fits && self.amount().rows > 0 {
-            return Err(Full);
+        if self.amount().rows > 0 {
+            self.check_room(&asked)?;
         }
-        let place = self.place(alone_s);
+        let place = self.place(alone_s, asked.priority);
         self.n_placed = place.seq;
         self.promised.insert(place, asked);
         self.promised_sum += asked.waiting.amount;
+        self.promised_text_bytes += asked.text_bytes;
         Ok(Promise {
             place,
             start_s: self.virtual_s,
+            priority: asked.priority,
         })
+    }
+
+    fn check_room(&self, asked: &Reservation) -> Result<(), Full> {
+        let n_requests = self.flows.len() + self.promised.len() + 1;
+        let text_bytes = self.promised_text_bytes + asked.text_bytes;
+        let sum = self.amount() + asked.waiting.amount;
+        self.bounds.check(n_requests, sum, text_bytes)
     }
 
     /// Gives promised room back: the request went away.
     pub fn release(&mut self, promise: Promise) {
         if let Some(promised) = self.promised.remove(&promise.place) {
             self.promised_sum -= promised.waiting.amount;
+            self.promised_text_bytes -= promised.text_bytes;
         }
         self.rest();
     }
 
     /// Appends a request's rows, at the place that was promised to them.
     pub fn push(&mut self, work: Arc<Work>, promise: Promise, alone_s: f64) {
-        let Promise { place, start_s } = promise;
+        let Promise {
+            place,
+            start_s,
+            priority,
+        } = promise;
         let amount = work.amount();
         // What it costs is known better now than when it was admitted.
         let place = Place {
-            finish_s: start_s + alone_s,
+            finish_s: start_s + alone_s / weight(priority),
             ..place
         };
         let waiting = Waiting {
@@ -222,11 +247,13 @@ impl Queue {
             Flow {
                 waiting,
                 work,
+                priority,
                 next_row: 0,
                 token_s: alone_s / amount.size.tokens.max(1.0),
             },
         );
         self.pushed_sum += amount;
+        self.weight_sum += weight(priority);
         self.release(promise);
     }
 
@@ -242,6 +269,7 @@ impl Queue {
         batch: &mut Vec<Taken>,
     ) {
         batch.clear();
+        self.drop_waited(now);
         let (time_max_s, mut size) = (bounds.time_max.as_secs_f64(), Size::default());
         loop {
             let n_flows = self.flows.len();
@@ -251,10 +279,13 @@ impl Queue {
             // One request that is started too late, and given up half-way, makes the next one too late as
             // well. But alone it takes nothing from others, and the prediction may be wrong.
             let is_hopeless = n_flows > 1 && !first.get().can_be_done(now, pace, n_workers);
-            if is_hopeless || !first.get().work.alive(now) {
+            let why = first
+                .get()
+                .useless(now)
+                .or(is_hopeless.then_some(Why::Hopeless));
+            if let Some(why) = why {
                 let flow = first.remove();
-                self.pushed_sum -= flow.waiting.amount;
-                expire(&flow.work, now);
+                self.drop_flow(&flow, why, now);
                 continue;
             }
             let flow = first.get_mut();
@@ -272,8 +303,9 @@ impl Queue {
             flow.next_row += 1;
             flow.waiting.amount -= row;
             // Equal sharing would have given each waiting request its part of this time.
-            self.virtual_s += flow.token_s * row.size.tokens / n_flows as f64;
+            self.virtual_s += flow.token_s * row.size.tokens / self.weight_sum;
             if flow.waiting.amount.rows == 0 {
+                self.weight_sum -= weight(flow.priority);
                 first.remove();
             }
             self.pushed_sum -= row;
@@ -282,13 +314,67 @@ impl Queue {
     }
 
     /// Forgets the waiting rows of a request that nobody waits for.
-    pub fn forget(&mut self, work: &Arc<Work>) {
+    pub fn forget(&mut self, work: &Arc<Work>, now: Instant) {
+        if let Some(flow) = self.take(work) {
+            let is_late = flow.waiting.deadline <= now;
+            let why = if is_late {
+                Why::Expired
+            } else {
+                Why::Cancelled
+            };
+            why.count(flow.waiting.amount.rows, &mut self.dropped);
+            self.rest();
+        }
+    }
+
+    /// The waiting rows of a request are at least so urgent from now on, and move forward: what equal
+    /// sharing still owes them it gives at their new weight.
+    pub fn raise(&mut self, work: &Arc<Work>, priority: Priority) {
+        let is_more = |flow: &Flow| Arc::ptr_eq(&flow.work, work) && flow.priority < priority;
+        let mut found = self.flows.iter().filter(|(_, flow)| is_more(flow));
+        let Some(old) = found.next().map(|(place, _)| *place) else {
+            return;
+        };
+        if let Some(mut flow) = self.flows.remove(&old) {
+            let ratio = weight(flow.priority) / weight(priority);
+            self.weight_sum += weight(priority) - weight(flow.priority);
+            flow.priority = priority;
+            let owed_s = (old.finish_s - self.virtual_s).max(0.0);
+            // What is overdue under equal sharing cannot be owed less.
+            let finish_s = old.finish_s.min(self.virtual_s + owed_s * ratio);
+            self.flows.insert(Place { finish_s, ..old }, flow);
+        }
+    }
+
+    fn take(&mut self, work: &Arc<Work>) -> Option<Flow> {
         let is_its = |flow: &Flow| Arc::ptr_eq(&flow.work, work);
         let mut found = self.flows.iter().filter(|(_, flow)| is_its(flow));
-        let place = found.next().map(|(place, _)| *place);
-        if let Some(flow) = place.and_then(|place| self.flows.remove(&place)) {
-            self.pushed_sum -= flow.waiting.amount;
-            self.rest();
+        let place = found.next().map(|(place, _)| *place)?;
+        let flow = self.flows.remove(&place)?;
+        self.pushed_sum -= flow.waiting.amount;
+        self.weight_sum -= weight(flow.priority);
+        Some(flow)
+    }
+
+    /// Answers whoever has waited as long as may be and was not begun.
+    fn drop_waited(&mut self, now: Instant) {
+        let Some(wait_max) = self.bounds.wait_max else {
+            return;
+        };
+        let has_waited =
+            |_: &Place, flow: &mut Flow| flow.next_row == 0 && wait_max <= flow.work.waited(now);
+        let waited: Vec<_> = self.flows.extract_if(.., has_waited).collect();
+        for (_, flow) in waited {
+            self.drop_flow(&flow, Why::Waited, now);
+        }
+    }
+
+    fn drop_flow(&mut self, flow: &Flow, why: Why, now: Instant) {
+        self.pushed_sum -= flow.waiting.amount;
+        self.weight_sum -= weight(flow.priority);
+        why.count(flow.waiting.amount.rows, &mut self.dropped);
+        if let Some(error) = why.error(flow.work.waited(now)) {
+            flow.work.fail(error);
         }
     }
 
@@ -303,6 +389,7 @@ impl Queue {
     fn rest(&mut self) {
         if self.flows.is_empty() {
             self.pushed_sum = Amount::default();
+            self.weight_sum = 0.0;
         }
         if self.promised.is_empty() {
             self.promised_sum = Amount::default();
@@ -310,29 +397,6 @@ impl Queue {
         if self.flows.is_empty() && self.promised.is_empty() {
             self.virtual_s = 0.0;
         }
-    }
-}
-
-/// Answers a request that is not in time. Where its time has passed, its own timer usually says so first.
-fn expire(work: &Work, now: Instant) {
-    if work.wanted().load(std::sync::atomic::Ordering::Relaxed) {
-        work.fail(ScoreError::DeadlinePassed {
-            after: work.waited(now),
-        });
-    }
-}
-
-// === impl Flow ===
-
-impl Flow {
-    /// Whether what is left of it can be computed before its deadline, if it goes first from now on. A
-    /// prediction that is wrong by a fifth gives nothing up.
-    fn can_be_done(&self, now: Instant, pace: f64, n_workers: usize) -> bool {
-        let Amount { rows, size } = self.waiting.amount;
-        let n_sharing = rows.min(n_workers).max(1) as f64;
-        let needs_s = self.token_s * size.tokens * pace / n_sharing;
-        let left = self.waiting.deadline.saturating_duration_since(now);
-        HOPELESS_SHARE * needs_s < left.as_secs_f64()
     }
 }
 

@@ -261,11 +261,16 @@ fn computed(batch: &RaggedBatch<'_>, scores: &Scores<'_>, took: Duration) -> Com
         ..Computed::default()
     };
     for row in scored {
+        done.n_unwanted += usize::from(!batch.wanted(row));
         let len = batch.row(row).input_ids.len();
         done.n_rows += 1;
         done.longest = done.longest.max(len);
         done.size += Size::row(len);
     }
+    let skipped = (0..batch.n_rows()).map(|row| scores.row(row));
+    done.n_skipped = skipped
+        .filter(|score| matches!(score, Err(RowStatus::Unwanted)))
+        .count();
     done.is_whole = done.n_rows == batch.n_rows();
     done
 }

@@ -1,9 +1,15 @@
 use super::*;
+use crate::generation::hold::HoldBounds;
 use crate::model::TokenRows;
+use crate::score::ScoreError;
+use std::time::Duration;
 
 const BOUNDS: QueueBounds = QueueBounds {
     rows_max: 100,
     tokens_max: 1_000,
+    requests_max: 100,
+    bytes_max: 100_000,
+    wait_max: None,
 };
 /// One worker, and predictions that hold.
 const ALONE: (f64, usize) = (1.0, 1);
@@ -11,6 +17,7 @@ const BATCH: BatchBounds = BatchBounds {
     rows_max: 4,
     tokens_max: 100,
     time_max: Duration::from_secs(1),
+    hold: HoldBounds::NEVER,
 };
 
 fn work(lengths: &[u32], deadline: Instant) -> Arc<Work> {
@@ -38,13 +45,21 @@ fn reservation(rows: usize, tokens: usize) -> Reservation {
             deadline: Instant::now(),
         },
         text_bytes: 0,
+        priority: Priority::Normal,
     }
 }
 
 /// Admits and pushes.
 fn push(queue: &mut Queue, work: &Arc<Work>) {
+    push_as(queue, work, Priority::Normal);
+}
+
+fn push_as(queue: &mut Queue, work: &Arc<Work>, priority: Priority) {
     let tokens = work.amount().size.tokens;
-    let asked = reservation(work.rows().len(), tokens as usize);
+    let asked = Reservation {
+        priority,
+        ..reservation(work.rows().len(), tokens as usize)
+    };
     let alone_s = tokens / 1e4;
     let promise = queue.reserve(asked, alone_s).unwrap();
     queue.push(Arc::clone(work), promise, alone_s);
@@ -190,9 +205,9 @@ fn forgotten_rows_give_their_room_back() {
     push(&mut queue, &first);
     queue.cut(now, &BATCH, &Cost::default(), ALONE, &mut batch);
     push(&mut queue, &second);
-    queue.forget(&first);
+    queue.forget(&first, now);
     assert_eq!((queue.n_rows(), queue.n_tokens()), (2, 14));
-    queue.forget(&first);
+    queue.forget(&first, now);
     assert_eq!((queue.n_rows(), queue.n_tokens()), (2, 14));
 }
 
@@ -200,7 +215,11 @@ fn forgotten_rows_give_their_room_back() {
 fn promises_count_until_released() {
     let mut queue = Queue::new(BOUNDS);
     let most = queue.reserve(reservation(100, 10), 10.0).unwrap();
-    assert_eq!(queue.reserve(reservation(1, 1), 1.0).unwrap_err(), Full);
+    let full = Full {
+        bound: "queue.rows_max",
+        max: 100,
+    };
+    assert_eq!(queue.reserve(reservation(1, 1), 1.0).unwrap_err(), full);
     queue.release(most);
     queue.reserve(reservation(1, 1), 1.0).unwrap();
     assert_eq!(queue.amount().rows, 1);
@@ -211,7 +230,7 @@ fn a_request_larger_than_the_queue_is_served_when_idle() {
     let mut queue = Queue::new(BOUNDS);
     let huge = reservation(500, 50_000);
     let _first = queue.reserve(huge, 1.0).unwrap();
-    assert_eq!(queue.reserve(huge, 1.0).unwrap_err(), Full);
+    queue.reserve(huge, 1.0).unwrap_err();
 }
 
 #[test]
@@ -274,4 +293,227 @@ fn what_cannot_be_done_in_time_leaves_the_workers_to_others() {
         queue.cut(now, &BATCH, &Cost::default(), speed, &mut batch);
         assert_eq!(batch.len(), 2);
     }
+}
+
+#[test]
+fn every_bound_is_kept_and_named() {
+    let refused = |bounds, asked| {
+        let mut queue = Queue::new(bounds);
+        let _first = queue.reserve(asked, 1.0).unwrap();
+        let full = queue.reserve(asked, 1.0).unwrap_err();
+        (full.bound, full.max)
+    };
+    let asked = Reservation {
+        text_bytes: 100,
+        ..reservation(3, 30)
+    };
+    let cases = [
+        (
+            QueueBounds {
+                rows_max: 5,
+                ..BOUNDS
+            },
+            ("queue.rows_max", 5),
+        ),
+        (
+            QueueBounds {
+                tokens_max: 59,
+                ..BOUNDS
+            },
+            ("queue.tokens_max", 59),
+        ),
+        (
+            QueueBounds {
+                requests_max: 1,
+                ..BOUNDS
+            },
+            ("queue.requests_max", 1),
+        ),
+        // 30 tokens of 8 bytes and 100 bytes of text, twice.
+        (
+            QueueBounds {
+                bytes_max: 679,
+                ..BOUNDS
+            },
+            ("queue.bytes_max", 679),
+        ),
+    ];
+    for (bounds, want) in cases {
+        assert_eq!(refused(bounds, asked), want);
+    }
+    let mut queue = Queue::new(QueueBounds {
+        bytes_max: 680,
+        ..BOUNDS
+    });
+    let first = queue.reserve(asked, 1.0).unwrap();
+    let _second = queue.reserve(asked, 1.0).unwrap();
+    assert_eq!(queue.n_bytes(), 680);
+    // Tokenized: its text is gone.
+    queue.push(work(&[10; 3], Instant::now()), first, 1.0);
+    assert_eq!(queue.n_bytes(), 580);
+}
+
+/// Requests of these tokens and priorities, in the order in which they are served.
+#[track_caller]
+fn check_order(requests: &[(u32, Priority)], expected: &[usize]) {
+    let (now, mut queue, mut batch) = (Instant::now(), Queue::new(BOUNDS), Vec::new());
+    let one = BatchBounds {
+        rows_max: 1,
+        ..BATCH
+    };
+    let works: Vec<_> = requests
+        .iter()
+        .map(|&(tokens, priority)| {
+            let work = work(&[tokens], now + Duration::from_secs(9));
+            push_as(&mut queue, &work, priority);
+            work
+        })
+        .collect();
+    let served = std::iter::from_fn(|| {
+        queue.cut(now, &one, &Cost::default(), ALONE, &mut batch);
+        let (taken, _) = batch.first()?;
+        works.iter().position(|work| Arc::ptr_eq(work, taken))
+    });
+    assert_eq!(served.collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn the_more_urgent_first_as_far_as_their_weights_go() {
+    use Priority::{High, Low, Normal};
+    check_order(&[(50, Low), (50, Normal), (50, High)], &[2, 1, 0]);
+    // Four times the tokens for each step.
+    check_order(&[(11, Normal), (40, High), (10, Normal)], &[1, 2, 0]);
+    check_order(&[(10, Normal), (41, High)], &[0, 1]);
+    check_order(&[(9, Low), (40, Normal), (150, High)], &[0, 2, 1]);
+}
+
+#[test]
+fn urgent_requests_do_not_starve_others() {
+    let (now, mut queue, mut batch) = (Instant::now(), Queue::new(BOUNDS), Vec::new());
+    let later = now + Duration::from_secs(9);
+    let one = BatchBounds {
+        rows_max: 1,
+        ..BATCH
+    };
+    let low = work(&[10], later);
+    push_as(&mut queue, &low, Priority::Low);
+    let urgent = || work(&[10], later);
+    (0..9).for_each(|_| push_as(&mut queue, &urgent(), Priority::High));
+    // Ten always wait, and one comes whenever one is served.
+    let rounds = (1..1_000).find(|_| {
+        push_as(&mut queue, &urgent(), Priority::High);
+        queue.cut(now, &one, &Cost::default(), ALONE, &mut batch);
+        Arc::ptr_eq(&batch[0].0, &low)
+    });
+    // Equal sharing owes it one part in 161: 10 of weight 4 beside its quarter.
+    assert!(
+        rounds.is_some_and(|rounds| (16..=162).contains(&rounds)),
+        "{rounds:?}"
+    );
+}
+
+#[test]
+fn what_was_raised_moves_forward() {
+    let (now, mut queue, mut batch) = (Instant::now(), Queue::new(BOUNDS), Vec::new());
+    let later = now + Duration::from_secs(9);
+    let works: Vec<_> = (0..3).map(|_| work(&[10; 4], later)).collect();
+    works.iter().for_each(|work| push(&mut queue, work));
+    let one = BatchBounds {
+        rows_max: 1,
+        ..BATCH
+    };
+    let mut next = |queue: &mut Queue| {
+        queue.cut(now, &one, &Cost::default(), ALONE, &mut batch);
+        let (taken, row) = &batch[0];
+        let index = works.iter().position(|work| Arc::ptr_eq(work, taken));
+        (index.unwrap(), *row)
+    };
+    assert_eq!(next(&mut queue), (0, 0));
+    queue.raise(&works[2], Priority::High);
+    assert_eq!(next(&mut queue), (2, 0));
+    // Nothing is lowered, and its rows stay in order.
+    queue.raise(&works[2], Priority::Low);
+    queue.raise(&works[1], Priority::Normal);
+    let rest: Vec<_> = (0..10).map(|_| next(&mut queue)).collect();
+    let want = [
+        (2, 1),
+        (2, 2),
+        (2, 3),
+        (0, 1),
+        (0, 2),
+        (0, 3),
+        (1, 0),
+        (1, 1),
+        (1, 2),
+        (1, 3),
+    ];
+    assert_eq!(rest, want);
+    // A request that is not there any more.
+    queue.raise(&works[0], Priority::High);
+    assert_eq!((queue.n_rows(), queue.n_requests()), (0, 0));
+}
+
+#[test]
+fn who_waited_too_long_is_told_so_unless_begun() {
+    let (now, mut batch) = (Instant::now(), Vec::new());
+    let wait_max = Some(Duration::from_secs(1));
+    let mut queue = Queue::new(QueueBounds { wait_max, ..BOUNDS });
+    let later = now + Duration::from_secs(9);
+    let rows = |n: usize| TokenRows {
+        input_ids: vec![1; 10 * n],
+        type_ids: vec![0; 10 * n],
+        offsets: (0..=n as u32).map(|row| 10 * row).collect(),
+    };
+    let (begun, _answer) = Work::new(rows(5), 1, later, now);
+    let (waits, mut answer) = Work::new(rows(20), 1, later, now);
+    push(&mut queue, &begun);
+    push(&mut queue, &waits);
+    queue.cut(now, &BATCH, &Cost::default(), ALONE, &mut batch);
+    let soon = now + Duration::from_millis(999);
+    queue.cut(
+        soon,
+        &BatchBounds {
+            rows_max: 0,
+            ..BATCH
+        },
+        &Cost::default(),
+        ALONE,
+        &mut batch,
+    );
+    answer.try_recv().unwrap_err();
+    let then = now + Duration::from_secs(1);
+    push(&mut queue, &begun);
+    queue.cut(then, &BATCH, &Cost::default(), ALONE, &mut batch);
+    let Err(ScoreError::Unavailable { why, .. }) = answer.try_recv().unwrap() else {
+        panic!("it waited a second")
+    };
+    assert!(
+        why.contains("1.0 s in the queue, as long as queue.wait_max"),
+        "{why}"
+    );
+}
+
+#[test]
+fn what_is_dropped_is_counted_by_its_reason() {
+    let (now, mut queue, mut batch) = (Instant::now(), Queue::new(BOUNDS), Vec::new());
+    let later = now + Duration::from_secs(9);
+    let expired = work(&[9; 2], now);
+    let hopeless = work(&[50; 3], now + Duration::from_millis(10));
+    let [gone, left, late, kept] = [5, 6, 7, 20].map(|n| work(&vec![9; n], later));
+    for work in [&expired, &hopeless, &gone, &left, &late, &kept] {
+        push(&mut queue, work);
+    }
+    gone.abandon();
+    queue.forget(&left, now);
+    queue.forget(&late, later);
+    queue.cut(now, &BATCH, &Cost::default(), ALONE, &mut batch);
+    while !batch.is_empty() {
+        queue.cut(now, &BATCH, &Cost::default(), ALONE, &mut batch);
+    }
+    let want = Dropped {
+        cancelled: 5 + 6,
+        expired: 2 + 7,
+        hopeless: 3,
+    };
+    assert_eq!(queue.dropped(), want);
 }
