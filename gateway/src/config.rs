@@ -6,6 +6,7 @@
 
 mod check;
 pub mod file;
+mod nearest;
 pub mod raw;
 pub mod setting;
 pub mod show;

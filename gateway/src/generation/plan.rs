@@ -219,8 +219,7 @@ impl Plan {
                 let ahead_s = ahead.as_secs_f64();
                 let why = match self.wait_max {
                     Some(max) if max < ahead => format!(
-                        "{ahead_s:.1} s of queued work go first, more than queue.wait_max = {:.1} s",
-                        max.as_secs_f64()
+                        "{ahead_s:.1} s of queued work go first, more than queue.wait_max = {max:?}"
                     ),
                     _ => format!(
                         "{ahead_s:.1} s of queued work go first, too much for the {left_s:.1} s that \
@@ -305,8 +304,8 @@ impl Plan {
         })
     }
 
-    /// Until when what waits is held back; `None` to cut it now. Never while another worker is idle too:
-    /// it takes what comes. Never when a batch of what waits would be full.
+    /// Until when what waits is held back; `None` to cut it now. Never when a batch of it would be full.
+    /// While another worker is idle too it does not pay: that one takes what comes.
     fn hold_until(&mut self, now: Instant) -> Option<Instant> {
         let hold = self.batch.hold;
         let Amount { rows, size } = self.queue.pushed();
@@ -315,7 +314,8 @@ impl Plan {
         let is_full = hold.rows_preferred.min(self.batch.rows_max) <= rows
             || self.batch.tokens_max <= size.tokens as usize
             || self.batch.time_max.as_secs_f64() <= usual_s;
-        if hold.wait_max.is_zero() || self.closed || n_idle != 1 || rows == 0 || is_full {
+        let has_help = hold.is_adaptive && 1 < n_idle;
+        if hold.wait_max.is_zero() || self.closed || has_help || rows == 0 || is_full {
             return None;
         }
         let [own_s, ..] = self.cost.coefficients();

@@ -422,7 +422,14 @@ mod tests {
             let scores = Scores::check(&mut logits, &mut statuses, 1).unwrap();
             let done = computed(&batch, &scores, Duration::ZERO);
             assert_eq!((done.n_rows, done.size, done.is_whole), want);
+            assert_eq!((done.n_unwanted, done.n_skipped), (0, 3 - done.n_rows));
         }
+        // Scored, and nobody waits for it any more.
+        wanted.store(false, Ordering::Relaxed);
+        let (mut logits, mut statuses) = ([0.0; 3], [scored, unwanted, scored]);
+        let scores = Scores::check(&mut logits, &mut statuses, 1).unwrap();
+        let done = computed(&batch, &scores, Duration::ZERO);
+        assert_eq!((done.n_rows, done.n_unwanted, done.n_skipped), (2, 2, 1));
     }
 
     /// One test, because the counts are the plugin's.

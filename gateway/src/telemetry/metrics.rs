@@ -91,7 +91,7 @@ const GAUGES: [Gauge; 14] = [
     ),
     (
         "crossgate.queue_bytes",
-        "By",
+        "",
         "Bytes of tokens that wait for a worker, and of texts that are being tokenized.",
         |model| model.load.queue_bytes as f64,
     ),
