@@ -44,6 +44,7 @@ struct Clients {
     timeout_s: u64,
     /// Between a refusal and the next request.
     pause_ms: u64,
+    priority: Priority,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -189,7 +190,7 @@ impl Sim {
             text_bytes: bytes as usize,
             tokens_max: kind.documents * 512,
             deadline: self.now() + Duration::from_secs(kind.timeout_s),
-            priority: Priority::Normal,
+            priority: kind.priority,
         };
         match self.plan.admit(&ask, self.now()) {
             Ok(promise) => {
@@ -325,6 +326,7 @@ const HEAVY: Clients = Clients {
     document_tokens: 150,
     timeout_s: 10,
     pause_ms: 50,
+    priority: Priority::Normal,
 };
 
 #[track_caller]
@@ -368,6 +370,7 @@ fn a_request_that_waits_alone_is_computed_by_all_workers() {
         document_tokens: 25,
         timeout_s: 10,
         pause_ms: 0,
+        priority: Priority::Normal,
     };
     let answered = |n_workers| Sim::new(n_workers, &[lone]).run(60).0[0].in_time;
     let (by_one, by_two, by_eight) = (answered(1), answered(2), answered(8));
@@ -385,6 +388,7 @@ fn requests_of_one_document_are_answered_beside_those_of_a_thousand() {
         document_tokens: 50,
         timeout_s: 10,
         pause_ms: 1_000,
+        priority: Priority::Normal,
     };
     let small = Clients {
         number: 1,
@@ -397,4 +401,47 @@ fn requests_of_one_document_are_answered_beside_those_of_a_thousand() {
     assert!(counts[1].in_time > 1_000, "{counts:?}");
     assert!(counts[0].in_time > 10, "{counts:?}");
     assert!(counts[0].late <= 1, "{counts:?}");
+}
+
+#[test]
+fn under_overload_the_least_urgent_are_refused_first() {
+    let clients = |priority| Clients {
+        number: 60,
+        priority,
+        ..HEAVY
+    };
+    let kinds = [Priority::High, Priority::Normal, Priority::Low].map(clients);
+    let (counts, useful) = Sim::new(2, &kinds).run(120);
+    let [high, normal, low] = [0, 1, 2].map(|kind| counts[kind]);
+    assert!(2 * normal.in_time < high.in_time, "{counts:?}");
+    assert!(100 < normal.in_time && high.late == 0, "{counts:?}");
+    assert!(normal.refused < low.refused, "{counts:?}");
+    let (late, in_time) = counts.iter().fold((0, 0), |sum, kind| {
+        (sum.0 + kind.late, sum.1 + kind.in_time)
+    });
+    assert!(late * 97 <= in_time * 3, "{counts:?}");
+    assert!(useful >= 0.9, "{useful}");
+}
+
+#[test]
+fn what_the_urgent_leave_is_for_the_others() {
+    let low = Clients {
+        priority: Priority::Low,
+        ..HEAVY
+    };
+    let high = Clients {
+        number: 1,
+        documents: 8,
+        priority: Priority::High,
+        ..HEAVY
+    };
+    let (counts, useful) = Sim::new(2, &[high, low]).run(60);
+    assert_eq!((counts[0].refused, counts[0].late), (0, 0), "{counts:?}");
+    // Some fifty wait with a weight of a quarter, and one of 4 takes about a quarter of the machine: 0.1 s for
+    // its 50 ms.
+    assert!(
+        400 < counts[0].in_time && 300 < counts[1].in_time,
+        "{counts:?}"
+    );
+    assert!(useful >= 0.9, "{useful}");
 }

@@ -270,6 +270,11 @@ impl Plan {
         self.queue.raise(work, priority);
     }
 
+    /// The same before its rows are there.
+    pub fn raise_promised(&mut self, promise: &mut Promise, priority: Priority) {
+        self.queue.raise_promised(promise, priority);
+    }
+
     /// Everything that waits; none of it is cut any more.
     pub fn drain(&mut self) -> Vec<Arc<Work>> {
         self.queue.drain()

@@ -346,6 +346,23 @@ impl Queue {
         }
     }
 
+    /// The same for a request that is still being tokenized.
+    pub fn raise_promised(&mut self, promise: &mut Promise, priority: Priority) {
+        if priority <= promise.priority {
+            return;
+        }
+        let Some(mut reserved) = self.promised.remove(&promise.place) else {
+            return;
+        };
+        let ratio = weight(promise.priority) / weight(priority);
+        let place = promise.place;
+        // Nothing of it was served yet: it is placed as if it had been as urgent from the beginning.
+        promise.place.finish_s = promise.start_s + (place.finish_s - promise.start_s) * ratio;
+        promise.priority = priority;
+        reserved.priority = priority;
+        self.promised.insert(promise.place, reserved);
+    }
+
     fn take(&mut self, work: &Arc<Work>) -> Option<Flow> {
         let is_its = |flow: &Flow| Arc::ptr_eq(&flow.work, work);
         let mut found = self.flows.iter().filter(|(_, flow)| is_its(flow));

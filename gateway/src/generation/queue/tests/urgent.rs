@@ -99,3 +99,26 @@ fn what_was_raised_moves_forward() {
     queue.raise(&works[0], Priority::High);
     assert_eq!((queue.n_rows(), queue.n_requests()), (0, 0));
 }
+
+#[test]
+fn what_was_raised_while_it_was_tokenized_has_its_place() {
+    let (now, mut queue, mut batch) = (Instant::now(), Queue::new(BOUNDS), Vec::new());
+    let later = now + Duration::from_secs(9);
+    let [first, raised] = [20, 40].map(|tokens| work(&[tokens], later));
+    push(&mut queue, &first);
+    let mut promise = queue.reserve(reservation(1, 40), 4e-3).unwrap();
+    let rows = |queue: &Queue| {
+        let waiting = queue.waiting();
+        let tokens = waiting.map(|(_, waiting)| waiting.amount.size.tokens as u32);
+        tokens.collect::<Vec<_>>()
+    };
+    queue.raise_promised(&mut promise, Priority::Low);
+    assert_eq!(rows(&queue), [20, 40]);
+    queue.raise_promised(&mut promise, Priority::High);
+    assert_eq!(rows(&queue), [40, 20]);
+    queue.push(Arc::clone(&raised), promise, 4e-3);
+    assert_eq!(rows(&queue), [40, 20]);
+    queue.cut(now, &BATCH, &Cost::default(), ALONE, &mut batch);
+    assert!(Arc::ptr_eq(&batch[0].0, &raised));
+    assert_eq!((queue.n_rows(), queue.n_bytes()), (0, 0));
+}
