@@ -245,6 +245,7 @@ fn bounds(config: &Config) -> Bounds {
         documents_max: intake.documents_max,
         document_bytes_max: intake.document_bytes_max,
         query_bytes_max: intake.query_bytes_max,
+        priority_max: intake.priority_max,
     }
 }
 

@@ -8,7 +8,7 @@ mod pair;
 mod store;
 
 pub use asker::{Answered, Asker, Failed, Outcome};
-pub use flight::{Board, Fleet, Gate, Hold, Miss};
+pub use flight::{Board, Claim, Fleet, Gate, Hold, Miss};
 pub use key::{Key, keys};
 pub use pair::Pair;
 pub use store::{Kept, Store};
@@ -18,7 +18,7 @@ use crate::generation::Generation;
 use crate::generation::plan::Ask;
 use crate::load::{CacheState, Origins};
 use crate::runtime::{Runtime, aside};
-use crate::score::{Answer, ScoreError, ScoreRequest, ScoreResponse, Times};
+use crate::score::{Answer, Priority, ScoreError, ScoreRequest, ScoreResponse, Times};
 use crate::tokenize::{Admitted, Tokenize};
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -57,6 +57,7 @@ struct Asked {
     /// `None` where they have gone to be computed.
     documents: Vec<Option<String>>,
     deadline: Instant,
+    priority: Priority,
     generation: Arc<Generation>,
     misses: Vec<Miss>,
     /// Flights that were begun for it, and pairs that had landed by then.
@@ -104,6 +105,7 @@ impl Cache {
             query: request.query,
             documents: request.documents.into_iter().map(Some).collect(),
             deadline: request.deadline,
+            priority: request.priority,
             generation,
             misses,
             n_begun: 0,
@@ -148,7 +150,7 @@ impl Cache {
 
     /// Has `asker` wait for every miss, and has those computed that nobody computes yet.
     async fn begin(&self, asked: &mut Asked, asker: &Arc<Asker>) -> Result<Hold, ScoreError> {
-        let (generation, deadline) = (Arc::clone(&asked.generation), asked.deadline);
+        let generation = Arc::clone(&asked.generation);
         let line = generation.line();
         let new = match &self.levels.board {
             Some(board) => board.new_ones(line, &asked.misses),
@@ -164,7 +166,7 @@ impl Cache {
             store: self.levels.store.as_ref(),
             line,
         };
-        let mut hold = gate.claim(&asked.misses, asker, deadline, Instant::now());
+        let mut hold = gate.claim(&asked.misses, asker, asked.claim(), Instant::now());
         asked.n_landed += hold.n_landed;
         let Some((fleet, indices)) = hold.own.take() else {
             return Ok(hold);
@@ -278,6 +280,14 @@ impl Asked {
             text_bytes: bytes + self.query.len(),
             tokens_max: rows * self.generation.tokenizer().row_tokens_max(),
             deadline: self.deadline,
+            priority: self.priority,
+        }
+    }
+
+    fn claim(&self) -> Claim {
+        Claim {
+            deadline: self.deadline,
+            priority: self.priority,
         }
     }
 

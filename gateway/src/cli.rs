@@ -210,7 +210,20 @@ pub fn program() -> clap::Command {
 }
 
 fn flags() -> impl Iterator<Item = Arg> {
-    SETTINGS.iter().map(flag)
+    SETTINGS.iter().flat_map(|setting| {
+        let off = setting.off.iter().map(|name| off_flag(setting, name));
+        [flag(setting)].into_iter().chain(off)
+    })
+}
+
+/// A flag that needs no value: its name says no.
+fn off_flag(setting: &'static Setting, name: &'static str) -> Arg {
+    let title = GROUPS.iter().find(|(group, _)| *group == setting.group());
+    Arg::new(name)
+        .long(name)
+        .action(ArgAction::SetTrue)
+        .help(format!("The same as --{} false", setting.flag))
+        .help_heading(title.map(|(_, title)| *title))
 }
 
 fn flag(setting: &'static Setting) -> Arg {
@@ -247,10 +260,10 @@ fn flag(setting: &'static Setting) -> Arg {
 fn given(matches: &ArgMatches) -> Vec<(&'static str, String)> {
     let of_setting = |setting: &'static Setting| {
         let values = matches.try_get_many::<String>(setting.key).ok().flatten();
-        values
-            .into_iter()
-            .flatten()
-            .map(|text| (setting.key, text.clone()))
+        let is_off = setting.off.iter().any(|name| matches.get_flag(name));
+        let said = values.into_iter().flatten().cloned();
+        said.chain(is_off.then(|| "false".to_owned()))
+            .map(|text| (setting.key, text))
     };
     SETTINGS.iter().flat_map(of_setting).collect()
 }

@@ -6,13 +6,14 @@
 
 mod check;
 pub mod file;
+mod nearest;
 pub mod raw;
 pub mod setting;
 pub mod show;
 pub mod table;
 pub mod value;
 
-use crate::score::Activation;
+use crate::score::{Activation, Priority};
 use raw::{Origin, Raw};
 use setting::Setting;
 use std::fmt;
@@ -31,6 +32,7 @@ pub struct Config {
     queue: Queue,
     batch: Batch,
     threads: Threads,
+    worker: Worker,
     log: Log,
 }
 
@@ -96,6 +98,8 @@ pub struct Intake {
     pub requests_max: usize,
     /// Bodies held at once.
     pub bytes_max: usize,
+    /// What is more urgent is lowered to it.
+    pub priority_max: Priority,
 }
 
 /// What is kept of scores, and for how long.
@@ -117,6 +121,11 @@ pub struct Cache {
 pub struct Queue {
     pub rows_max: usize,
     pub tokens_max: usize,
+    pub requests_max: usize,
+    /// Tokens of what waits, and texts of what is being tokenized.
+    pub bytes_max: usize,
+    /// Until a request's first row is cut; `None` for until its deadline. Not below `Batch::wait_max`.
+    pub wait_max: Option<Duration>,
 }
 
 /// Bounds of a batch: a row of max_length fits. Where that is unset, rows are cut to tokens_max.
@@ -126,6 +135,21 @@ pub struct Batch {
     pub us_max: u64,
     pub rows_max: usize,
     pub tokens_max: usize,
+    /// For which a batch may be held back.
+    pub wait_max: Duration,
+    /// A batch of so many rows is not held back; at most `rows_max`.
+    pub rows_preferred: usize,
+    /// Whether batches are held back only where that pays.
+    pub is_adaptive: bool,
+}
+
+/// What becomes of a worker's batch that fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Worker {
+    /// For one batch.
+    pub timeout: Duration,
+    /// After the first try.
+    pub retries_max: usize,
 }
 
 /// Numbers of threads as said; [`Threads::resolve`] replaces the zeros.
@@ -226,6 +250,12 @@ impl Config {
     #[must_use]
     pub fn threads(&self) -> Threads {
         self.threads
+    }
+
+    /// What becomes of a batch that fails.
+    #[must_use]
+    pub fn worker(&self) -> Worker {
+        self.worker
     }
 
     /// What is logged, and how.

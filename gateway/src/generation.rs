@@ -3,6 +3,7 @@
 pub mod batch;
 pub mod cost;
 pub mod forecast;
+pub mod hold;
 mod identity;
 pub mod line;
 pub mod plan;

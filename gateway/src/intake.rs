@@ -3,7 +3,7 @@
 
 use crate::cache::Routed;
 use crate::generation::Slots;
-use crate::score::{Answer, ScoreError, ScoreRequest, ScoreResponse};
+use crate::score::{Answer, Priority, ScoreError, ScoreRequest, ScoreResponse};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -34,6 +34,8 @@ pub struct Bounds {
     pub document_bytes_max: usize,
     /// Bytes of a query.
     pub query_bytes_max: usize,
+    /// What is more urgent is lowered to it.
+    pub priority_max: Priority,
 }
 
 /// Counts requests and bytes from before a body is read until it is answered. Every protocol's requests
@@ -196,8 +198,9 @@ impl<S> Intake<S> {
         }
     }
 
-    fn route(&self, request: ScoreRequest) -> Result<Routed, ScoreError> {
+    fn route(&self, mut request: ScoreRequest) -> Result<Routed, ScoreError> {
         self.bounds.check(&request)?;
+        self.bounds.lower(&mut request);
         let generation = self.slots.live(request.model.as_deref())?;
         Ok(Routed {
             request,
@@ -291,6 +294,15 @@ impl Bounds {
         documents.try_for_each(|(index, document)| self.check_document(index, document.len()))
     }
 
+    /// A request is at most as urgent as it may be. Nobody is told but the log: its scores are the same.
+    pub fn lower(&self, request: &mut ScoreRequest) {
+        if self.priority_max < request.priority {
+            let (asked, given) = (request.priority.name(), self.priority_max.name());
+            tracing::debug!(id = %request.id, asked, given, "the priority was lowered");
+            request.priority = self.priority_max;
+        }
+    }
+
     /// All bodies' bytes in the unit that they are counted in.
     fn units(&self) -> usize {
         let units = (self.bytes_max as u64).div_ceil(BYTES_UNIT);
@@ -312,4 +324,41 @@ fn within(
         param: param.to_owned(),
         why: format!("{found} {unit} are more than {bound} = {max}; send less or raise the bound"),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::score::RequestId;
+
+    #[test]
+    fn a_request_is_at_most_as_urgent_as_it_may_be() {
+        use Priority::{High, Low, Normal};
+        for (max, asked, given) in [
+            (High, High, High),
+            (Normal, High, Normal),
+            (Normal, Low, Low),
+            (Low, Normal, Low),
+        ] {
+            let bounds = Bounds {
+                body_bytes_max: 1,
+                bytes_max: 1,
+                requests_max: 1,
+                documents_max: 1,
+                document_bytes_max: 1,
+                query_bytes_max: 1,
+                priority_max: max,
+            };
+            let mut request = ScoreRequest {
+                id: RequestId::random(),
+                model: None,
+                query: String::new(),
+                documents: Vec::new(),
+                deadline: Instant::now(),
+                priority: asked,
+            };
+            bounds.lower(&mut request);
+            assert_eq!(request.priority, given);
+        }
+    }
 }

@@ -61,12 +61,31 @@ pub struct Load {
     pub queue_rows: usize,
     /// Tokens that wait in the queue.
     pub queue_tokens: usize,
+    /// Bytes of tokens that wait, and of texts that are being tokenized.
+    pub queue_bytes: usize,
     /// Predicted time until what waits now has been computed, over all workers.
     pub queue_time: Duration,
     /// Workers that can be called.
     pub workers: usize,
     /// Workers that compute at this moment.
     pub workers_busy: usize,
+    /// What predictions are made of.
+    pub learned: Learned,
+}
+
+/// What a generation has learned about time.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Learned {
+    /// Seconds of a batch beside its rows.
+    pub batch_s: f64,
+    /// Seconds of a token.
+    pub token_s: f64,
+    /// Seconds of a squared token of a row.
+    pub square_s: f64,
+    /// Seconds that pass for each predicted one.
+    pub pace: f64,
+    /// Share of the time before its deadline in which a request must be predicted to be done.
+    pub share: f64,
 }
 
 /// What a generation has done since it went live.
@@ -74,6 +93,8 @@ pub struct Load {
 pub struct Totals {
     /// Requests answered, well or not.
     pub requests: u64,
+    /// Requests that were admitted and had no scores at their deadline.
+    pub late: u64,
     /// Batches computed.
     pub batches: u64,
     /// Rows computed.
@@ -85,6 +106,23 @@ pub struct Totals {
     pub rectangle_tokens: u64,
     /// Time spent in the backend, over all workers.
     pub inference: Duration,
+    /// Rows computed whose request was gone by then.
+    pub unwanted: u64,
+    /// Rows that the backend passed over because their request was gone.
+    pub skipped: u64,
+    /// Rows that were not given to the backend.
+    pub dropped: Dropped,
+}
+
+/// Rows that left the queue before they were computed, by reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Dropped {
+    /// Nobody waited for them any more.
+    pub cancelled: u64,
+    /// Their request's deadline, or its time in the queue, had passed.
+    pub expired: u64,
+    /// They would not have been done in time.
+    pub hopeless: u64,
 }
 
 /// Where a request's pairs came from.

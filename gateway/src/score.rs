@@ -18,6 +18,20 @@ pub struct ScoreRequest {
     pub documents: Vec<String>,
     /// When the answer is of no use any more.
     pub deadline: Instant,
+    /// How urgent it is among others.
+    pub priority: Priority,
+}
+
+/// How urgent a request is: its weight in the queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Priority {
+    /// After others, and still served.
+    Low,
+    /// What a request is that says nothing.
+    #[default]
+    Normal,
+    /// Before others.
+    High,
 }
 
 /// What is answered: for each document its logits, in the documents' order.
@@ -138,6 +152,26 @@ impl ScoreRequest {
     /// Bytes of all pairs: the query stands in each.
     pub fn row_bytes(&self) -> usize {
         self.text_bytes() + self.documents.len().saturating_sub(1) * self.query.len()
+    }
+}
+
+// === impl Priority ===
+
+impl Priority {
+    /// From its name, in any case.
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::High, Self::Normal, Self::Low]
+            .into_iter()
+            .find(|priority| text.trim().eq_ignore_ascii_case(priority.name()))
+    }
+
+    /// The name in requests and configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Low => "low",
+            Self::Normal => "normal",
+            Self::High => "high",
+        }
     }
 }
 

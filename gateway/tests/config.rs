@@ -1,6 +1,9 @@
 //! Settings from what is said to what holds: precedence, names, forms, bounds, relations, and the
 //! texts that people read. The environment is a table here; nobody sets a variable.
 
+#[path = "config/names.rs"]
+mod names;
+
 use gateway::cli::{self, CliError, Command};
 use gateway::config::raw::{Origin, Raw};
 use gateway::config::table::{GROUPS, SETTINGS, find};
@@ -207,6 +210,7 @@ fn the_table_is_in_order() {
             value::parse(&setting.kind, setting.default).unwrap();
         }
     }
+    names.extend(SETTINGS.iter().flat_map(|setting| setting.off));
     let n_names = names.len();
     names.sort_unstable();
     names.dedup();
@@ -311,6 +315,7 @@ fn a_wrong_value_is_named_with_its_origin_and_the_bound() {
         ("queue.rows_max", "many", "rows from 1"),
         ("batch.us_max", "61s", "from 1us to 1m"),
         ("batch.rows_max", "65537", "from 1 to 65536"),
+        ("batch.adaptive", "maybe", "true or false"),
         ("model.max_length", "7", "tokens from 8 to 1048576"),
         ("batch.tokens_max", "5", "tokens from 8 to"),
         (

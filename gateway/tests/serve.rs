@@ -133,6 +133,14 @@ fn a_deadline_is_a_504_and_what_it_left_is_not_computed() {
     );
     // Neither the hundreds that waited nor those of the held batch, which the plugin skipped.
     assert_eq!(server.metric("crossgate_rows_total"), 1.0);
+    let (skipped, dropped) = (
+        server.metric("crossgate_rows_skipped_total"),
+        server.metric("crossgate_rows_dropped_total"),
+    );
+    assert!(0.0 < skipped && 0.0 < dropped, "{skipped}, {dropped}");
+    assert_eq!(skipped + dropped, 700.0);
+    assert_eq!(server.metric("crossgate_rows_unwanted_total"), 0.0);
+    assert_eq!(server.metric("crossgate_requests_late_total"), 1.0);
     assert_eq!(server.metric("crossgate_queue_rows"), 0.0);
 }
 
@@ -163,6 +171,48 @@ fn a_client_that_goes_away_is_not_computed_for() {
         200
     );
     assert_eq!(server.metric("crossgate_rows_total"), 1.0);
+    let text = server.get("/metrics").text;
+    let cancelled = r#"crossgate_rows_dropped_total{model="starter",reason="cancelled"} "#;
+    let dropped = text.lines().find_map(|line| line.strip_prefix(cancelled));
+    assert!(dropped.is_some_and(|rows| rows != "0"), "{text}");
+    assert_eq!(server.metric("crossgate_requests_late_total"), 0.0);
+}
+
+#[test]
+fn what_is_learned_is_shown() {
+    let server = Server::start(r#"{"row_us": 2000}"#, &[("threads.total", "1")]);
+    let answer = server.rerank(&json!({"query": "q", "documents": ["x"]}));
+    assert_eq!(answer.status, 200);
+    let text = server.get("/metrics").text;
+    for name in ["cost_batch_seconds", "cost_square_seconds", "queue_bytes"] {
+        let line = format!("crossgate_{name}{{model=\"starter\"}} ");
+        assert!(text.contains(&line), "{line} in {text}");
+    }
+    assert!(server.metric("crossgate_cost_token_seconds") > 0.0);
+    assert!(server.metric("crossgate_pace") >= 0.5);
+    assert_eq!(server.metric("crossgate_admission_share"), 0.75);
+    assert_eq!(server.metric("crossgate_queue_bytes"), 0.0);
+}
+
+#[test]
+fn who_waits_too_long_for_a_worker_is_told_to_try_elsewhere() {
+    let bounds = [("threads.total", "1"), ("queue.wait_max", "10ms")];
+    let server = Server::start("{}", &bounds);
+    let hold = server.hold();
+    let first = server.rerank_later(&json!({"query": "q", "documents": ["x"]}));
+    server.until(|| (server.metric("crossgate_workers_busy") == 1.0).then_some(()));
+    let waits = server.rerank_later(&json!({"query": "q", "documents": ["x", "y"]}));
+    server.until(|| (server.metric("crossgate_queue_rows") == 2.0).then_some(()));
+    // What passes here is what it waits.
+    std::thread::sleep(Duration::from_millis(20));
+    drop(hold);
+    assert_eq!(first.join().unwrap().status, 200);
+    let told = waits.join().unwrap();
+    assert_eq!(told.status, 503, "{told:?}");
+    assert!(told.header("retry-after").is_some(), "{told:?}");
+    assert!(told.text.contains("queue.wait_max"), "{told:?}");
+    let dropped = server.metric("crossgate_rows_dropped_total");
+    assert_eq!(dropped, 2.0);
 }
 
 #[test]

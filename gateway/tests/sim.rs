@@ -1,12 +1,16 @@
 //! Overload in virtual time: the plan of a line before simulated workers and clients. No thread, no sleep.
 
+#[path = "sim/hold.rs"]
+mod hold;
+
 use gateway::cache::{Asker, Outcome};
 use gateway::generation::cost::Size;
-use gateway::generation::plan::{Ask, Computed, Cut, Plan};
+use gateway::generation::hold::HoldBounds;
+use gateway::generation::plan::{Ask, Computed, Cut, Next, Plan};
 use gateway::generation::queue::{BatchBounds, QueueBounds, Taken};
 use gateway::generation::work::{Sink, Work};
 use gateway::model::{self, TokenRows};
-use gateway::score::ScoreError;
+use gateway::score::{Priority, ScoreError};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::Arc;
@@ -25,6 +29,13 @@ const LEARNING_S: u64 = 12;
 /// From the admission until the rows are there.
 const TOKENIZING_US: u64 = 5_000;
 
+/// As a server has it by default.
+const HOLD: HoldBounds = HoldBounds {
+    wait_max: Duration::from_millis(10),
+    rows_preferred: 32,
+    is_adaptive: true,
+};
+
 /// Clients that ask again as soon as they are answered.
 #[derive(Clone, Copy)]
 struct Clients {
@@ -34,6 +45,7 @@ struct Clients {
     timeout_s: u64,
     /// Between a refusal and the next request.
     pause_ms: u64,
+    priority: Priority,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -83,11 +95,15 @@ impl Sim {
         let queue = QueueBounds {
             rows_max: 16_384,
             tokens_max: 2_097_152,
+            requests_max: 1_024,
+            bytes_max: 64 << 20,
+            wait_max: None,
         };
         let batch = BatchBounds {
             rows_max: 256,
             tokens_max: 8_192,
             time_max: Duration::from_millis(10),
+            hold: HOLD,
         };
         let mut plan = Plan::new(queue, batch, 3);
         plan.count_worker(n_workers as isize);
@@ -178,6 +194,7 @@ impl Sim {
             text_bytes: bytes as usize,
             tokens_max: kind.documents * 512,
             deadline: self.now() + Duration::from_secs(kind.timeout_s),
+            priority: kind.priority,
         };
         match self.plan.admit(&ask, self.now()) {
             Ok(promise) => {
@@ -210,10 +227,16 @@ impl Sim {
         let now = self.start + Duration::from_micros(self.now_us);
         let (asker, outcome) = Asker::new(vec![None; kind.documents]);
         let sink: Arc<dyn Sink> = asker;
-        let work = Work::new(kind.documents, deadline, now, Arc::downgrade(&sink));
+        let work = Work::new(
+            kind.documents,
+            kind.priority,
+            deadline,
+            now,
+            Arc::downgrade(&sink),
+        );
         work.pushed(rows, now);
         let promise = state.promise.take().expect("it was admitted");
-        self.plan.push(Arc::clone(&work), promise);
+        self.plan.push(Arc::clone(&work), promise, now);
         state.work = Some((work, sink, outcome));
     }
 
@@ -223,14 +246,14 @@ impl Sim {
                 continue;
             }
             let mut taken = Vec::new();
-            let cut = self.plan.cut(self.now(), &mut taken);
-            for late in self.plan.take_late() {
-                late.fail(&ScoreError::DeadlinePassed {
-                    after: late.waited(self.now()),
-                });
+            let next = self.plan.cut(self.now(), &mut taken);
+            for (work, error) in self.plan.take_late() {
+                work.fail(&error);
             }
-            let Some(cut) = cut else {
-                return;
+            let cut = match next {
+                Next::Batch(cut) => cut,
+                Next::Nothing => return,
+                Next::Hold(until) => panic!("it waits until {until:?}, before a CPU"),
             };
             self.n_batches += 1;
             let is_stalled = self.n_batches.is_multiple_of(self.stall_every);
@@ -250,6 +273,7 @@ impl Sim {
             longest: 0,
             took: micros(took_us),
             is_whole: true,
+            ..Computed::default()
         });
         for (work, row) in &taken {
             _ = work.finish_row(*row as usize, &[0.0], micros(took_us));
@@ -280,7 +304,8 @@ impl Sim {
             && let Some((work, ..)) = &state.work
         {
             work.fail(&ScoreError::Cancelled);
-            self.plan.forget(work);
+            self.plan
+                .forget(work, self.start + Duration::from_micros(self.now_us));
             self.counts[state.kind].late += 1;
             self.leave(client, false);
         }
@@ -315,6 +340,7 @@ const HEAVY: Clients = Clients {
     document_tokens: 150,
     timeout_s: 10,
     pause_ms: 50,
+    priority: Priority::Normal,
 };
 
 #[track_caller]
@@ -358,6 +384,7 @@ fn a_request_that_waits_alone_is_computed_by_all_workers() {
         document_tokens: 25,
         timeout_s: 10,
         pause_ms: 0,
+        priority: Priority::Normal,
     };
     let answered = |n_workers| Sim::new(n_workers, &[lone]).run(60).0[0].in_time;
     let (by_one, by_two, by_eight) = (answered(1), answered(2), answered(8));
@@ -375,6 +402,7 @@ fn requests_of_one_document_are_answered_beside_those_of_a_thousand() {
         document_tokens: 50,
         timeout_s: 10,
         pause_ms: 1_000,
+        priority: Priority::Normal,
     };
     let small = Clients {
         number: 1,
@@ -387,4 +415,47 @@ fn requests_of_one_document_are_answered_beside_those_of_a_thousand() {
     assert!(counts[1].in_time > 1_000, "{counts:?}");
     assert!(counts[0].in_time > 10, "{counts:?}");
     assert!(counts[0].late <= 1, "{counts:?}");
+}
+
+#[test]
+fn under_overload_the_least_urgent_are_refused_first() {
+    let clients = |priority| Clients {
+        number: 60,
+        priority,
+        ..HEAVY
+    };
+    let kinds = [Priority::High, Priority::Normal, Priority::Low].map(clients);
+    let (counts, useful) = Sim::new(2, &kinds).run(120);
+    let [high, normal, low] = [0, 1, 2].map(|kind| counts[kind]);
+    assert!(2 * normal.in_time < high.in_time, "{counts:?}");
+    assert!(100 < normal.in_time && high.late == 0, "{counts:?}");
+    assert!(normal.refused < low.refused, "{counts:?}");
+    let (late, in_time) = counts.iter().fold((0, 0), |sum, kind| {
+        (sum.0 + kind.late, sum.1 + kind.in_time)
+    });
+    assert!(late * 97 <= in_time * 3, "{counts:?}");
+    assert!(useful >= 0.9, "{useful}");
+}
+
+#[test]
+fn what_the_urgent_leave_is_for_the_others() {
+    let low = Clients {
+        priority: Priority::Low,
+        ..HEAVY
+    };
+    let high = Clients {
+        number: 1,
+        documents: 8,
+        priority: Priority::High,
+        ..HEAVY
+    };
+    let (counts, useful) = Sim::new(2, &[high, low]).run(60);
+    assert_eq!((counts[0].refused, counts[0].late), (0, 0), "{counts:?}");
+    // Some fifty wait with a weight of a quarter, and one of 4 takes about a quarter of the machine: 0.1 s for
+    // its 50 ms.
+    assert!(
+        400 < counts[0].in_time && 300 < counts[1].in_time,
+        "{counts:?}"
+    );
+    assert!(useful >= 0.9, "{useful}");
 }

@@ -2,6 +2,7 @@
 
 use super::StartError;
 use crate::config::{Config, Threads};
+use crate::generation::hold::HoldBounds;
 use crate::generation::queue::{BatchBounds, QueueBounds};
 use crate::generation::{Facts, Generation, Slots, Start};
 use crate::host::Host;
@@ -212,6 +213,9 @@ impl Loader {
         QueueBounds {
             rows_max: queue.rows_max,
             tokens_max: queue.tokens_max,
+            requests_max: queue.requests_max,
+            bytes_max: queue.bytes_max,
+            wait_max: queue.wait_max,
         }
     }
 
@@ -221,6 +225,11 @@ impl Loader {
             rows_max: batch.rows_max,
             tokens_max: batch.tokens_max,
             time_max: Duration::from_micros(batch.us_max),
+            hold: HoldBounds {
+                wait_max: batch.wait_max,
+                rows_preferred: batch.rows_preferred,
+                is_adaptive: batch.is_adaptive,
+            },
         }
     }
 }

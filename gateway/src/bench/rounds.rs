@@ -7,10 +7,10 @@ use crate::generation::Generation;
 use crate::generation::plan::Ask;
 use crate::generation::work::{Sink, Work};
 use crate::intake::Intake;
-use crate::load::Totals;
+use crate::load::{Dropped, Totals};
 use crate::model::TokenRows;
 use crate::runtime::Runtime;
-use crate::score::{RequestId, ScoreError, ScoreRequest, Times};
+use crate::score::{Priority, RequestId, ScoreError, ScoreRequest, Times};
 use crate::tokenize::Pool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -125,6 +125,7 @@ impl Driver {
                     query: request.query,
                     documents: request.documents,
                     deadline: started + PATIENCE,
+                    priority: Priority::default(),
                 };
                 let response = self.intake.clone().oneshot(request).await?;
                 (response.logits, response.times)
@@ -148,11 +149,18 @@ impl Driver {
             text_bytes: 0,
             tokens_max: rows.input_ids.len(),
             deadline,
+            priority: Priority::default(),
         };
         let permit = line.admit(&ask, now)?;
         let (asker, outcome) = Asker::new(vec![None; rows.len()]);
         let sink: Arc<dyn Sink> = asker;
-        let work = Work::new(rows.len(), deadline, now, Arc::downgrade(&sink));
+        let work = Work::new(
+            rows.len(),
+            ask.priority,
+            deadline,
+            now,
+            Arc::downgrade(&sink),
+        );
         let _ticket = permit.push(work, rows, now);
         match outcome.await {
             Ok(Ok(answered)) => {
@@ -208,17 +216,31 @@ impl Running {
 /// Rows that are wanted for ever, and whose outcomes nobody hears.
 pub(super) fn unheard(n_rows: usize) -> Arc<Work> {
     let now = Instant::now();
-    Work::new(n_rows, now + PATIENCE, now, Weak::<Asker>::new())
+    Work::new(
+        n_rows,
+        Priority::default(),
+        now + PATIENCE,
+        now,
+        Weak::<Asker>::new(),
+    )
 }
 
 fn since(before: &Totals, after: &Totals) -> Totals {
     Totals {
         requests: after.requests - before.requests,
+        late: after.late - before.late,
         batches: after.batches - before.batches,
         rows: after.rows - before.rows,
         tokens: after.tokens - before.tokens,
         rectangle_tokens: after.rectangle_tokens - before.rectangle_tokens,
         inference: after.inference.saturating_sub(before.inference),
+        unwanted: after.unwanted - before.unwanted,
+        skipped: after.skipped - before.skipped,
+        dropped: Dropped {
+            cancelled: after.dropped.cancelled - before.dropped.cancelled,
+            expired: after.dropped.expired - before.dropped.expired,
+            hopeless: after.dropped.hopeless - before.dropped.hopeless,
+        },
     }
 }
 

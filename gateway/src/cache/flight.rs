@@ -9,7 +9,7 @@ use super::pair::Pair;
 use super::store::Store;
 use crate::generation::line::Line;
 use crate::generation::work::{RowFault, Scored, Sink, Work};
-use crate::score::Times;
+use crate::score::{Priority, Times};
 use crate::sync::{Mutex, MutexGuard};
 use smallvec::{SmallVec, smallvec};
 use std::collections::HashMap;
@@ -63,6 +63,15 @@ pub struct Miss {
     pub index: usize,
     /// The pair's key.
     pub key: Key,
+}
+
+/// What a flight keeps to for who waits; for several, the most of each.
+#[derive(Clone, Copy, Debug)]
+pub struct Claim {
+    /// When scores are of no use any more.
+    pub deadline: Instant,
+    /// How urgent they are.
+    pub priority: Priority,
 }
 
 /// A request's hold on the flights that it waits for. Dropped, it leaves those that have not landed.
@@ -126,13 +135,7 @@ impl Board {
 
 impl Gate<'_> {
     /// Has `asker` wait for each miss: on a flight that there is, or on one of its own.
-    pub fn claim(
-        &self,
-        misses: &[Miss],
-        asker: &Arc<Asker>,
-        deadline: Instant,
-        now: Instant,
-    ) -> Hold {
+    pub fn claim(&self, misses: &[Miss], asker: &Arc<Asker>, claim: Claim, now: Instant) -> Hold {
         let mut hold = Hold {
             asker: Arc::clone(asker),
             seats: Vec::with_capacity(misses.len()),
@@ -140,7 +143,7 @@ impl Gate<'_> {
             n_joined: 0,
             n_landed: 0,
         };
-        let mut own = Own::default();
+        let (mut own, mut raised) = (Own::default(), Vec::new());
         // Held until the own flights are on the board: of two requests that come together one begins them.
         let mut flights = self.board.map(|board| board.flights());
         for &Miss { index, key } in misses {
@@ -155,7 +158,10 @@ impl Gate<'_> {
             };
             let seat = flights.get(&board_key(self.line, key));
             if let Some(seat) = seat.filter(|seat| seat.fleet.join(seat.row, waiter(false))) {
-                seat.fleet.work.extend(deadline);
+                seat.fleet.work.extend(claim.deadline);
+                if seat.fleet.work.raise(claim.priority) {
+                    raised.push(Arc::clone(&seat.fleet));
+                }
                 hold.seats.push(seat.clone());
                 hold.n_joined += 1;
             } else if let Some(pair) = self.store.and_then(|store| store.get(key)) {
@@ -165,7 +171,7 @@ impl Gate<'_> {
                 hold.n_joined += 1;
             }
         }
-        if let Some((fleet, indices)) = self.begin(own, deadline, now) {
+        if let Some((fleet, indices)) = self.begin(own, claim, now) {
             for (row, &key) in fleet.keys.iter().enumerate() {
                 let fleet = Arc::clone(&fleet);
                 let seat = Seat { fleet, row };
@@ -176,16 +182,26 @@ impl Gate<'_> {
             }
             hold.own = Some((fleet, indices));
         }
+        drop(flights);
+        for fleet in raised {
+            fleet.line.raise(&fleet.work, claim.priority);
+        }
         hold
     }
 
-    fn begin(&self, own: Own, deadline: Instant, now: Instant) -> Option<(Arc<Fleet>, Vec<usize>)> {
+    fn begin(&self, own: Own, claim: Claim, now: Instant) -> Option<(Arc<Fleet>, Vec<usize>)> {
         if own.keys.is_empty() {
             return None;
         }
         let indices = own.waiters.iter().map(|waiters| waiters[0].index).collect();
         let fleet = Arc::new_cyclic(|fleet: &Weak<Fleet>| Fleet {
-            work: Work::new(own.keys.len(), deadline, now, Weak::<Fleet>::clone(fleet)),
+            work: Work::new(
+                own.keys.len(),
+                claim.priority,
+                claim.deadline,
+                now,
+                Weak::<Fleet>::clone(fleet),
+            ),
             line: Arc::clone(self.line),
             keys: own.keys.into(),
             waiters: Mutex::new(own.waiters.into_iter().map(Some).collect()),
@@ -262,7 +278,7 @@ impl Fleet {
     /// What nobody waits for any more need not wait in the line.
     fn forget(&self) {
         if !self.work.is_over() {
-            self.line.forget(&self.work);
+            self.line.forget(&self.work, Instant::now());
         }
     }
 

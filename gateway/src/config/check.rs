@@ -5,9 +5,9 @@ use super::setting::Setting;
 use super::table::SETTINGS;
 use super::value::{self, Value};
 use super::{
-    Batch, Cache, Config, Intake, Log, Models, NamedSource, Plugins, Queue, Server, Threads,
+    Batch, Cache, Config, Intake, Log, Models, NamedSource, Plugins, Queue, Server, Threads, Worker,
 };
-use crate::score::Activation;
+use crate::score::{Activation, Priority};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -101,21 +101,38 @@ impl<'a> Reader<'a> {
                 documents_max: self.size("intake.documents_max"),
                 requests_max: self.size("intake.requests_max"),
                 bytes_max: self.size("intake.bytes_max"),
+                // The table's words are the priorities' names.
+                priority_max: Priority::parse(&self.text("intake.priority_max"))
+                    .unwrap_or(Priority::High),
             },
             cache: self.cache(),
             queue: Queue {
                 rows_max: self.size("queue.rows_max"),
                 tokens_max: self.size("queue.tokens_max"),
+                requests_max: self.size("queue.requests_max"),
+                bytes_max: self.size("queue.bytes_max"),
+                wait_max: self
+                    .has("queue.wait_max")
+                    .then(|| self.time("queue.wait_max")),
             },
             batch: Batch {
                 us_max: u64::try_from(self.time("batch.us_max").as_micros()).unwrap_or(u64::MAX),
                 rows_max: self.size("batch.rows_max"),
                 tokens_max: self.size("batch.tokens_max"),
+                wait_max: self.time("batch.wait_max"),
+                rows_preferred: self
+                    .size("batch.rows_preferred")
+                    .min(self.size("batch.rows_max")),
+                is_adaptive: self.switch("batch.adaptive"),
             },
             threads: Threads {
                 total: self.size("threads.total"),
                 workers: self.size("threads.workers"),
                 tokenizers: self.size("threads.tokenizers"),
+            },
+            worker: Worker {
+                timeout: self.time("worker.timeout"),
+                retries_max: self.size("worker.retries_max"),
             },
             log: Log {
                 filter: self.text("log.level"),
@@ -242,10 +259,26 @@ impl Reader<'_> {
             "queue.rows_max",
             "the largest request must fit into an empty queue",
         );
+        if self.is_said("batch.rows_preferred") {
+            self.at_most(
+                "batch.rows_preferred",
+                "batch.rows_max",
+                "the preferred batch must be allowed",
+            );
+        }
+        if let Some(wait_max) = config.queue.wait_max
+            && wait_max < config.batch.wait_max
+        {
+            let (small, large) = (
+                self.raw.said("batch.wait_max"),
+                self.raw.said("queue.wait_max"),
+            );
+            let why = "what is held back for its batch waits in the queue";
+            self.errors
+                .push(format!("{small}: expected at most {large}, because {why}"));
+        }
         // Two values that the user named; with the default it depends on what the model reads.
-        let said = self.raw.get("batch.tokens_max");
-        let is_said = said.is_some_and(|said| said.origin != Origin::Default);
-        if is_said && self.has("model.max_length") {
+        if self.is_said("batch.tokens_max") && self.has("model.max_length") {
             self.at_most(
                 "model.max_length",
                 "batch.tokens_max",
@@ -267,6 +300,12 @@ impl Reader<'_> {
                 }
             }
         }
+    }
+
+    /// Whether the user named it.
+    fn is_said(&self, key: &str) -> bool {
+        let said = self.raw.get(key);
+        said.is_some_and(|said| said.origin != Origin::Default)
     }
 
     fn at_most(&mut self, small: &str, large: &str, why: &str) {

@@ -1,8 +1,9 @@
 //! What was said, by whom: a text for every key, with its origin. Nothing is judged here.
 
 use super::file::{self, Entry};
+use super::nearest::{nearest, nearest_env};
 use super::setting::{Kind, Setting};
-use super::table::{FILE_KEY, GROUPS, SETTINGS, find, nearest, nearest_env};
+use super::table::{FILE_KEY, GROUPS, SETTINGS, find};
 use std::collections::BTreeMap;
 use std::fmt;
 

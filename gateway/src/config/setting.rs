@@ -11,6 +11,8 @@ pub struct Setting {
     pub flag: &'static str,
     /// Other spellings of the flag.
     pub also: &'static [&'static str],
+    /// Flags without a value that say false.
+    pub off: &'static [&'static str],
     /// A one-letter flag.
     pub short: Option<char>,
     /// Variables of the environment; the first that is set counts.
@@ -85,6 +87,7 @@ pub(super) const fn setting(
         key,
         flag,
         also: &[],
+        off: &[],
         short: None,
         env,
         value_name,
@@ -99,6 +102,11 @@ pub(super) const fn setting(
 impl Setting {
     pub(super) const fn also(mut self, flags: &'static [&'static str]) -> Self {
         self.also = flags;
+        self
+    }
+
+    pub(super) const fn off(mut self, flags: &'static [&'static str]) -> Self {
+        self.off = flags;
         self
     }
 

@@ -10,6 +10,37 @@ use std::fmt::Write;
 /// Values longer than this do not push the origins of all others aside.
 const VALUE_CHARS_MAX: usize = 40;
 
+/// Names that servers of this kind share, with their meaning: a configuration that was written for another
+/// one keeps working.
+pub const SHARED_NAMES: &[&str] = &[
+    "PORT",
+    "HOST",
+    "MAX_PARALLEL_REQUESTS",
+    "MAX_QUEUE_SIZE",
+    "QUEUE_TIMEOUT_SECONDS",
+    "BATCH_SIZE",
+    "WORKER_TIMEOUT",
+    "MAX_RETRIES",
+    "DEVICE_PREFERENCE",
+    "--models",
+    "--cache-dir",
+    "--host",
+    "--port",
+    "--workers",
+    "--log-level",
+    "--max-parallel-requests",
+    "--max-queue-size",
+    "--queue-timeout-seconds",
+    "--batch-size",
+    "--max-batch-size",
+    "--max-wait-time",
+    "--preferred-batch-size",
+    "--disable-adaptive-batching",
+    "--max-sequence-length",
+    "--worker-timeout",
+    "--max-retries",
+];
+
 /// Every key with its value and who said it, in columns.
 #[must_use]
 pub fn text(raw: &Raw) -> String {
@@ -61,6 +92,10 @@ pub fn reference() -> String {
             out.push_str(&reference_row(setting));
         }
     }
+    out.push_str(SHARED_START);
+    for name in SHARED_NAMES {
+        out.push_str(&shared_row(name));
+    }
     out.push_str(REFERENCE_END);
     out
 }
@@ -94,9 +129,8 @@ fn origin(raw: &Raw, setting: &Setting) -> String {
 
 fn reference_row(setting: &Setting) -> String {
     let short = setting.short.map(|letter| format!("`-{letter}`"));
-    let long = [setting.flag]
-        .into_iter()
-        .chain(setting.also.iter().copied());
+    let others = setting.also.iter().chain(setting.off);
+    let long = [setting.flag].into_iter().chain(others.copied());
     let flags: Vec<String> = long
         .map(|flag| format!("`--{flag}`"))
         .chain(short)
@@ -118,6 +152,48 @@ fn reference_row(setting: &Setting) -> String {
         setting.help
     )
 }
+
+/// Where the name leads, as [`SHARED_NAMES`] spells it.
+fn shared_row(name: &str) -> String {
+    let flag = name.strip_prefix("--");
+    let is_its = |setting: &&Setting| match flag {
+        Some(flag) => {
+            let flags = setting
+                .also
+                .iter()
+                .chain(setting.off)
+                .chain([&setting.flag]);
+            flags.into_iter().any(|own| *own == flag)
+        }
+        None => setting.env.contains(&name),
+    };
+    let Some(setting) = SETTINGS.iter().find(is_its) else {
+        return format!("| `{name}` | none | | |\n");
+    };
+    let key = match flag {
+        Some(flag) if setting.off.contains(&flag) => format!("`{}` = false", setting.key),
+        _ => format!("`{}`", setting.key),
+    };
+    let default = match setting.default {
+        "" => "unset".into(),
+        default => format!("`{default}`"),
+    };
+    format!(
+        "| `{name}` | {key} | {} | {default} |\n",
+        setting.kind.unit()
+    )
+}
+
+const SHARED_START: &str = "
+## Names that other servers know
+
+A configuration that was written for another reranking server keeps its meaning; units and defaults are
+ours. `MAX_PARALLEL_REQUESTS` bounds what is computed at the same time, so it counts workers; requests that
+wait are `MAX_QUEUE_SIZE`, and `QUEUE_TIMEOUT_SECONDS` ends their waiting.
+
+| name | key | unit | default |
+|---|---|---|---|
+";
 
 const REFERENCE_START: &str = "\
 # Settings
@@ -156,6 +232,7 @@ intake:
 ```
 
 - **Sizes** are bytes: `4096`, `64KiB`, `1MiB` (1024²), `2MB` (1000²), `1GiB`.
+- **True** is also `1`, `yes` or `on`, **false** `0`, `no` or `off`.
 - **Times** are `500us`, `250ms`, `10s`, `2m`, `1h`, or a bare number of the unit in the table.
 - **Numbers** may be grouped: `2_097_152`.
 - **Lists** are separated by commas; a flag of a list may be given several times, and in the file a
@@ -167,7 +244,8 @@ intake:
   `CROSSGATE_PORT` to that beside a service called `crossgate`.
 
 Relations that are checked: `document_bytes_max` and `query_bytes_max` ≤ `body_bytes_max` ≤
-`intake.bytes_max`; `documents_max` ≤ `queue.rows_max`; `max_length`, as far as the model reads it, ≤
+`intake.bytes_max`; `documents_max` ≤ `queue.rows_max`; `rows_preferred`, if it is set, ≤ `batch.rows_max`;
+`batch.wait_max` ≤ `queue.wait_max`, if it is set; `max_length`, as far as the model reads it, ≤
 `batch.tokens_max`; the three ports differ where they share an address.
 
 Bounds that nobody should need to change are no settings but constants in the code, named with their

@@ -1,5 +1,7 @@
 //! Every setting, in the order in which `--help`, `crossgate config` and `CONFIG.md` show them.
 
+mod cache;
+
 use super::setting::{Kind, Setting, Unit, setting};
 use std::time::Duration;
 
@@ -240,56 +242,18 @@ pub static SETTINGS: &[Setting] = &[
         "The most bytes of bodies held at once.",
     ),
     setting(
-        "cache.enabled",
-        "cache",
-        &["CROSSGATE_CACHE", "ENABLE_PREDICTION_CACHE"],
-        Kind::Switch,
-        "true",
-        "Whether scores are kept for pairs that come again.",
+        "intake.priority_max",
+        "priority-max",
+        &["CROSSGATE_PRIORITY_MAX"],
+        Kind::Choice(&["high", "normal", "low"]),
+        "high",
+        "The highest priority that a request may ask for: high, normal or low; what asks for more gets this.",
     ),
-    setting(
-        "cache.coalesce",
-        "coalesce",
-        &["CROSSGATE_COALESCE"],
-        Kind::Switch,
-        "true",
-        "Whether equal pairs that are asked for at the same time are computed once.",
-    ),
-    setting(
-        "cache.bytes_max",
-        "cache-bytes-max",
-        &["CROSSGATE_CACHE_BYTES_MAX"],
-        Kind::Bytes {
-            min: 1 << 20,
-            max: 1_024 * GIB,
-        },
-        "256MiB",
-        "The memory that kept scores may take, about; a pair takes a third of a KiB.",
-    ),
-    setting(
-        "cache.ttl",
-        "cache-ttl",
-        &["CROSSGATE_CACHE_TTL", "CACHE_TTL_SECONDS"],
-        Kind::Time {
-            unit: Unit::Seconds,
-            min: Duration::from_secs(1),
-            max: Duration::from_secs(366 * 86_400),
-        },
-        "24h",
-        "How long scores are kept; they do not age, so this only bounds how long they are known.",
-    ),
-    setting(
-        "cache.clear_interval",
-        "clear-cache-interval",
-        &["CROSSGATE_CLEAR_CACHE_INTERVAL", "CLEAR_CACHE_INTERVAL"],
-        Kind::Time {
-            unit: Unit::Seconds,
-            min: Duration::ZERO,
-            max: Duration::from_secs(366 * 86_400),
-        },
-        "0s",
-        "After how long everything that was kept is forgotten, again and again; 0: never.",
-    ),
+    cache::ENABLED,
+    cache::COALESCE,
+    cache::BYTES_MAX,
+    cache::TTL,
+    cache::CLEAR_INTERVAL,
     setting(
         "queue.rows_max",
         "queue-rows-max",
@@ -315,6 +279,46 @@ pub static SETTINGS: &[Setting] = &[
         "The most tokens that wait in a model's queue.",
     ),
     setting(
+        "queue.requests_max",
+        "queue-requests-max",
+        &["CROSSGATE_QUEUE_REQUESTS_MAX", "MAX_QUEUE_SIZE"],
+        Kind::Count {
+            unit: "requests",
+            min: 1,
+            max: 1 << 20,
+        },
+        "1024",
+        "The most requests that wait in a model's queue, or are being tokenized for it.",
+    )
+    .also(&["max-queue-size"]),
+    setting(
+        "queue.bytes_max",
+        "queue-bytes-max",
+        &["CROSSGATE_QUEUE_BYTES_MAX"],
+        Kind::Bytes {
+            min: KIB,
+            max: 1_024 * GIB,
+        },
+        // Four times what tokens_max tokens take: the rest is for texts.
+        "64MiB",
+        "The most bytes of a model's tokens that wait (8 for each), and of texts that are being tokenized \
+         for it.",
+    ),
+    setting(
+        "queue.wait_max",
+        "queue-wait-max",
+        &["CROSSGATE_QUEUE_WAIT_MAX", "QUEUE_TIMEOUT_SECONDS"],
+        Kind::Time {
+            unit: Unit::Seconds,
+            min: Duration::from_millis(1),
+            max: HOUR,
+        },
+        "",
+        "The longest time that a request waits for its first row to be computed: who would wait longer is \
+         refused with 429 at once, who did is answered with 503; unset: its deadline alone counts.",
+    )
+    .also(&["queue-timeout-seconds"]),
+    setting(
         "batch.us_max",
         "batch-us-max",
         &["CROSSGATE_BATCH_US_MAX"],
@@ -330,7 +334,7 @@ pub static SETTINGS: &[Setting] = &[
     setting(
         "batch.rows_max",
         "max-batch-size",
-        &["CROSSGATE_MAX_BATCH_SIZE"],
+        &["CROSSGATE_MAX_BATCH_SIZE", "BATCH_SIZE"],
         Kind::Count {
             unit: "rows",
             min: 1,
@@ -338,7 +342,8 @@ pub static SETTINGS: &[Setting] = &[
         },
         "256",
         "The most rows in a batch.",
-    ),
+    )
+    .also(&["batch-size"]),
     setting(
         "batch.tokens_max",
         "max-batch-tokens",
@@ -352,6 +357,42 @@ pub static SETTINGS: &[Setting] = &[
         "8192",
         "The most tokens in a batch; unless max_length is set, longer rows are cut to it.",
     ),
+    setting(
+        "batch.wait_max",
+        "max-wait-time",
+        &["CROSSGATE_MAX_WAIT_TIME"],
+        Kind::Time {
+            unit: Unit::Seconds,
+            min: Duration::ZERO,
+            max: Duration::from_secs(1),
+        },
+        // As long as a batch may take: what comes too late for one waits as long for the next.
+        "10ms",
+        "The longest time that a batch is held back for more rows, since its oldest request came; 0: never.",
+    ),
+    setting(
+        "batch.rows_preferred",
+        "preferred-batch-size",
+        &["CROSSGATE_PREFERRED_BATCH_SIZE"],
+        Kind::Count {
+            unit: "rows",
+            min: 1,
+            max: 1 << 16,
+        },
+        // As far as a GPU computes short rows in about the time of one.
+        "32",
+        "A batch of so many rows is not held back for more.",
+    ),
+    setting(
+        "batch.adaptive",
+        "adaptive-batching",
+        &["CROSSGATE_ADAPTIVE_BATCHING"],
+        Kind::Switch,
+        "true",
+        "Whether a batch is held back only where the learned cost and the arrivals say that it pays; false: \
+         until the preferred rows are there, or the time is up.",
+    )
+    .off(&["disable-adaptive-batching"]),
     setting(
         "threads.total",
         "threads",
@@ -368,15 +409,17 @@ pub static SETTINGS: &[Setting] = &[
     setting(
         "threads.workers",
         "workers",
-        &["CROSSGATE_WORKERS"],
+        &["CROSSGATE_WORKERS", "MAX_PARALLEL_REQUESTS"],
         Kind::Count {
             unit: "workers",
             min: 0,
             max: THREADS_MAX,
         },
         "0",
-        "Backend workers for each model, instead of one for each of threads.total; 0: as many.",
-    ),
+        "Backend workers for each model, instead of one for each of threads.total; each computes one batch \
+         at a time; 0: as many.",
+    )
+    .also(&["max-parallel-requests"]),
     setting(
         "threads.tokenizers",
         "tokenizers",
@@ -389,6 +432,31 @@ pub static SETTINGS: &[Setting] = &[
         "0",
         "Threads that tokenize, for all models together; 0: as many as threads.total.",
     ),
+    setting(
+        "worker.timeout",
+        "worker-timeout",
+        &["CROSSGATE_WORKER_TIMEOUT", "WORKER_TIMEOUT"],
+        Kind::Time {
+            unit: Unit::Seconds,
+            min: Duration::from_millis(1),
+            max: HOUR,
+        },
+        "30s",
+        "How long a worker may take for a batch before it counts as lost; not applied yet.",
+    ),
+    setting(
+        "worker.retries_max",
+        "worker-retries-max",
+        &["CROSSGATE_WORKER_RETRIES_MAX", "MAX_RETRIES"],
+        Kind::Count {
+            unit: "retries",
+            min: 0,
+            max: 16,
+        },
+        "2",
+        "How often rows that a backend failed are tried again, while there is time; not applied yet.",
+    )
+    .also(&["max-retries"]),
     setting(
         "log.level",
         "log-level",
@@ -419,6 +487,7 @@ pub static GROUPS: &[(&str, &str)] = &[
     ("queue", "Bounds of a queue"),
     ("batch", "Bounds of a batch"),
     ("threads", "Threads"),
+    ("worker", "Workers that fail"),
     ("log", "Log"),
 ];
 
@@ -426,49 +495,4 @@ pub static GROUPS: &[(&str, &str)] = &[
 #[must_use]
 pub fn find(key: &str) -> Option<&'static Setting> {
     SETTINGS.iter().find(|setting| setting.key == key)
-}
-
-/// The key that somebody may have meant: another name of a setting, or the nearest spelling.
-#[must_use]
-pub fn nearest(unknown: &str) -> Option<&'static str> {
-    let spell = |name: &str| name.to_ascii_lowercase().replace('-', "_");
-    let meant = spell(unknown);
-    let last = |key: &'static str| key.rsplit('.').next().unwrap_or(key);
-    let is_name_of = |setting: &Setting| {
-        let names = setting
-            .also
-            .iter()
-            .chain(setting.env)
-            .chain([&setting.flag]);
-        names.map(|name| spell(name)).any(|name| name == meant) || last(setting.key) == meant
-    };
-    if let Some(setting) = SETTINGS.iter().find(|setting| is_name_of(setting)) {
-        return Some(setting.key);
-    }
-    // Jaro's similarity, 0 to 1: below 0.8 the spelling has little in common.
-    let similar = |key| strsim::jaro(key, &meant);
-    let best = SETTINGS.iter().map(|setting| setting.key);
-    best.max_by(|a, b| similar(a).total_cmp(&similar(b)))
-        .filter(|key| 0.8 <= similar(key))
-}
-
-/// The variable that somebody may have meant who set one that ends in `rest`.
-#[must_use]
-pub fn nearest_env(rest: &str) -> Option<&'static str> {
-    let spell = |text: &str| text.to_ascii_lowercase().replace(['-', '.'], "_");
-    let meant = spell(rest);
-    let variables = SETTINGS
-        .iter()
-        .filter_map(|setting| Some((setting, *setting.env.first()?)));
-    let similar = |setting: &Setting, variable: &str| {
-        let variable = spell(variable.trim_start_matches("CROSSGATE_"));
-        let names = [variable, spell(setting.key), spell(setting.flag)];
-        let ratios = names.iter().map(|name| strsim::jaro(name, &meant));
-        ratios.fold(0.0, f64::max)
-    };
-    let rated = variables.map(|(setting, variable)| (similar(setting, variable), variable));
-    rated
-        .filter(|(ratio, _)| 0.8 <= *ratio)
-        .max_by(|(a, _), (b, _)| a.total_cmp(b))
-        .map(|(_, variable)| variable)
 }

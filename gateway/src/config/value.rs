@@ -295,6 +295,19 @@ mod tests {
         let bare = parse_time("10000", Unit::Microseconds);
         assert_eq!(bare, Some(Duration::from_millis(10)));
 
+        for (text, flag) in [("true", true), ("YES", true), ("on", true), ("1", true)]
+            .into_iter()
+            .chain([
+                ("false", false),
+                ("no", false),
+                ("Off", false),
+                ("0", false),
+            ])
+        {
+            assert_eq!(parse_switch(text), Ok(flag), "{text:?}");
+        }
+        parse_switch("2").unwrap_err();
+
         let cases = [
             ("4096", Some(4_096)),
             ("1MiB", Some(1 << 20)),

@@ -1,6 +1,6 @@
 //! One call as it passes the edge: its name, its start, its size.
 
-use crate::score::{RequestId, ScoreRequest};
+use crate::score::{Priority, RequestId, ScoreRequest};
 use axum::http::{Extensions, HeaderMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -74,6 +74,7 @@ impl Call {
         query: String,
         documents: Vec<String>,
         deadline: Instant,
+        priority: Priority,
     ) -> ScoreRequest {
         self.0.n_rows.store(documents.len(), Ordering::Relaxed);
         // Some clients cannot leave the model out.
@@ -84,6 +85,7 @@ impl Call {
             query,
             documents,
             deadline,
+            priority,
         }
     }
 

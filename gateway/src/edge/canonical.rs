@@ -6,11 +6,11 @@ use super::answer::scored;
 use super::document::{Document, RankFields};
 use super::json;
 use super::overflow::{Bound, Overflow, cuts, row_tokens_max};
-use super::post::Post;
+use super::post::{self, Post};
 use super::wire::Refusal;
 use crate::intake::Bounds;
 use crate::runtime::aside;
-use crate::score::{Activation, ScoreError, ScoreResponse, ranking};
+use crate::score::{Activation, Priority, ScoreError, ScoreResponse, ranking};
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -62,9 +62,10 @@ pub(super) struct Body {
     #[serde(default, deserialize_with = "json::count_or_all")]
     #[schema(value_type = Option<i64>, minimum = -1)]
     truncate_prompt_tokens: Option<u64>,
-    /// A number or a word. Not applied yet; other than 0, `meta.warnings` says so.
+    /// How urgent the request is: `high`, `normal` or `low`, in any case; absent or 0 for what `X-Priority`
+    /// says, or normal.
     #[serde(default, deserialize_with = "json::scalar")]
-    #[schema(value_type = Option<serde_json::Value>)]
+    #[schema(value_type = Option<String>, example = "normal")]
     priority: Option<String>,
 }
 
@@ -157,6 +158,8 @@ struct Asked {
     model: Option<String>,
     query: String,
     documents: Vec<String>,
+    /// Where the body names one.
+    priority: Option<Priority>,
     shown: Shown,
 }
 
@@ -168,7 +171,6 @@ struct Shown {
     texts: Option<Vec<String>>,
     overflow: Overflow,
     bounds: [Bound; 3],
-    has_priority: bool,
 }
 
 /// Answers a body with `documents`.
@@ -177,9 +179,12 @@ pub(super) async fn rerank(edge: &Edge, post: &Post) -> Result<Response, Refusal
         model,
         query,
         documents,
+        priority,
         shown,
     } = aside(post.body.len(), || read(&post.body, edge.door.bounds()))?;
-    let response = edge.score(post.question(model, query, documents)).await?;
+    let mut question = post.question(model, query, documents);
+    question.priority = priority.unwrap_or(question.priority);
+    let response = edge.score(question).await?;
     let activation = if shown.raw {
         Activation::Identity
     } else {
@@ -215,6 +220,7 @@ fn read(body: &[u8], bounds: &Bounds) -> Result<Asked, Refusal> {
         )
         .into());
     }
+    let priority = post::priority("priority", body.priority.as_deref().unwrap_or_default())?;
     let overflow = Overflow::parse(body.overflow.as_deref())?;
     let rank_fields = body.rank_fields.unwrap_or_default();
     let texts = documents
@@ -237,14 +243,12 @@ fn read(body: &[u8], bounds: &Bounds) -> Result<Asked, Refusal> {
             Bound::new("max_tokens_per_query", body.max_tokens_per_query),
             Bound::new("truncate_prompt_tokens", body.truncate_prompt_tokens),
         ],
-        has_priority: body
-            .priority
-            .is_some_and(|priority| !matches!(priority.as_str(), "" | "0")),
     };
     Ok(Asked {
         model: body.model,
         query,
         documents: texts,
+        priority,
         shown,
     })
 }
@@ -294,9 +298,6 @@ impl Shown {
         let mut warnings = cuts(response, "documents");
         let bounds = self.bounds.iter();
         warnings.extend(bounds.filter_map(|bound| bound.warning(row_tokens_max)));
-        if self.has_priority {
-            warnings.push("priority was not applied: all requests have the same".to_owned());
-        }
         warnings
     }
 }

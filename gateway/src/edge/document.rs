@@ -250,6 +250,7 @@ impl ToSchema for Document {}
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::score::Priority;
 
     const BOUNDS: Bounds = Bounds {
         body_bytes_max: 1 << 10,
@@ -258,6 +259,7 @@ mod tests {
         documents_max: 10,
         document_bytes_max: 20,
         query_bytes_max: 20,
+        priority_max: Priority::High,
     };
 
     #[track_caller]

@@ -9,7 +9,7 @@ use super::grpc_health::HealthReport;
 use super::layers::{Protocol, Watch, panic_error, watch};
 use super::post::content_length;
 use super::wire::{OURS, Refusal, status, wire};
-use crate::score::{Activation, ScoreError, ScoreResponse, ranking};
+use crate::score::{Activation, Priority, ScoreError, ScoreResponse, ranking};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -177,7 +177,9 @@ impl Service {
         model: String,
         query: String,
         documents: Vec<String>,
+        priority: i32,
     ) -> Result<ScoreResponse, tonic::Status> {
+        let priority = priority_of(priority).map_err(|error| status(&error.into(), call))?;
         if documents.is_empty() {
             let why = "is empty; send at least one document";
             return Err(status(
@@ -189,7 +191,7 @@ impl Service {
             ));
         }
         let deadline = deadline(&self.0, call, metadata.as_ref());
-        let request = call.question(Some(model), query, documents, deadline);
+        let request = call.question(Some(model), query, documents, deadline, priority);
         self.0
             .score(request)
             .await
@@ -206,7 +208,14 @@ impl Scoring for Service {
         let (metadata, extensions, asked) = request.into_parts();
         let call = Call::of(&extensions);
         let response = self
-            .ask(&call, &metadata, asked.model, asked.query, asked.documents)
+            .ask(
+                &call,
+                &metadata,
+                asked.model,
+                asked.query,
+                asked.documents,
+                asked.priority,
+            )
             .await?;
         Ok(with_activation(
             &response,
@@ -237,7 +246,14 @@ impl Scoring for Service {
         let n_results = asked.top_n.map_or(usize::MAX, |n| n as usize);
         let mut texts = asked.return_documents.then(|| asked.documents.clone());
         let response = self
-            .ask(&call, &metadata, asked.model, asked.query, asked.documents)
+            .ask(
+                &call,
+                &metadata,
+                asked.model,
+                asked.query,
+                asked.documents,
+                asked.priority,
+            )
             .await?;
         let scores = response.scores(asked.raw_scores);
         let order = ranking(&scores).into_iter().take(n_results);
@@ -257,6 +273,19 @@ impl Scoring for Service {
                 query_truncated: response.query_truncated,
             },
         ))
+    }
+}
+
+/// By its number in `proto/`.
+fn priority_of(number: i32) -> Result<Priority, ScoreError> {
+    match proto::Priority::try_from(number) {
+        Ok(proto::Priority::Low) => Ok(Priority::Low),
+        Ok(proto::Priority::Unspecified | proto::Priority::Normal) => Ok(Priority::Normal),
+        Ok(proto::Priority::High) => Ok(Priority::High),
+        Err(_) => Err(ScoreError::invalid(
+            "priority",
+            format!("has no value {number}; send 1 (low), 2 (normal), 3 (high), or leave it out"),
+        )),
     }
 }
 

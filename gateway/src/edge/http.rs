@@ -138,6 +138,7 @@ fn cors() -> CorsLayer {
             axum::http::header::CONTENT_TYPE,
             HeaderName::from_static(call::REQUEST_ID),
             HeaderName::from_static(post::TIMEOUT_MS),
+            HeaderName::from_static(post::PRIORITY),
         ]))
         .expose_headers(shown.into_iter().chain([RETRY_AFTER]).collect::<Vec<_>>())
 }

@@ -7,7 +7,7 @@ use super::call::Call;
 use super::problem::Problem;
 use super::wire::Refusal;
 use crate::intake::{Pass, Weight};
-use crate::score::{ScoreError, ScoreRequest};
+use crate::score::{Priority, ScoreError, ScoreRequest};
 use axum::body::Body;
 use axum::extract::{FromRequest, Request};
 use axum::http::HeaderMap;
@@ -20,6 +20,9 @@ use std::time::{Duration, Instant};
 /// By this header a client asks for less time than the server allows.
 pub(super) const TIMEOUT_MS: &str = "x-request-timeout-ms";
 
+/// By this header a client says how urgent its request is, where the dialect's body has no word for it.
+pub(super) const PRIORITY: &str = "x-priority";
+
 /// The longest that a refused body is read for.
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(1);
 
@@ -28,6 +31,8 @@ pub(super) struct Post {
     pub(super) call: Call,
     pub(super) body: Bytes,
     deadline: Instant,
+    /// By its header.
+    priority: Priority,
     /// Given back when the answer has been made.
     pass: Pass,
 }
@@ -42,7 +47,8 @@ impl Post {
         query: String,
         documents: Vec<String>,
     ) -> ScoreRequest {
-        self.call.question(model, query, documents, self.deadline)
+        self.call
+            .question(model, query, documents, self.deadline, self.priority)
     }
 
     /// What it counts for at the door until its answer has been sent.
@@ -62,6 +68,7 @@ impl Post {
         }
         let timeout = edge.settings.request_timeout;
         let deadline = call.deadline(timeout, client_timeout(&parts.headers)?);
+        let priority = header_priority(&parts.headers)?;
         // Before the first byte: who is not let in costs no memory.
         let pass = match edge.door.enter(announced) {
             Ok(pass) => pass,
@@ -91,6 +98,7 @@ impl Post {
             call,
             body: bytes,
             deadline,
+            priority,
             pass,
         })
     }
@@ -158,6 +166,25 @@ fn client_timeout(headers: &HeaderMap) -> Result<Option<Duration>, ScoreError> {
             "is not a whole number of milliseconds above 0; send one, or none",
         )),
     }
+}
+
+fn header_priority(headers: &HeaderMap) -> Result<Priority, ScoreError> {
+    let Some(value) = headers.get(PRIORITY) else {
+        return Ok(Priority::default());
+    };
+    let said = priority(PRIORITY, &String::from_utf8_lossy(value.as_bytes()))?;
+    Ok(said.unwrap_or_default())
+}
+
+/// What a client's word for it means; `None` for nothing, and for the 0 of vLLM's clients.
+pub(super) fn priority(param: &str, text: &str) -> Result<Option<Priority>, ScoreError> {
+    let text = text.trim();
+    if matches!(text, "" | "0") {
+        return Ok(None);
+    }
+    let why = "is none of high, normal and low; send one of them, or leave it out";
+    let found = Priority::parse(text).ok_or_else(|| ScoreError::invalid(param, why))?;
+    Ok(Some(found))
 }
 
 /// Reads a body of bounded length without keeping it. Closing a connection on which bytes are still

@@ -61,6 +61,8 @@ pub(super) enum AnyAnswer {
         ("X-Request-Id" = Option<String>, Header, description = "A name for the request, kept in \
             answer and log: at most 128 visible ASCII characters"),
         ("X-Request-Timeout-Ms" = Option<u64>, Header, description = "Less time than allowed"),
+        ("X-Priority" = Option<String>, Header, description = "`high`, `normal` or `low`; a body's own \
+            `priority` counts more"),
     ),
     responses(
         (status = 200, description = "The documents by falling score", body = AnyAnswer, headers(

@@ -46,6 +46,8 @@ pub struct Forecast<'a> {
     pub pace: f64,
     /// Of the time before a deadline; see [`Share`].
     pub share: f64,
+    /// The longest that a request may wait for its first row; `None` for until its deadline.
+    pub wait_max: Option<Duration>,
 }
 
 /// The share of the time before its deadline in which a request must be predicted to be done: the margin
@@ -164,7 +166,9 @@ impl Forecast<'_> {
         }
         let ahead_s = self.done_s(ahead);
         let may_take_s = self.share * own_left_s;
-        let late_s = (ahead_s + own_s - may_take_s).max(ahead_s - AHEAD_PART * may_take_s);
+        let may_wait_s = self.wait_max.map_or(f64::INFINITY, |max| max.as_secs_f64());
+        let may_wait_s = may_wait_s.min(AHEAD_PART * may_take_s);
+        let late_s = (ahead_s + own_s - may_take_s).max(ahead_s - may_wait_s);
         if 0.0 < late_s {
             return Verdict::Late {
                 ahead: seconds(ahead_s),
@@ -233,12 +237,17 @@ fn seconds(seconds: f64) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::generation::hold::HoldBounds;
     use crate::generation::queue::{QueueBounds, Reservation};
+    use crate::score::Priority;
+
+    use Priority::{High, Low, Normal};
 
     const BATCH: BatchBounds = BatchBounds {
         rows_max: 10,
         tokens_max: 1_000,
         time_max: Duration::from_secs(1),
+        hold: HoldBounds::NEVER,
     };
 
     /// A request: rows of 100 tokens, which take 10 ms each by the cost before anything is known, and
@@ -257,10 +266,23 @@ mod tests {
     }
 
     fn judge(admitted: &[Case], newcomer: Case, n_workers: usize) -> Verdict {
+        let admitted: Vec<_> = admitted.iter().map(|&case| (case, Normal)).collect();
+        judge_within(&admitted, (newcomer, Normal), n_workers, None)
+    }
+
+    fn judge_within(
+        admitted: &[(Case, Priority)],
+        (newcomer, priority): (Case, Priority),
+        n_workers: usize,
+        wait_max: Option<Duration>,
+    ) -> Verdict {
         let (cost, now) = (Cost::default(), Instant::now());
         let mut queue = Queue::new(QueueBounds {
             rows_max: usize::MAX,
             tokens_max: usize::MAX,
+            requests_max: usize::MAX,
+            bytes_max: usize::MAX,
+            wait_max,
         });
         let forecast = Forecast {
             cost: &cost,
@@ -269,18 +291,20 @@ mod tests {
             running_s: 0.0,
             pace: 1.0,
             share: Share::default().value(),
+            wait_max,
         };
-        for case in admitted {
+        for (case, priority) in admitted {
             let asked = Reservation {
                 waiting: waiting(*case, now),
                 text_bytes: 0,
+                priority: *priority,
             };
             let alone_s = forecast.alone_s(asked.waiting.amount);
             let _kept = queue.reserve(asked, alone_s).unwrap();
         }
         let waiting = waiting(newcomer, now);
         let newcomer = Newcomer {
-            place: queue.place(forecast.alone_s(waiting.amount)),
+            place: queue.place(forecast.alone_s(waiting.amount), priority),
             waiting,
             tokenizing_s: 0.0,
         };
@@ -346,6 +370,44 @@ mod tests {
         check(&[(890, 10)], (20, 10), 1, "Crowding");
         // Late already.
         check(&[(1_100, 10)], (20, 10), 1, "InTime");
+    }
+
+    #[test]
+    fn who_is_more_urgent_counts_less_before_it_and_makes_nobody_late() {
+        let check = |queued, newcomer, want: &str| {
+            let found = format!("{:?}", judge_within(&[queued], newcomer, 1, None));
+            assert!(found.starts_with(want), "{found}");
+        };
+        let small = (200, 5);
+        check(((600, 60), Normal), (small, Normal), "InTime");
+        check(((600, 60), High), (small, Normal), "Late { ahead: 6.");
+        check(((600, 60), Normal), (small, Low), "Late { ahead: 6.");
+        check(((600, 60), Low), (small, Low), "InTime");
+        let large = (700, 10);
+        check(((600, 60), Normal), (large, Normal), "Late { ahead: 6.");
+        check(((600, 60), Normal), (large, High), "InTime");
+        check(((600, 60), Low), (large, Normal), "InTime");
+        // Whoever was admitted before is kept, however little it weighs.
+        check(((600, 10), Normal), (large, High), "Crowding");
+        check(((600, 10), Low), (large, High), "Crowding");
+    }
+
+    #[test]
+    fn nobody_is_admitted_who_would_wait_longer_than_allowed() {
+        let wait = |seconds| {
+            let wait_max = Some(Duration::from_secs(seconds));
+            judge_within(&[((300, 60), Normal)], ((300, 60), Normal), 1, wait_max)
+        };
+        assert_eq!(wait(4), Verdict::InTime);
+        let Verdict::Late { ahead, retry_after } = wait(1) else {
+            panic!("3 s go first")
+        };
+        assert_eq!(ahead.as_secs(), 3);
+        assert!((2.0..2.1).contains(&retry_after.as_secs_f64()));
+        // What is urgent goes first, and does not wait.
+        let one_s = Some(Duration::from_secs(1));
+        let urgent = judge_within(&[((300, 60), Normal)], ((300, 60), High), 1, one_s);
+        assert_eq!(urgent, Verdict::InTime);
     }
 
     #[test]

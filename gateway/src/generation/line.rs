@@ -1,12 +1,12 @@
 //! Where requests and workers meet: the plan under one lock, and idle workers that wait for rows.
 
 use crate::generation::cost::Size;
-use crate::generation::plan::{Ask, Computed, Cut, Plan};
-use crate::generation::queue::{BatchBounds, Promise, QueueBounds, Taken};
+use crate::generation::plan::{Ask, Computed, Cut, Next, Plan};
+use crate::generation::queue::{BatchBounds, Late, Promise, QueueBounds, Taken};
 use crate::generation::work::Work;
 use crate::load::{Load, Totals};
 use crate::model::TokenRows;
-use crate::score::ScoreError;
+use crate::score::{Priority, ScoreError};
 use crate::sync::{Condvar, Mutex, MutexGuard};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -61,28 +61,39 @@ impl Line {
         })
     }
 
-    /// Blocks until there are rows and takes a batch of them. `None` when the line is closed and empty.
+    /// Blocks until there are rows, and as long as they are held back, and takes a batch of them. `None`
+    /// when the line is closed and empty.
     pub fn next(&self, batch: &mut Vec<Taken>) -> Option<Cut> {
         let mut plan = self.plan();
         loop {
-            let cut = plan.cut(Instant::now(), batch);
+            let now = Instant::now();
+            let next = plan.cut(now, batch);
             let late = plan.take_late();
-            let is_closed = plan.is_closed();
             if !late.is_empty() {
                 drop(plan);
-                expire(&late, Instant::now());
+                fail_late(&late);
                 plan = self.plan();
-            } else if cut.is_none() && !is_closed {
-                plan = self
-                    .rows_came
-                    .wait(plan)
-                    .unwrap_or_else(PoisonError::into_inner);
-                continue;
             }
-            if cut.is_some() || is_closed {
-                return cut;
-            }
+            plan = match next {
+                Next::Batch(cut) => return Some(cut),
+                // What came while the lock was away has woken nobody.
+                _ if !late.is_empty() => plan,
+                Next::Hold(until) => {
+                    let waited = self.rows_came.wait_timeout(plan, until - now);
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+                Next::Nothing if plan.is_closed() => return None,
+                Next::Nothing => {
+                    let waited = self.rows_came.wait(plan);
+                    waited.unwrap_or_else(PoisonError::into_inner)
+                }
+            };
         }
+    }
+
+    /// Somebody more urgent waits for these rows as well.
+    pub fn raise(&self, work: &Arc<Work>, priority: Priority) {
+        self.plan().raise(work, priority);
     }
 
     /// A worker has come back from a batch, of which every row was scored if it `is_whole`.
@@ -129,8 +140,8 @@ impl Line {
     }
 
     /// Forgets the rows that nobody wants any more.
-    pub fn forget(&self, work: &Arc<Work>) {
-        self.plan().forget(work);
+    pub fn forget(&self, work: &Arc<Work>, now: Instant) {
+        self.plan().forget(work, now);
     }
 
     /// Answers everything that waits with `error`.
@@ -158,12 +169,10 @@ impl Line {
     }
 }
 
-/// Answers rows that are not in time. Where their time has passed, those who wait usually have left.
-fn expire(late: &[Arc<Work>], now: Instant) {
-    for work in late {
-        work.fail(&ScoreError::DeadlinePassed {
-            after: work.waited(now),
-        });
+/// Tells those who still wait. Where their time has passed, they usually have left.
+fn fail_late(late: &[Late]) {
+    for (work, error) in late {
+        work.fail(error);
     }
 }
 
@@ -174,7 +183,7 @@ impl Permit {
     pub fn push(mut self, work: Arc<Work>, rows: TokenRows, now: Instant) -> Ticket {
         work.pushed(rows, now);
         if let Some(promise) = self.promise.take() {
-            self.line.plan().push(Arc::clone(&work), promise);
+            self.line.plan().push(Arc::clone(&work), promise, now);
         }
         // One batch of rows wants one worker; the others find out when they look.
         if work.rows().len() == 1 {
@@ -208,9 +217,10 @@ impl Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         self.work.fail(&ScoreError::Cancelled);
-        self.permit.line.forget(&self.work);
+        let now = Instant::now();
+        self.permit.line.forget(&self.work, now);
         // Whoever goes away before is just impatient.
-        let is_late = self.work.deadline() <= Instant::now();
+        let is_late = self.work.deadline() <= now;
         self.permit.is_in_time = match (self.work.is_scored(), is_late) {
             (true, _) => Some(true),
             (false, true) => Some(false),
@@ -218,3 +228,6 @@ impl Drop for Ticket {
         };
     }
 }
+
+#[cfg(test)]
+mod tests;

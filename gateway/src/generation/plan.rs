@@ -3,13 +3,14 @@
 
 use crate::generation::cost::{Amount, Cost, Size};
 use crate::generation::forecast::{Forecast, Newcomer, Pace, Share, Verdict};
+use crate::generation::hold::{Arrivals, Held};
 use crate::generation::queue::{
-    BatchBounds, Promise, Queue, QueueBounds, Reservation, Taken, Waiting,
+    BatchBounds, Full, Late, Promise, Queue, QueueBounds, Reservation, Taken, Waiting,
 };
 use crate::generation::text::TextRatio;
 use crate::generation::work::Work;
-use crate::load::{Load, Totals};
-use crate::score::ScoreError;
+use crate::load::{Learned, Load, Totals};
+use crate::score::{Priority, ScoreError};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,10 @@ pub struct Plan {
     cost: Cost,
     text: TextRatio,
     batch: BatchBounds,
+    wait_max: Option<Duration>,
+    arrivals: Arrivals,
+    // When what waits was held back for more.
+    held_since: Option<Instant>,
     requests_in_flight: usize,
     workers: usize,
     workers_busy: usize,
@@ -51,6 +56,19 @@ pub struct Ask {
     pub tokens_max: usize,
     /// When the scores are of no use any more.
     pub deadline: Instant,
+    /// How urgent it is.
+    pub priority: Priority,
+}
+
+/// What an idle worker does next.
+#[derive(Debug)]
+pub enum Next {
+    /// Computes the batch that was taken.
+    Batch(Cut),
+    /// Looks again at this time, or when rows come: a batch is held back for more of them.
+    Hold(Instant),
+    /// Nothing waits.
+    Nothing,
 }
 
 /// A batch that a worker computes now.
@@ -75,6 +93,10 @@ pub struct Computed {
     /// Whether every row of the batch was scored. If rows were skipped, the time says nothing about the
     /// cost of those that were not.
     pub is_whole: bool,
+    /// Of the rows that have scores, those whose request was gone.
+    pub n_unwanted: usize,
+    /// Rows that the backend passed over because their request was gone.
+    pub n_skipped: usize,
 }
 
 // === impl Plan ===
@@ -83,10 +105,13 @@ impl Plan {
     /// An empty queue before no workers, for a tokenizer that puts `n_special` tokens into each row.
     pub fn new(queue: QueueBounds, batch: BatchBounds, n_special: usize) -> Self {
         Self {
+            wait_max: queue.wait_max,
             queue: Queue::new(queue),
             cost: Cost::default(),
             text: TextRatio::new(n_special),
             batch,
+            arrivals: Arrivals::default(),
+            held_since: None,
             requests_in_flight: 0,
             workers: 0,
             workers_busy: 0,
@@ -112,13 +137,18 @@ impl Plan {
             self.check_time(&asked, now)?;
         }
         let alone_s = self.forecast().alone_s(asked.waiting.amount);
-        let promise = self.queue.reserve(asked, alone_s).map_err(|_| {
+        let promise = self.queue.reserve(asked, alone_s).map_err(|full| {
             let (rows, tokens) = (self.queue.n_rows(), self.queue.n_tokens());
+            let Full { bound, max } = full;
             overloaded(
-                format!("the queue is full: {rows} rows of {tokens} tokens wait"),
+                format!(
+                    "the queue is full: {rows} rows of {tokens} tokens wait, and this request would \
+                     exceed {bound} = {max}"
+                ),
                 self.forecast().done(self.queue.amount()),
             )
         })?;
+        self.arrivals.count(now);
         self.requests_in_flight += 1;
         Ok(promise)
     }
@@ -156,6 +186,7 @@ impl Plan {
                 deadline: ask.deadline,
             },
             text_bytes: ask.text_bytes,
+            priority: ask.priority,
         }
     }
 
@@ -163,7 +194,9 @@ impl Plan {
         let waiting = asked.waiting;
         let text_bytes = self.queue.text_bytes_until(asked.text_bytes);
         let newcomer = Newcomer {
-            place: self.queue.place(self.forecast().alone_s(waiting.amount)),
+            place: self
+                .queue
+                .place(self.forecast().alone_s(waiting.amount), asked.priority),
             waiting,
             tokenizing_s: self.text.seconds(text_bytes),
         };
@@ -183,14 +216,19 @@ impl Plan {
                     needs.as_secs_f64()
                 ),
             }),
-            Verdict::Late { ahead, retry_after } => Err(overloaded(
-                format!(
-                    "{:.1} s of queued work go first, too much for the {left_s:.1} s that the request's \
-                     deadline leaves",
-                    ahead.as_secs_f64()
-                ),
-                retry_after,
-            )),
+            Verdict::Late { ahead, retry_after } => {
+                let ahead_s = ahead.as_secs_f64();
+                let why = match self.wait_max {
+                    Some(max) if max < ahead => format!(
+                        "{ahead_s:.1} s of queued work go first, more than queue.wait_max = {max:?}"
+                    ),
+                    _ => format!(
+                        "{ahead_s:.1} s of queued work go first, too much for the {left_s:.1} s that \
+                         the request's deadline leaves"
+                    ),
+                };
+                Err(overloaded(why, retry_after))
+            }
             Verdict::Crowding { queued } => Err(overloaded(
                 format!(
                     "{:.1} s of work are queued, and this request would make one of them late",
@@ -202,9 +240,9 @@ impl Plan {
     }
 
     /// An admitted request's rows are there.
-    pub fn push(&mut self, work: Arc<Work>, promise: Promise) {
+    pub fn push(&mut self, work: Arc<Work>, promise: Promise, now: Instant) {
         let alone_s = self.forecast().alone_s(work.amount());
-        self.queue.push(work, promise, alone_s);
+        self.queue.push(work, promise, alone_s, now);
     }
 
     /// An admitted request went away before its rows were there.
@@ -217,13 +255,19 @@ impl Plan {
     pub fn leave(&mut self, is_in_time: Option<bool>) {
         if let Some(is_in_time) = is_in_time {
             self.share.learn(is_in_time);
+            self.totals.late += u64::from(!is_in_time);
         }
         self.requests_in_flight -= 1;
     }
 
     /// Nobody waits for some of these rows any more.
-    pub fn forget(&mut self, work: &Arc<Work>) {
-        self.queue.forget(work);
+    pub fn forget(&mut self, work: &Arc<Work>, now: Instant) {
+        self.queue.forget(work, now);
+    }
+
+    /// Somebody more urgent waits for these rows as well.
+    pub fn raise(&mut self, work: &Arc<Work>, priority: Priority) {
+        self.queue.raise(work, priority);
     }
 
     /// Everything that waits; none of it is cut any more.
@@ -231,8 +275,18 @@ impl Plan {
         self.queue.drain()
     }
 
-    /// Takes the next batch into `batch`. `None` when nothing waits.
-    pub fn cut(&mut self, now: Instant, batch: &mut Vec<Taken>) -> Option<Cut> {
+    /// What [`cut`](Self::cut) passed over; see [`Queue::take_late`].
+    pub fn take_late(&mut self) -> Vec<Late> {
+        self.queue.take_late()
+    }
+
+    /// Takes the next batch into `batch`, for a worker that is idle.
+    pub fn cut(&mut self, now: Instant, batch: &mut Vec<Taken>) -> Next {
+        if let Some(until) = self.hold_until(now) {
+            batch.clear();
+            return Next::Hold(until);
+        }
+        self.held_since = None;
         let speed = (self.pace.ratio(), self.workers);
         let bounds = BatchBounds {
             time_max: self.batch.time_max.min(self.part_of_what_waits()),
@@ -240,7 +294,7 @@ impl Plan {
         };
         self.queue.cut(now, &bounds, &self.cost, speed, batch);
         if batch.is_empty() {
-            return None;
+            return Next::Nothing;
         }
         let rows = batch
             .iter()
@@ -249,21 +303,48 @@ impl Plan {
         let predicted_s = self.cost.batch_s(size);
         self.running_s += predicted_s;
         self.workers_busy += 1;
-        Some(Cut {
+        Next::Batch(Cut {
             at: now,
             predicted_s,
         })
     }
 
-    /// What [`cut`](Self::cut) passed over; see [`Queue::take_late`].
-    pub fn take_late(&mut self) -> Vec<Arc<Work>> {
-        self.queue.take_late()
+    /// Until when what waits is held back; `None` to cut it now. Never when a batch of it would be full.
+    /// While another worker is idle too it does not pay: that one takes what comes.
+    fn hold_until(&mut self, now: Instant) -> Option<Instant> {
+        let hold = self.batch.hold;
+        let Amount { rows, size } = self.queue.pushed();
+        let n_idle = self.workers.saturating_sub(self.workers_busy);
+        let usual_s = self.cost.batch_s(size);
+        let is_full = hold.rows_preferred.min(self.batch.rows_max) <= rows
+            || self.batch.tokens_max <= size.tokens as usize
+            || self.batch.time_max.as_secs_f64() <= usual_s;
+        let has_help = hold.is_adaptive && 1 < n_idle;
+        if hold.wait_max.is_zero() || self.closed || has_help || rows == 0 || is_full {
+            return None;
+        }
+        let [own_s, ..] = self.cost.coefficients();
+        let (waited, deadline) = self.queue.urgency(now)?;
+        let held = Held {
+            n_requests: self.queue.n_requests(),
+            rate: self.arrivals.rate(now),
+            own_s: own_s / self.workers as f64,
+            rows_s: self.cost.rows_s(size),
+            batch_s: self.pace.ratio() * usual_s,
+            waited,
+            deadline,
+            since: *self.held_since.get_or_insert(now),
+        };
+        hold.until(&held, now)
     }
 
     /// A worker's equal part of what waits or will, to the nearest row, in predicted time: so a request
     /// that waits alone is computed by all workers, and they end at about the same time. A part is never so
-    /// small that the batch's own cost counts.
+    /// small that the batch's own cost counts. Where batches are to have a size, they are not divided.
     fn part_of_what_waits(&self) -> Duration {
+        if !self.batch.hold.is_adaptive {
+            return Duration::MAX;
+        }
         let Amount { rows, size } = self.queue.amount();
         let [own_s, ..] = self.cost.coefficients();
         let row_s = self.cost.rows_s(size) / rows.max(1) as f64;
@@ -296,6 +377,8 @@ impl Plan {
         self.totals.tokens += done.size.tokens as u64;
         self.totals.rectangle_tokens += (done.n_rows * done.longest) as u64;
         self.totals.inference += done.took;
+        self.totals.unwanted += done.n_unwanted as u64;
+        self.totals.skipped += done.n_skipped as u64;
     }
 
     /// Teaches the cost model without a queue: the warm-up.
@@ -334,15 +417,31 @@ impl Plan {
             requests_in_flight: self.requests_in_flight,
             queue_rows: self.queue.n_rows(),
             queue_tokens: self.queue.n_tokens(),
+            queue_bytes: self.queue.n_bytes(),
             queue_time: self.forecast().done(self.queue.amount()),
             workers: self.workers,
             workers_busy: self.workers_busy,
+            learned: self.learned(),
+        }
+    }
+
+    fn learned(&self) -> Learned {
+        let [batch_s, token_s, square_s] = self.cost.coefficients();
+        Learned {
+            batch_s,
+            token_s,
+            square_s,
+            pace: self.pace.ratio(),
+            share: self.share.value(),
         }
     }
 
     /// What was done.
     pub fn totals(&self) -> Totals {
-        self.totals
+        Totals {
+            dropped: self.queue.dropped(),
+            ..self.totals
+        }
     }
 
     fn forecast(&self) -> Forecast<'_> {
@@ -353,6 +452,7 @@ impl Plan {
             running_s: self.running_s,
             pace: self.pace.ratio(),
             share: self.share.value(),
+            wait_max: self.wait_max,
         }
     }
 }
@@ -365,37 +465,4 @@ fn overloaded(why: String, wait: Duration) -> ScoreError {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rows_that_were_skipped_teach_nothing_and_the_others_count() {
-        let (queue, batch) = (
-            QueueBounds {
-                rows_max: 10,
-                tokens_max: 1_000,
-            },
-            BatchBounds {
-                rows_max: 10,
-                tokens_max: 1_000,
-                time_max: Duration::from_millis(10),
-            },
-        );
-        let mut plan = Plan::new(queue, batch, 3);
-        let mut done = Computed {
-            n_rows: 2,
-            size: Size::row(40),
-            longest: 20,
-            took: Duration::from_millis(4),
-            is_whole: true,
-        };
-        plan.computed(&done);
-        let learned = plan.cost.coefficients();
-        done.is_whole = false;
-        done.took = Duration::from_micros(1);
-        plan.computed(&done);
-        assert_eq!(plan.cost.coefficients(), learned);
-        let totals = plan.totals();
-        assert_eq!((totals.batches, totals.rows, totals.tokens), (2, 4, 80));
-    }
-}
+mod tests;

@@ -7,42 +7,33 @@
 //! (tried first: a row from each in turn) lets all requests of an overloaded server finish together, after
 //! their deadlines. Deadlines do not order: they only drop.
 //!
+//! A request's part of the workers has a weight, by its priority. Virtual time runs on whenever rows are
+//! taken, so that a request of any priority comes first at last, whatever comes after it.
+//!
 //! A request has its place from its admission on, while it is still being tokenized: whoever is admitted
 //! next can count on what stands before it.
 
+mod bounds;
+mod flow;
+
+pub use bounds::{BatchBounds, Full, QueueBounds};
+
 use crate::generation::cost::{Amount, Cost, Size};
 use crate::generation::work::Work;
-use crate::model::TokenRows;
+use crate::load::Dropped;
+use crate::score::{Priority, ScoreError};
+use bounds::bytes;
+use flow::{Flow, Why, weight};
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// A request is given up when even this share of its predicted time is more than it has left.
-const HOPELESS_SHARE: f64 = 0.8;
-
-/// What may wait.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct QueueBounds {
-    /// Rows.
-    pub rows_max: usize,
-    /// Tokens.
-    pub tokens_max: usize,
-}
-
-/// What one batch may hold.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct BatchBounds {
-    /// Rows.
-    pub rows_max: usize,
-    /// Tokens.
-    pub tokens_max: usize,
-    /// Predicted time; one row is taken whatever it costs.
-    pub time_max: Duration,
-}
-
 /// A row that was taken: the request's rows and the index among them.
 pub type Taken = (Arc<Work>, u32);
+
+/// Rows that left before they were computed, and what those who wait for them are to be told.
+pub type Late = (Arc<Work>, ScoreError);
 
 /// The waiting rows.
 #[derive(Debug)]
@@ -53,8 +44,12 @@ pub struct Queue {
     promised: BTreeMap<Place, Reservation>,
     pushed_sum: Amount,
     promised_sum: Amount,
-    late: Vec<Arc<Work>>,
-    // What each waiting request would have got by now under equal sharing, in seconds.
+    promised_text_bytes: usize,
+    // Of the flows.
+    weight_sum: f64,
+    dropped: Dropped,
+    late: Vec<Late>,
+    // What each waiting request of weight 1 would have got by now under equal sharing, in seconds.
     virtual_s: f64,
     n_placed: u64,
 }
@@ -83,6 +78,8 @@ pub struct Reservation {
     pub waiting: Waiting,
     /// Bytes of text that are to be tokenized first.
     pub text_bytes: usize,
+    /// How urgent it is.
+    pub priority: Priority,
 }
 
 /// Room and a place that an admitted request has until its rows are pushed. Worth something only to the
@@ -92,23 +89,7 @@ pub struct Promise {
     place: Place,
     // `virtual_s` at its admission.
     start_s: f64,
-}
-
-/// No room.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Full;
-
-#[derive(Debug)]
-struct Flow {
-    work: Arc<Work>,
-    // Of the rows that are counted.
-    amount: Amount,
-    next_row: usize,
-    // Rows that wait; those that nobody wanted any more when somebody looked are not.
-    is_counted: Box<[bool]>,
-    // By the prediction that gave it its place: as the cost model learns, a second and a token drift
-    // apart, and a request's rows must add up to what it was placed by.
-    token_s: f64,
+    priority: Priority,
 }
 
 // === impl Queue ===
@@ -122,6 +103,9 @@ impl Queue {
             promised: BTreeMap::new(),
             pushed_sum: Amount::default(),
             promised_sum: Amount::default(),
+            promised_text_bytes: 0,
+            weight_sum: 0.0,
+            dropped: Dropped::default(),
             late: Vec::new(),
             virtual_s: 0.0,
             n_placed: 0,
@@ -136,6 +120,36 @@ impl Queue {
     /// Tokens that wait.
     pub fn n_tokens(&self) -> usize {
         self.pushed_sum.size.tokens as usize
+    }
+
+    /// Bytes of tokens that wait or are promised room, and of texts that are being tokenized.
+    pub fn n_bytes(&self) -> usize {
+        bytes(self.amount(), self.promised_text_bytes)
+    }
+
+    /// Rows that left before they were computed, since the start.
+    pub fn dropped(&self) -> Dropped {
+        self.dropped
+    }
+
+    /// Requests whose rows wait.
+    pub fn n_requests(&self) -> usize {
+        self.flows.len()
+    }
+
+    /// Rows that wait, without those that are being tokenized.
+    pub fn pushed(&self) -> Amount {
+        self.pushed_sum
+    }
+
+    /// Since when the oldest of the waiting requests has waited, and the earliest of their deadlines.
+    /// `None` when nothing waits. Takes time in proportion to the requests.
+    pub fn urgency(&self, now: Instant) -> Option<(Duration, Instant)> {
+        let flows = self.flows.values();
+        let waits = flows.map(|flow| (flow.waited(now), flow.work.deadline()));
+        waits.reduce(|(longest, first), (waited, deadline)| {
+            (longest.max(waited), first.min(deadline))
+        })
     }
 
     /// What waits or is promised room.
@@ -172,9 +186,9 @@ impl Queue {
 
     /// Where a request would stand if it was admitted now, of which one worker would be done after
     /// `alone_s` seconds.
-    pub fn place(&self, alone_s: f64) -> Place {
+    pub fn place(&self, alone_s: f64, priority: Priority) -> Place {
         Place {
-            finish_s: self.virtual_s + alone_s,
+            finish_s: self.virtual_s + alone_s / weight(priority),
             seq: self.n_placed + 1,
         }
     }
@@ -185,41 +199,54 @@ impl Queue {
     /// # Errors
     /// [`Full`].
     pub fn reserve(&mut self, asked: Reservation, alone_s: f64) -> Result<Promise, Full> {
-        let sum = self.amount() + asked.waiting.amount;
-        let fits =
-            sum.rows <= self.bounds.rows_max && sum.size.tokens as usize <= self.bounds.tokens_max;
-        if !fits && self.amount().rows > 0 {
-            return Err(Full);
+        if self.amount().rows > 0 {
+            self.check_room(&asked)?;
         }
-        let place = self.place(alone_s);
+        let place = self.place(alone_s, asked.priority);
         self.n_placed = place.seq;
         self.promised.insert(place, asked);
         self.promised_sum += asked.waiting.amount;
+        self.promised_text_bytes += asked.text_bytes;
         Ok(Promise {
             place,
             start_s: self.virtual_s,
+            priority: asked.priority,
         })
+    }
+
+    fn check_room(&self, asked: &Reservation) -> Result<(), Full> {
+        let n_requests = self.flows.len() + self.promised.len() + 1;
+        let text_bytes = self.promised_text_bytes + asked.text_bytes;
+        let sum = self.amount() + asked.waiting.amount;
+        self.bounds.check(n_requests, sum, text_bytes)
     }
 
     /// Gives promised room back: the request went away.
     pub fn release(&mut self, promise: Promise) {
         if let Some(promised) = self.promised.remove(&promise.place) {
             self.promised_sum -= promised.waiting.amount;
+            self.promised_text_bytes -= promised.text_bytes;
         }
         self.rest();
     }
 
     /// Appends the rows that somebody wants, at the place that was promised to them.
-    pub fn push(&mut self, work: Arc<Work>, promise: Promise, alone_s: f64) {
-        let Promise { place, start_s } = promise;
-        // What it costs is known better now than when it was admitted.
+    pub fn push(&mut self, work: Arc<Work>, promise: Promise, alone_s: f64, now: Instant) {
+        let Promise {
+            place,
+            start_s,
+            priority,
+        } = promise;
+        // Somebody more urgent may have joined, and what it costs is known better than when it was admitted.
+        let priority = work.priority().max(priority);
         let place = Place {
-            finish_s: start_s + alone_s,
+            finish_s: start_s + alone_s / weight(priority),
             ..place
         };
-        let flow = Flow::new(work, alone_s);
+        let flow = Flow::new(work, priority, alone_s, now);
         if flow.amount.rows > 0 {
             self.pushed_sum += flow.amount;
+            self.weight_sum += weight(priority);
             self.flows.insert(place, flow);
         }
         self.release(promise);
@@ -237,6 +264,7 @@ impl Queue {
         batch: &mut Vec<Taken>,
     ) {
         batch.clear();
+        self.drop_waited(now);
         let (time_max_s, mut size) = (bounds.time_max.as_secs_f64(), Size::default());
         loop {
             let n_flows = self.flows.len();
@@ -246,14 +274,18 @@ impl Queue {
             // One request that is started too late, and given up half-way, makes the next one too late as
             // well. But alone it takes nothing from others, and the prediction may be wrong.
             let is_hopeless = n_flows > 1 && !first.get().can_be_done(now, pace, n_workers);
-            if is_hopeless || !first.get().work.alive(now) {
+            let why = first
+                .get()
+                .useless(now)
+                .or(is_hopeless.then_some(Why::Hopeless));
+            if let Some(why) = why {
                 let flow = first.remove();
-                self.pushed_sum -= flow.amount;
-                self.late.push(flow.work);
+                self.drop_flow(flow, why, now);
                 continue;
             }
             let flow = first.get_mut();
-            let Some(row) = flow.next_wanted(&mut self.pushed_sum) else {
+            let Some(row) = flow.next_wanted(&mut self.pushed_sum, &mut self.dropped) else {
+                self.weight_sum -= weight(flow.priority);
                 first.remove();
                 continue;
             };
@@ -269,36 +301,76 @@ impl Queue {
             batch.push((Arc::clone(&flow.work), flow.next_row as u32));
             self.pushed_sum -= flow.pass();
             // Equal sharing would have given each waiting request its part of this time.
-            self.virtual_s += flow.token_s * row.tokens / n_flows as f64;
+            self.virtual_s += flow.token_s * row.tokens / self.weight_sum;
             if flow.amount.rows == 0 {
+                self.weight_sum -= weight(flow.priority);
                 first.remove();
             }
         }
         self.rest();
     }
 
-    /// What [`cut`](Self::cut) passed over because it will not be in time, or nobody waits for it. It is
-    /// to be failed by whoever takes it, outside of locks: an answer wakes a task.
-    pub fn take_late(&mut self) -> Vec<Arc<Work>> {
+    /// What was passed over because it will not be in time, or nobody waits for it. It is to be failed by
+    /// whoever takes it, outside of locks: an answer wakes a task.
+    pub fn take_late(&mut self) -> Vec<Late> {
         std::mem::take(&mut self.late)
     }
 
     /// Forgets the waiting rows that nobody wants any more.
-    pub fn forget(&mut self, work: &Arc<Work>) {
+    pub fn forget(&mut self, work: &Arc<Work>, now: Instant) {
         let is_its = |flow: &Flow| Arc::ptr_eq(&flow.work, work);
         let mut found = self.flows.iter_mut().filter(|(_, flow)| is_its(flow));
         let Some((&place, flow)) = found.next() else {
             return;
         };
-        for row in flow.next_row..flow.is_counted.len() {
-            if !flow.work.is_wanted(row) {
-                self.pushed_sum -= flow.uncount(row);
-            }
-        }
+        let gone = flow.uncount_unwanted();
+        self.pushed_sum -= gone;
+        Why::of_unwanted(work, now).count(gone.rows, &mut self.dropped);
         if flow.amount.rows == 0 {
+            self.weight_sum -= weight(flow.priority);
             self.flows.remove(&place);
             self.rest();
         }
+    }
+
+    /// The waiting rows of a request are at least so urgent from now on, and move forward: what equal
+    /// sharing still owes them it gives at their new weight.
+    pub fn raise(&mut self, work: &Arc<Work>, priority: Priority) {
+        let is_more = |flow: &Flow| Arc::ptr_eq(&flow.work, work) && flow.priority < priority;
+        let mut found = self.flows.iter().filter(|(_, flow)| is_more(flow));
+        let Some(old) = found.next().map(|(place, _)| *place) else {
+            return;
+        };
+        if let Some(mut flow) = self.flows.remove(&old) {
+            let ratio = weight(flow.priority) / weight(priority);
+            self.weight_sum += weight(priority) - weight(flow.priority);
+            flow.priority = priority;
+            let owed_s = (old.finish_s - self.virtual_s).max(0.0);
+            // What is overdue under equal sharing cannot be owed less.
+            let finish_s = old.finish_s.min(self.virtual_s + owed_s * ratio);
+            self.flows.insert(Place { finish_s, ..old }, flow);
+        }
+    }
+
+    /// Drops whoever has waited as long as may be and was not begun.
+    fn drop_waited(&mut self, now: Instant) {
+        let Some(wait_max) = self.bounds.wait_max else {
+            return;
+        };
+        let has_waited =
+            |_: &Place, flow: &mut Flow| flow.next_row == 0 && wait_max <= flow.waited(now);
+        let waited: Vec<_> = self.flows.extract_if(.., has_waited).collect();
+        for (_, flow) in waited {
+            self.drop_flow(flow, Why::Waited, now);
+        }
+    }
+
+    fn drop_flow(&mut self, flow: Flow, why: Why, now: Instant) {
+        self.pushed_sum -= flow.amount;
+        self.weight_sum -= weight(flow.priority);
+        why.count(flow.amount.rows, &mut self.dropped);
+        let error = why.error(flow.waited(now));
+        self.late.push((flow.work, error));
     }
 
     /// Takes everything out: the generation can serve no more.
@@ -312,6 +384,7 @@ impl Queue {
     fn rest(&mut self) {
         if self.flows.is_empty() {
             self.pushed_sum = Amount::default();
+            self.weight_sum = 0.0;
         }
         if self.promised.is_empty() {
             self.promised_sum = Amount::default();
@@ -319,76 +392,6 @@ impl Queue {
         if self.flows.is_empty() && self.promised.is_empty() {
             self.virtual_s = 0.0;
         }
-    }
-}
-
-// === impl Flow ===
-
-impl Flow {
-    /// All rows that somebody wants, of which one worker is done after `alone_s`.
-    fn new(work: Arc<Work>, alone_s: f64) -> Self {
-        let rows = work.rows();
-        let is_counted: Box<[bool]> = (0..rows.len()).map(|row| work.is_wanted(row)).collect();
-        let counted = (0..rows.len()).filter(|&row| is_counted[row]);
-        let amount = counted.fold(Amount::default(), |sum, row| sum + amount_of(rows, row));
-        Self {
-            token_s: alone_s / amount.size.tokens.max(1.0),
-            is_counted,
-            amount,
-            next_row: 0,
-            work,
-        }
-    }
-
-    fn waiting(&self) -> Waiting {
-        Waiting {
-            amount: self.amount,
-            deadline: self.work.deadline(),
-        }
-    }
-
-    /// The next row that somebody wants; what is passed over is taken out of `sum`.
-    fn next_wanted(&mut self, sum: &mut Amount) -> Option<usize> {
-        while self.next_row < self.is_counted.len() {
-            if self.work.is_wanted(self.next_row) {
-                return Some(self.next_row);
-            }
-            *sum -= self.pass();
-        }
-        None
-    }
-
-    /// Goes on behind the next row, which was taken or is not wanted.
-    fn pass(&mut self) -> Amount {
-        self.next_row += 1;
-        self.uncount(self.next_row - 1)
-    }
-
-    /// A row waits no more; what it counted for.
-    fn uncount(&mut self, row: usize) -> Amount {
-        if !std::mem::take(&mut self.is_counted[row]) {
-            return Amount::default();
-        }
-        let amount = amount_of(self.work.rows(), row);
-        self.amount -= amount;
-        amount
-    }
-
-    /// Whether what is left of it can be computed before its deadline, if it goes first from now on. A
-    /// prediction that is wrong by a fifth gives nothing up.
-    fn can_be_done(&self, now: Instant, pace: f64, n_workers: usize) -> bool {
-        let Amount { rows, size } = self.amount;
-        let n_sharing = rows.min(n_workers).max(1) as f64;
-        let needs_s = self.token_s * size.tokens * pace / n_sharing;
-        let left = self.work.deadline().saturating_duration_since(now);
-        HOPELESS_SHARE * needs_s < left.as_secs_f64()
-    }
-}
-
-fn amount_of(rows: &TokenRows, row: usize) -> Amount {
-    Amount {
-        rows: 1,
-        size: Size::row(rows.row_len(row)),
     }
 }
 

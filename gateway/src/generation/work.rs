@@ -3,9 +3,9 @@
 
 use crate::generation::cost::{Amount, Size};
 use crate::model::{Cut, TokenRows};
-use crate::score::{ScoreError, Times};
+use crate::score::{Priority, ScoreError, Times};
 use crate::sync::{AtomicUsize, Mutex, MutexGuard};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
@@ -47,8 +47,11 @@ pub enum RowFault {
 #[derive(Debug)]
 pub struct Work {
     came: Instant,
-    // Microseconds after `came`: whoever joins may allow more time.
-    deadline_us: AtomicU64,
+    deadline: Instant,
+    // Microseconds beyond the deadline: whoever joins may allow more time.
+    extended_us: AtomicU64,
+    // Likewise.
+    priority: AtomicU8,
     // Cleared once: by the row's answer, or when nobody waits for it. The plugin sees it.
     wanted: Box<[AtomicBool]>,
     n_wanted: AtomicUsize,
@@ -69,10 +72,18 @@ struct Progress {
 
 impl Work {
     /// `n_rows` rows, not tokenized yet, whose outcomes go to `sink`; to nobody if that is gone.
-    pub fn new(n_rows: usize, deadline: Instant, now: Instant, sink: Weak<dyn Sink>) -> Arc<Self> {
+    pub fn new(
+        n_rows: usize,
+        priority: Priority,
+        deadline: Instant,
+        now: Instant,
+        sink: Weak<dyn Sink>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             came: now,
-            deadline_us: AtomicU64::new(micros(deadline.saturating_duration_since(now))),
+            deadline,
+            extended_us: AtomicU64::new(0),
+            priority: AtomicU8::new(priority as u8),
             wanted: (0..n_rows).map(|_| AtomicBool::new(true)).collect(),
             n_wanted: AtomicUsize::new(n_rows),
             n_scored: AtomicUsize::new(0),
@@ -112,13 +123,28 @@ impl Work {
 
     /// When the outcomes are of no use any more.
     pub fn deadline(&self) -> Instant {
-        self.came + Duration::from_micros(self.deadline_us.load(Ordering::Relaxed))
+        self.deadline + Duration::from_micros(self.extended_us.load(Ordering::Relaxed))
     }
 
     /// Somebody waits until `deadline`, if that is later.
     pub fn extend(&self, deadline: Instant) {
-        let us = micros(deadline.saturating_duration_since(self.came));
-        self.deadline_us.fetch_max(us, Ordering::Relaxed);
+        let us = micros(deadline.saturating_duration_since(self.deadline));
+        self.extended_us.fetch_max(us, Ordering::Relaxed);
+    }
+
+    /// The priority of the most urgent who waits.
+    pub fn priority(&self) -> Priority {
+        match self.priority.load(Ordering::Relaxed) {
+            0 => Priority::Low,
+            1 => Priority::Normal,
+            _ => Priority::High,
+        }
+    }
+
+    /// Somebody so urgent waits. Says whether that is more urgent than whoever waited before.
+    pub fn raise(&self, priority: Priority) -> bool {
+        let before = self.priority.fetch_max(priority as u8, Ordering::Relaxed);
+        before < priority as u8
     }
 
     /// How long it has been under way.

@@ -263,11 +263,16 @@ fn computed(batch: &RaggedBatch<'_>, scores: &Scores<'_>, took: Duration) -> Com
         ..Computed::default()
     };
     for row in scored {
+        done.n_unwanted += usize::from(!batch.wanted(row));
         let len = batch.row(row).input_ids.len();
         done.n_rows += 1;
         done.longest = done.longest.max(len);
         done.size += Size::row(len);
     }
+    let skipped = (0..batch.n_rows()).map(|row| scores.row(row));
+    done.n_skipped = skipped
+        .filter(|score| matches!(score, Err(RowStatus::Unwanted)))
+        .count();
     done.is_whole = done.n_rows == batch.n_rows();
     done
 }
@@ -415,7 +420,14 @@ mod tests {
             let scores = Scores::check(&mut logits, &mut statuses, 1).unwrap();
             let done = computed(&batch, &scores, Duration::ZERO);
             assert_eq!((done.n_rows, done.size, done.is_whole), want);
+            assert_eq!((done.n_unwanted, done.n_skipped), (0, 3 - done.n_rows));
         }
+        // Scored, and nobody waits for it any more.
+        wanted.store(false, Ordering::Relaxed);
+        let (mut logits, mut statuses) = ([0.0; 3], [scored, unwanted, scored]);
+        let scores = Scores::check(&mut logits, &mut statuses, 1).unwrap();
+        let done = computed(&batch, &scores, Duration::ZERO);
+        assert_eq!((done.n_rows, done.n_unwanted, done.n_skipped), (2, 2, 1));
     }
 
     /// One test, because the counts are the plugin's.

@@ -1,10 +1,12 @@
 //! Every metric, one table. OpenTelemetry names and units inside; the Prometheus exporter makes
 //! `crossgate_batch_rows_total` and `crossgate_stage_duration_seconds` of them.
 
-use crate::load::{CacheState, Catalog, ModelState, Origins};
+use crate::load::{CacheState, Catalog, ModelState, Origins, Totals};
 use backend_api::Phases;
 use opentelemetry::KeyValue;
-use opentelemetry::metrics::{Counter, Histogram, Meter, MeterProvider, ObservableGauge};
+use opentelemetry::metrics::{
+    Counter, Histogram, Meter, MeterProvider, ObservableCounter, ObservableGauge,
+};
 use opentelemetry_sdk::metrics::SdkMeterProvider;
 use prometheus::{Registry, TextEncoder};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -39,8 +41,9 @@ pub struct Metrics {
     backend_seconds: Counter<f64>,
     faults: Counter<u64>,
     cache_rows: Counter<u64>,
-    // Kept alive: dropping an observable gauge stops it.
+    // Kept alive: dropping an observable instrument stops it.
     gauges: Mutex<Vec<ObservableGauge<f64>>>,
+    counts: Mutex<Vec<ObservableCounter<u64>>>,
     // Shuts the reader down when dropped.
     provider: SdkMeterProvider,
 }
@@ -68,7 +71,7 @@ type Gauge = (
     fn(&ModelState) -> f64,
 );
 
-const GAUGES: [Gauge; 8] = [
+const GAUGES: [Gauge; 14] = [
     (
         "crossgate.requests_in_flight",
         "",
@@ -86,6 +89,12 @@ const GAUGES: [Gauge; 8] = [
         "",
         "Tokens that wait for a worker.",
         |model| model.load.queue_tokens as f64,
+    ),
+    (
+        "crossgate.queue_bytes",
+        "",
+        "Bytes of tokens that wait for a worker, and of texts that are being tokenized.",
+        |model| model.load.queue_bytes as f64,
     ),
     (
         "crossgate.queue_time",
@@ -116,6 +125,68 @@ const GAUGES: [Gauge; 8] = [
         "",
         "1 while the model takes requests.",
         |model| f64::from(model.state == "live"),
+    ),
+    (
+        "crossgate.cost_batch",
+        "s",
+        "Learned: time of a batch beside its rows.",
+        |model| model.load.learned.batch_s,
+    ),
+    (
+        "crossgate.cost_token",
+        "s",
+        "Learned: time that a token adds to a batch.",
+        |model| model.load.learned.token_s,
+    ),
+    (
+        "crossgate.cost_square",
+        "s",
+        "Learned: time that a squared token of a row adds to a batch.",
+        |model| model.load.learned.square_s,
+    ),
+    (
+        "crossgate.pace",
+        "",
+        "Learned: seconds that pass for each predicted one.",
+        |model| model.load.learned.pace,
+    ),
+    (
+        "crossgate.admission_share",
+        "",
+        "Learned: share of the time before its deadline in which a request must be predicted to be done.",
+        |model| model.load.learned.share,
+    ),
+];
+
+/// A counter that is read from a model's totals: name, description, and for each reason (none where there
+/// is but one) its value.
+type Count = (&'static str, &'static str, &'static [Reason]);
+type Reason = (Option<&'static str>, fn(&Totals) -> u64);
+
+const COUNTS: [Count; 4] = [
+    (
+        "crossgate.requests_late",
+        "Requests that were admitted and had no scores at their deadline.",
+        &[(None, |totals| totals.late)],
+    ),
+    (
+        "crossgate.rows_unwanted",
+        "Rows computed whose request was gone by then.",
+        &[(None, |totals| totals.unwanted)],
+    ),
+    (
+        "crossgate.rows_skipped",
+        "Rows that the plugin passed over because their request was gone.",
+        &[(None, |totals| totals.skipped)],
+    ),
+    (
+        "crossgate.rows_dropped",
+        "Rows that left the queue before they were computed, by reason.",
+        &[
+            (Some("cancelled"), |totals| totals.dropped.cancelled),
+            (Some("expired"), |totals| totals.dropped.expired),
+            (Some("hopeless"), |totals| totals.dropped.hopeless),
+        ],
     ),
 ];
 
@@ -227,12 +298,13 @@ impl Metrics {
                 "Pairs of answered requests, by where their scores came from.",
             ),
             gauges: Mutex::new(Vec::new()),
+            counts: Mutex::new(Vec::new()),
             registry,
             provider,
         }
     }
 
-    /// Reads the gauges from `catalog` whenever somebody asks for the metrics.
+    /// Reads gauges and totals from `catalog` whenever somebody asks for the metrics.
     pub fn observe(&self, catalog: &Arc<dyn Catalog>) {
         let meter = self.provider.meter("crossgate");
         let gauges = GAUGES.map(|(name, unit, about, value)| {
@@ -259,6 +331,28 @@ impl Metrics {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .extend(gauges);
+        let counts = COUNTS.map(|(name, about, reasons)| {
+            let catalog = Arc::downgrade(catalog);
+            meter
+                .u64_observable_counter(name)
+                .with_description(about)
+                .with_callback(move |observer| {
+                    let catalog = catalog.upgrade();
+                    for model in catalog.map(|catalog| catalog.models()).unwrap_or_default() {
+                        for (reason, value) in reasons {
+                            let reason = reason.map(|reason| KeyValue::new("reason", reason));
+                            let name = KeyValue::new("model", model.name.to_string());
+                            let labels: Vec<_> = [name].into_iter().chain(reason).collect();
+                            observer.observe(value(&model.totals), &labels);
+                        }
+                    }
+                })
+                .build()
+        });
+        self.counts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend(counts);
     }
 
     /// Reads what is kept of scores from `state` whenever somebody asks for the metrics.

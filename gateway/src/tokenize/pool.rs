@@ -275,6 +275,7 @@ fn pieces(documents: &[String]) -> impl Iterator<Item = Range<usize>> + '_ {
 mod tests {
     use super::*;
     use crate::generation::work::{Scored, Sink};
+    use crate::score::Priority;
 
     #[track_caller]
     fn check(lengths: &[usize], want: &[Range<usize>]) {
@@ -310,7 +311,7 @@ mod tests {
 
     fn rows(n_rows: usize) -> Arc<Work> {
         let now = Instant::now();
-        Work::new(n_rows, now, now, Weak::<Nobody>::new())
+        Work::new(n_rows, Priority::Normal, now, now, Weak::<Nobody>::new())
     }
 
     #[test]
@@ -412,7 +413,7 @@ mod tests {
             let documents = vec!["light".to_owned(), "\u{7}".to_owned()];
             let (empties, now) = (Arc::new(Empties::default()), Instant::now());
             let sink: Arc<dyn Sink> = Arc::<Empties>::clone(&empties);
-            let work = Work::new(2, now, now, Arc::downgrade(&sink));
+            let work = Work::new(2, Priority::Normal, now, now, Arc::downgrade(&sink));
             let asked = pool.tokenize(Arc::clone(&tokenizer), query.to_owned(), documents, work);
             assert_eq!(tasks.block_on(asked).unwrap().rows.len(), 2);
             empties.0.lock().unwrap().clone()

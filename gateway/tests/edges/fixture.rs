@@ -7,7 +7,7 @@ use gateway::control::Control;
 use gateway::edge::{Core, Edge, Exposition, PluginRow, Settings};
 use gateway::intake::{Bounds, Door};
 use gateway::load::{CacheState, Catalog, Load, ModelState, Totals};
-use gateway::score::{Activation, ScoreError, ScoreRequest, ScoreResponse, Times};
+use gateway::score::{Activation, Priority, ScoreError, ScoreRequest, ScoreResponse, Times};
 use http_body_util::BodyExt as _;
 use serde_json::Value;
 use std::pin::Pin;
@@ -65,6 +65,7 @@ impl Fixture {
             documents_max: 1_000,
             document_bytes_max: BODY_BYTES_MAX,
             query_bytes_max: BODY_BYTES_MAX,
+            priority_max: Priority::High,
         })
     }
 
@@ -124,6 +125,7 @@ pub(crate) const USUAL: Bounds = Bounds {
     documents_max: 1_000,
     document_bytes_max: 1 << 20,
     query_bytes_max: 64 << 10,
+    priority_max: Priority::High,
 };
 
 /// A core that answers when so many requests are inside at once.
@@ -172,9 +174,15 @@ fn answer(request: &ScoreRequest) -> Result<ScoreResponse, ScoreError> {
         };
         [first, 0.0].into_iter().take(n_labels)
     });
-    // So that a test can see the deadline without waiting for it.
+    let urgency = match request.priority {
+        Priority::Low => 1,
+        Priority::Normal => 2,
+        Priority::High => 3,
+    };
+    // So that a test can see what the core is asked.
     let n_tokens = match request.query.as_str() {
         "deadline" => (request.deadline - Instant::now()).as_millis() as u64,
+        "priority" => urgency,
         _ => request.documents.len() as u64,
     };
     Ok(ScoreResponse {
@@ -295,6 +303,7 @@ fn model(name: &str, labels: &[&str], activation: Activation) -> ModelState {
             tokens: 300,
             rectangle_tokens: 400,
             inference: Duration::from_millis(500),
+            ..Totals::default()
         },
     }
 }

@@ -43,7 +43,7 @@ fn score(query: &str, documents: &[&str]) -> ScoreRequest {
         model: String::new(),
         query: query.to_owned(),
         documents,
-        raw_scores: false,
+        ..ScoreRequest::default()
     }
 }
 
@@ -99,7 +99,7 @@ async fn ranks() {
         documents: ["-1", "0", "0"].map(str::to_owned).to_vec(),
         top_n: Some(2),
         return_documents: true,
-        raw_scores: false,
+        ..RerankRequest::default()
     };
     let ranked = client
         .rerank(asked.clone())
@@ -124,6 +124,38 @@ async fn ranks() {
     };
     let status = client.rerank(none).await.expect_err("nothing to show");
     assert_eq!(status.code(), Code::InvalidArgument);
+}
+
+#[tokio::test]
+async fn a_call_says_how_urgent_it_is() {
+    // The core answers so many tokens.
+    let (channel, _) = connect(&Fixture::new()).await;
+    let mut client = ScoringClient::new(channel);
+    for (priority, want) in [(0, 2), (1, 1), (2, 2), (3, 3)] {
+        let score = ScoreRequest {
+            priority,
+            ..score("priority", &["a"])
+        };
+        let scored = client.score(score.clone()).await.expect("scores");
+        let usage = scored.into_inner().usage.expect("tokens");
+        assert_eq!(usage.prompt_tokens, want);
+        let rerank = RerankRequest {
+            query: score.query,
+            documents: score.documents,
+            priority,
+            ..RerankRequest::default()
+        };
+        let ranked = client.rerank(rerank).await.expect("results");
+        let usage = ranked.into_inner().usage.expect("tokens");
+        assert_eq!(usage.prompt_tokens, want);
+    }
+    let unknown = ScoreRequest {
+        priority: 4,
+        ..score("q", &["a"])
+    };
+    let status = client.score(unknown).await.expect_err("no such priority");
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert!(status.message().contains("3 (high)"), "{status}");
 }
 
 #[tokio::test]

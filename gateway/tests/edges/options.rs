@@ -84,14 +84,6 @@ fn what_is_not_applied_is_told() {
             r#""truncate_prompt_tokens":128"#,
             r#"200 {"meta":{"warnings":["~the model's 512 tokens"]}}"#,
         ),
-        (
-            r#""priority":"high""#,
-            r#"200 {"meta":{"warnings":["~priority was not applied"]}}"#,
-        ),
-        (
-            r#""priority":-5,"max_tokens_per_doc":1"#,
-            r#"200 {"meta":{"warnings":["~max_tokens_per_doc","~priority"]}}"#,
-        ),
         // Kept by the model's own length, or nothing asked for.
         (
             r#""max_tokens_per_doc":4096,"truncate_prompt_tokens":512"#,
@@ -114,10 +106,6 @@ fn what_is_not_applied_is_told() {
             r#""truncate_prompt_tokens":-2"#,
             r#"422 {"error":{"param":"truncate_prompt_tokens","message":"~or -1"}}"#,
         ),
-        (
-            r#""priority":{"a":1}"#,
-            r#"422 {"error":{"param":"priority","message":"~a number or a word"}}"#,
-        ),
     ] {
         let body = format!(r#"{{"query":"q","documents":["a"],{fields}}}"#).replace('\n', "");
         check_all("POST /rerank", &format!("{body}\n{wanted}"));
@@ -128,6 +116,53 @@ fn what_is_not_applied_is_told() {
             "{body}"
         );
     }
+}
+
+#[test]
+fn a_request_says_how_urgent_it_is() {
+    // The core answers so many tokens: 1 for low, 3 for high.
+    let is = |headers: &[&str], fields: &str, tokens: u64| {
+        let body = format!(r#"{{"query":"priority","documents":["a"]{fields}}}"#);
+        let wanted = format!(r#"{{"usage":{{"total_tokens":{tokens}}}}}"#);
+        let headers = [JSON, headers].concat();
+        let fixture = Fixture::new();
+        check_in(&fixture, "POST /rerank", &headers, &body, 200, &wanted);
+    };
+    for (fields, tokens) in [
+        ("", 2),
+        (r#","priority":null"#, 2),
+        (r#","priority":0"#, 2),
+        (r#","priority":"low""#, 1),
+        (r#","priority":"Normal""#, 2),
+        (r#","priority":"HIGH""#, 3),
+    ] {
+        is(&[], fields, tokens);
+    }
+    is(&["x-priority: high"], "", 3);
+    is(&["X-Priority: Low"], r#","priority":null"#, 1);
+    is(&["x-priority: high"], r#","priority":"low""#, 1);
+    for (field, why) in [
+        (r#""urgent""#, "none of high, normal and low"),
+        ("-5", "none of high, normal and low"),
+        (r#"{"a":1}"#, "a number or a word"),
+    ] {
+        let body = format!(r#"{{"query":"q","documents":["a"],"priority":{field}}}"#);
+        let wanted = format!(r#"{{"error":{{"param":"priority","message":"~{why}"}}}}"#);
+        check("POST /rerank", &body, 422, &wanted);
+    }
+    let texts = r#"{"query":"priority","texts":["a"]}"#;
+    let reply = ask("POST /rerank", &[JSON[0], "x-priority: high"], texts);
+    assert_eq!(reply.header("x-compute-tokens"), "3");
+    let headers = [JSON[0], "x-priority: urgent"];
+    let wanted = r#"{"error":{"param":"x-priority"}}"#;
+    check_in(
+        &Fixture::new(),
+        "POST /rerank",
+        &headers,
+        r#"{"query":"q","documents":["a"]}"#,
+        422,
+        wanted,
+    );
 }
 
 #[test]

@@ -67,6 +67,7 @@ impl GrpcClient {
                     query,
                     documents,
                     raw_scores,
+                    ..ScoreRequest::default()
                 }),
                 GrpcCall::Rerank => Call::Rerank(RerankRequest {
                     model,
@@ -75,6 +76,7 @@ impl GrpcClient {
                     top_n: None,
                     return_documents: false,
                     raw_scores,
+                    ..RerankRequest::default()
                 }),
             }
         });

@@ -1,11 +1,20 @@
 use super::*;
+use crate::generation::hold::HoldBounds;
 use crate::generation::work::{RowFault, Scored, Sink};
 use crate::model::{Cut, TokenRows};
+use crate::score::ScoreError;
 use std::sync::Weak;
+use std::time::Duration;
+
+/// Priorities.
+mod urgent;
 
 const BOUNDS: QueueBounds = QueueBounds {
     rows_max: 100,
     tokens_max: 1_000,
+    requests_max: 100,
+    bytes_max: 100_000,
+    wait_max: None,
 };
 /// One worker, and predictions that hold.
 const ALONE: (f64, usize) = (1.0, 1);
@@ -13,6 +22,7 @@ const BATCH: BatchBounds = BatchBounds {
     rows_max: 4,
     tokens_max: 100,
     time_max: Duration::from_secs(1),
+    hold: HoldBounds::NEVER,
 };
 
 struct Nobody;
@@ -30,7 +40,9 @@ fn work(lengths: &[u32], deadline: Instant) -> Arc<Work> {
         rows.end_row(Cut::default());
     }
     let now = Instant::now();
-    let work = Work::new(lengths.len(), deadline, now, Weak::<Nobody>::new());
+    // The least: its promise says how urgent it is.
+    let low = Priority::Low;
+    let work = Work::new(lengths.len(), low, deadline, now, Weak::<Nobody>::new());
     work.pushed(rows, now);
     work
 }
@@ -46,16 +58,24 @@ fn reservation(rows: usize, tokens: usize) -> Reservation {
             deadline: Instant::now(),
         },
         text_bytes: 0,
+        priority: Priority::Normal,
     }
 }
 
 /// Admits and pushes.
 fn push(queue: &mut Queue, work: &Arc<Work>) {
+    push_as(queue, work, Priority::Normal);
+}
+
+fn push_as(queue: &mut Queue, work: &Arc<Work>, priority: Priority) {
     let tokens = work.amount().size.tokens;
-    let asked = reservation(work.rows().len(), tokens as usize);
+    let asked = Reservation {
+        priority,
+        ..reservation(work.rows().len(), tokens as usize)
+    };
     let alone_s = tokens / 1e4;
     let promise = queue.reserve(asked, alone_s).unwrap();
-    queue.push(Arc::clone(work), promise, alone_s);
+    queue.push(Arc::clone(work), promise, alone_s, Instant::now());
 }
 
 /// Pushes requests of these row lengths, cuts until empty; expects batches of (request, row).
@@ -201,12 +221,12 @@ fn forgotten_rows_give_their_room_back() {
     // Rows 0 to 3 were cut.
     let left = |queue: &Queue| (queue.n_rows(), queue.n_tokens());
     first.unwant(4);
-    queue.forget(&first);
+    queue.forget(&first, now);
     assert_eq!(left(&queue), (3, 19));
     first.unwant(5);
-    queue.forget(&first);
+    queue.forget(&first, now);
     assert_eq!(left(&queue), (2, 14));
-    queue.forget(&first);
+    queue.forget(&first, now);
     assert_eq!(left(&queue), (2, 14));
 }
 
@@ -232,7 +252,11 @@ fn rows_that_nobody_wants_are_passed_over() {
 fn promises_count_until_released() {
     let mut queue = Queue::new(BOUNDS);
     let most = queue.reserve(reservation(100, 10), 10.0).unwrap();
-    assert_eq!(queue.reserve(reservation(1, 1), 1.0).unwrap_err(), Full);
+    let full = Full {
+        bound: "queue.rows_max",
+        max: 100,
+    };
+    assert_eq!(queue.reserve(reservation(1, 1), 1.0).unwrap_err(), full);
     queue.release(most);
     queue.reserve(reservation(1, 1), 1.0).unwrap();
     assert_eq!(queue.amount().rows, 1);
@@ -243,7 +267,7 @@ fn a_request_larger_than_the_queue_is_served_when_idle() {
     let mut queue = Queue::new(BOUNDS);
     let huge = reservation(500, 50_000);
     let _first = queue.reserve(huge, 1.0).unwrap();
-    assert_eq!(queue.reserve(huge, 1.0).unwrap_err(), Full);
+    queue.reserve(huge, 1.0).unwrap_err();
 }
 
 #[test]
@@ -258,7 +282,7 @@ fn a_place_is_kept_while_its_request_is_tokenized() {
         .map(|(_, waiting)| waiting.amount.rows)
         .collect();
     assert_eq!(rows, [2, 2]);
-    queue.push(Arc::clone(&first), promise, 0.002);
+    queue.push(Arc::clone(&first), promise, 0.002, Instant::now());
     let mut batch = Vec::new();
     queue.cut(Instant::now(), &BATCH, &Cost::default(), ALONE, &mut batch);
     assert!(Arc::ptr_eq(&batch[0].0, &first));
@@ -306,4 +330,125 @@ fn what_cannot_be_done_in_time_leaves_the_workers_to_others() {
         queue.cut(now, &BATCH, &Cost::default(), speed, &mut batch);
         assert_eq!(batch.len(), 2);
     }
+}
+
+#[test]
+fn every_bound_is_kept_and_named() {
+    let refused = |bounds, asked| {
+        let mut queue = Queue::new(bounds);
+        let _first = queue.reserve(asked, 1.0).unwrap();
+        let full = queue.reserve(asked, 1.0).unwrap_err();
+        (full.bound, full.max)
+    };
+    let asked = Reservation {
+        text_bytes: 100,
+        ..reservation(3, 30)
+    };
+    let cases = [
+        (
+            QueueBounds {
+                rows_max: 5,
+                ..BOUNDS
+            },
+            ("queue.rows_max", 5),
+        ),
+        (
+            QueueBounds {
+                tokens_max: 59,
+                ..BOUNDS
+            },
+            ("queue.tokens_max", 59),
+        ),
+        (
+            QueueBounds {
+                requests_max: 1,
+                ..BOUNDS
+            },
+            ("queue.requests_max", 1),
+        ),
+        // 30 tokens of 8 bytes and 100 bytes of text, twice.
+        (
+            QueueBounds {
+                bytes_max: 679,
+                ..BOUNDS
+            },
+            ("queue.bytes_max", 679),
+        ),
+    ];
+    for (bounds, want) in cases {
+        assert_eq!(refused(bounds, asked), want);
+    }
+    let mut queue = Queue::new(QueueBounds {
+        bytes_max: 680,
+        ..BOUNDS
+    });
+    let first = queue.reserve(asked, 1.0).unwrap();
+    let _second = queue.reserve(asked, 1.0).unwrap();
+    assert_eq!(queue.n_bytes(), 680);
+    // Tokenized: its text is gone.
+    queue.push(work(&[10; 3], Instant::now()), first, 1.0, Instant::now());
+    assert_eq!(queue.n_bytes(), 580);
+}
+
+#[test]
+fn who_waited_too_long_is_told_so_unless_begun() {
+    let (now, mut batch) = (Instant::now(), Vec::new());
+    let wait_max = Some(Duration::from_secs(1));
+    let mut queue = Queue::new(QueueBounds { wait_max, ..BOUNDS });
+    let later = now + Duration::from_secs(9);
+    let [begun, waits] = [5, 20].map(|n| work(&vec![10; n], later));
+    push(&mut queue, &begun);
+    push(&mut queue, &waits);
+    queue.cut(now, &BATCH, &Cost::default(), ALONE, &mut batch);
+    let soon = now + Duration::from_millis(999);
+    queue.cut(
+        soon,
+        &BatchBounds {
+            rows_max: 0,
+            ..BATCH
+        },
+        &Cost::default(),
+        ALONE,
+        &mut batch,
+    );
+    assert_eq!(queue.take_late().len(), 0);
+    let then = now + Duration::from_millis(1_001);
+    push(&mut queue, &begun);
+    queue.cut(then, &BATCH, &Cost::default(), ALONE, &mut batch);
+    let late = queue.take_late();
+    let Some((work, ScoreError::Unavailable { why, .. })) = late.last() else {
+        panic!("it waited a second: {late:?}")
+    };
+    assert!(Arc::ptr_eq(work, &waits));
+    assert!(
+        why.contains("1.0 s in the queue, as long as queue.wait_max"),
+        "{why}"
+    );
+}
+
+#[test]
+fn what_is_dropped_is_counted_by_its_reason() {
+    let (now, mut queue, mut batch) = (Instant::now(), Queue::new(BOUNDS), Vec::new());
+    let later = now + Duration::from_secs(9);
+    let expired = work(&[9; 2], now);
+    let hopeless = work(&[50; 3], now + Duration::from_millis(10));
+    let [gone, left, late, kept] = [5, 6, 7, 20].map(|n| work(&vec![9; n], later));
+    for work in [&expired, &hopeless, &gone, &left, &late, &kept] {
+        push(&mut queue, work);
+    }
+    for (work, n) in [(&gone, 5), (&left, 6), (&late, 7)] {
+        (0..n).for_each(|row| work.unwant(row));
+    }
+    queue.forget(&left, now);
+    queue.forget(&late, later);
+    queue.cut(now, &BATCH, &Cost::default(), ALONE, &mut batch);
+    while !batch.is_empty() {
+        queue.cut(now, &BATCH, &Cost::default(), ALONE, &mut batch);
+    }
+    let want = Dropped {
+        cancelled: 5 + 6,
+        expired: 2 + 7,
+        hopeless: 3,
+    };
+    assert_eq!(queue.dropped(), want);
 }
