@@ -73,7 +73,7 @@ fn a_flag_without_a_value_says_no() {
         &[("CROSSGATE_ADAPTIVE_BATCHING", "no")]
     ));
     let env = [("CROSSGATE_ADAPTIVE_BATCHING", "0")];
-    assert!(is_adaptive("crossgate --adaptive-batching 1", &env));
+    assert!(is_adaptive("crossgate --adaptive-batching=1", &env));
     let shown = print("crossgate config --disable-adaptive-batching", &[]);
     let row = shown
         .lines()
