@@ -7,7 +7,7 @@ mod bench;
 
 use crate::bench::Options;
 use crate::config::raw::Raw;
-use crate::config::setting::Setting;
+use crate::config::setting::{Kind, Setting};
 use crate::config::table::{GROUPS, SETTINGS};
 use crate::config::{Config, ConfigError, show, value};
 use clap::error::ErrorKind;
@@ -229,6 +229,14 @@ fn flag(setting: &'static Setting) -> Arg {
         // A wrong value may begin with a dash: `--port -1` is a wrong port, not a flag.
         .allow_negative_numbers(true)
         .help_heading(title.map(|(_, title)| *title));
+    let arg = match setting.kind {
+        // Its value stands behind `=`: `--distributed serve` is a flag and a command.
+        Kind::Switch => arg
+            .num_args(0..=1)
+            .require_equals(true)
+            .default_missing_value("true"),
+        _ => arg,
+    };
     match setting.short {
         Some(letter) => arg.short(letter),
         None => arg,

@@ -14,6 +14,8 @@ pub mod model;
 pub mod runtime;
 pub mod telemetry;
 
+pub mod shared;
+
 // The way of a request.
 pub mod edge;
 

@@ -4,7 +4,10 @@ use super::raw::{Origin, Raw};
 use super::setting::Setting;
 use super::table::SETTINGS;
 use super::value::{self, Value};
-use super::{Batch, Config, Intake, Log, Models, NamedSource, Plugins, Queue, Server, Threads};
+use super::{
+    Batch, Config, Distributed, Intake, Log, Models, NamedSource, Plugins, Queue, Rate, RedisUrl,
+    Server, Threads,
+};
 use crate::score::Activation;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -114,6 +117,7 @@ impl<'a> Reader<'a> {
                 workers: self.size("threads.workers"),
                 tokenizers: self.size("threads.tokenizers"),
             },
+            distributed: self.distributed(),
             log: Log {
                 filter: self.text("log.level"),
                 is_json: self.text("log.format") == "json",
@@ -152,6 +156,29 @@ impl<'a> Reader<'a> {
     }
 }
 
+impl Reader<'_> {
+    fn distributed(&self) -> Option<Distributed> {
+        let count = |key: &str| {
+            let number = self.has(key).then(|| self.number(key));
+            number.map(|number| u32::try_from(number).unwrap_or(u32::MAX))
+        };
+        let rate = count("distributed.rate_max").map(|per_second| Rate {
+            per_second,
+            burst: count("distributed.rate_burst").unwrap_or(per_second),
+        });
+        self.switch("distributed.enabled").then(|| Distributed {
+            redis_url: RedisUrl::new(self.text("distributed.redis_url")),
+            prefix: self.text("distributed.prefix"),
+            connect_timeout: self.time("distributed.connect_timeout"),
+            operation_timeout: self.time("distributed.operation_timeout"),
+            ttl: self.time("distributed.ttl"),
+            write_bytes_max: self.size("distributed.write_bytes_max"),
+            requests_max: count("distributed.requests_max"),
+            rate,
+        })
+    }
+}
+
 // Getters: a value of another type than the key's kind gives is this file's mistake, and the
 // defaults alone bring it to light (`the_defaults_hold` in tests/config.rs).
 impl Reader<'_> {
@@ -163,6 +190,13 @@ impl Reader<'_> {
         match self.values.get(key) {
             Some(Value::Text(text)) => text.clone(),
             other => panic!("{key} is {other:?}, no text"),
+        }
+    }
+
+    fn switch(&self, key: &str) -> bool {
+        match self.values.get(key) {
+            Some(Value::Switch(is_on)) => *is_on,
+            other => panic!("{key} is {other:?}, no switch"),
         }
     }
 

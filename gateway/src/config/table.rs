@@ -1,5 +1,7 @@
 //! Every setting, in the order in which `--help`, `crossgate config` and `CONFIG.md` show them.
 
+mod distributed;
+
 use super::setting::{Kind, Setting, Unit, setting};
 use std::time::Duration;
 
@@ -338,6 +340,16 @@ pub static SETTINGS: &[Setting] = &[
         "0",
         "Threads that tokenize, for all models together; 0: as many as threads.total.",
     ),
+    distributed::ENABLED,
+    distributed::REDIS_URL,
+    distributed::PREFIX,
+    distributed::CONNECT_TIMEOUT,
+    distributed::OPERATION_TIMEOUT,
+    distributed::TTL,
+    distributed::WRITE_BYTES_MAX,
+    distributed::REQUESTS_MAX,
+    distributed::RATE_MAX,
+    distributed::RATE_BURST,
     setting(
         "log.level",
         "log-level",
@@ -367,6 +379,7 @@ pub static GROUPS: &[(&str, &str)] = &[
     ("queue", "Bounds of a queue"),
     ("batch", "Bounds of a batch"),
     ("threads", "Threads"),
+    ("distributed", "Several servers"),
     ("log", "Log"),
 ];
 
