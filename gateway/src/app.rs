@@ -11,6 +11,7 @@ use crate::intake::{Bounds, Door};
 use crate::load::Catalog;
 use crate::model::{Source, hub};
 use crate::runtime::Runtime;
+use crate::shared::{Fault, Shared};
 use crate::telemetry::Metrics;
 use core::Core;
 use std::collections::BTreeSet;
@@ -24,6 +25,8 @@ use tower::util::BoxCloneSyncService;
 
 /// How often health that gRPC clients watch is refreshed.
 const HEALTH_PERIOD: Duration = Duration::from_millis(500);
+/// How often the other servers are told which models fail here.
+const FAULTS_PERIOD: Duration = Duration::from_secs(1);
 /// How often a draining server looks whether the last request has been answered.
 const DRAIN_PERIOD: Duration = Duration::from_millis(10);
 
@@ -73,8 +76,14 @@ impl App {
             door: door.clone(),
             metrics: Arc::new(Shown(Arc::clone(&core.metrics))),
             settings: settings(config, core.threads.tokenizers),
+            shared: core.shared.clone(),
         };
         let stop = CancellationToken::new();
+        if let Some(shared) = &core.shared {
+            let announcing = announce(shared.clone(), Arc::clone(&edge.catalog));
+            let stop = stop.clone();
+            runtime.task(async move { _ = stop.run_until_cancelled(announcing).await });
+        }
         let ports = Ports::bind(config).await?;
         let addresses = ports.addresses();
         let connections = Connections::new(runtime.clone(), stop.clone());
@@ -314,6 +323,21 @@ async fn watch_health(health: HealthReport, stop: CancellationToken) {
         .is_some()
     {
         health.refresh().await;
+    }
+}
+
+/// Tells the other servers what fails here, as long as it does. Never ends.
+async fn announce(shared: Shared, catalog: Arc<dyn Catalog>) {
+    loop {
+        let models = catalog.models();
+        let failed = models.iter().filter(|model| model.state == "failed");
+        let faults = failed.map(|model| Fault {
+            model: model.name.to_string(),
+            plugin: model.plugin.0.clone(),
+            reason: "no worker of its backend is left".to_owned(),
+        });
+        shared.announce(faults.collect());
+        tokio::time::sleep(FAULTS_PERIOD).await;
     }
 }
 

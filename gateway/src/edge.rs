@@ -42,6 +42,7 @@ pub use listen::{BindError, Connections, Listener, Patience};
 use crate::intake::Door;
 use crate::load::Catalog;
 use crate::score::{ScoreError, ScoreRequest, ScoreResponse};
+use crate::shared::Shared;
 use std::sync::Arc;
 use std::time::Duration;
 use tower::ServiceExt as _;
@@ -63,6 +64,8 @@ pub struct Edge {
     pub metrics: Arc<dyn Exposition>,
     /// Bounds that clients see.
     pub settings: Settings,
+    /// Knows what fails on other servers; `None` where this one is alone.
+    pub shared: Option<Shared>,
 }
 
 /// Bounds that clients see, and the version.

@@ -10,6 +10,7 @@ use crate::host::Host;
 use crate::intake::Intake;
 use crate::model::{Source, hub};
 use crate::runtime::Runtime;
+use crate::shared::Shared;
 use crate::telemetry::Metrics;
 use crate::tokenize::{Pool, Tokenize};
 use std::sync::Arc;
@@ -31,6 +32,8 @@ pub(crate) struct Core {
     pub(crate) host: Arc<Host>,
     /// Starts threads and tasks.
     pub(crate) runtime: Runtime,
+    /// What this server knows together with others; `None` where it is alone.
+    pub(crate) shared: Option<Shared>,
     /// How many threads there are for what; none is 0.
     pub(crate) threads: Threads,
     loader: Loader,
@@ -52,6 +55,12 @@ impl Core {
         let host = Arc::new(scan(config));
         check_backend(config, &host)?;
         let metrics = Metrics::new().map_err(StartError::Other)?;
+        let share = |settings| {
+            let shared = Shared::start(settings, &runtime, &metrics);
+            let refuse = |why| config.refuse("distributed.redis_url", why);
+            shared.map_err(|why| StartError::Config(refuse(why)))
+        };
+        let shared = config.distributed().map(share).transpose()?;
         let pool = Pool::start(&runtime, threads.tokenizers, TOKENIZER_JOBS_MAX)
             .map_err(StartError::Other)?;
         let pool = Arc::new(pool);
@@ -77,6 +86,7 @@ impl Core {
             metrics,
             host,
             runtime,
+            shared,
             threads,
             loader,
             sources,

@@ -359,9 +359,18 @@ mod tests {
     fn switches() {
         for (text, is_on) in [("true", true), ("ON", true), ("1", true), ("yes", true)]
             .into_iter()
-            .chain([("false", false), ("off", false), ("0", false), ("No", false)])
+            .chain([
+                ("false", false),
+                ("off", false),
+                ("0", false),
+                ("No", false),
+            ])
         {
-            assert_eq!(parse(&Kind::Switch, text), Ok(Value::Switch(is_on)), "{text:?}");
+            assert_eq!(
+                parse(&Kind::Switch, text),
+                Ok(Value::Switch(is_on)),
+                "{text:?}"
+            );
         }
         for text in ["", "2", "y", "enabled"] {
             let why = parse(&Kind::Switch, text).expect_err(text);

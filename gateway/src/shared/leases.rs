@@ -202,7 +202,9 @@ impl Leases {
                 "{} requests are being answered by all servers, as many as distributed.requests_max allows",
                 self.max
             ),
-            retry_after: hold.min(first).clamp(Duration::from_millis(1), RETRY_AFTER_MAX),
+            retry_after: hold
+                .min(first)
+                .clamp(Duration::from_millis(1), RETRY_AFTER_MAX),
         }
     }
 }

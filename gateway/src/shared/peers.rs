@@ -112,7 +112,10 @@ impl Peers {
             if let Some((at, _)) = fault.reason.char_indices().nth(REASON_CHARS_MAX) {
                 fault.reason.truncate(at);
             }
-            let known = book.ours.iter().find(|ours| ours.fault.model == fault.model);
+            let known = book
+                .ours
+                .iter()
+                .find(|ours| ours.fault.model == fault.model);
             let since_ms = known.map_or_else(now_ms, |ours| ours.since_ms);
             Announced { fault, since_ms }
         };
@@ -182,7 +185,11 @@ impl Peers {
         let names = |peers: &[Peer]| peers.iter().map(name).collect::<BTreeSet<_>>();
         let (old, new) = (names(before), names(now));
         for peer in now.iter().filter(|peer| !old.contains(&name(peer))) {
-            let Fault { model, plugin, reason } = &peer.fault;
+            let Fault {
+                model,
+                plugin,
+                reason,
+            } = &peer.fault;
             tracing::warn!(
                 server = peer.server,
                 model,

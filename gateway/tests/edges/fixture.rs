@@ -86,6 +86,7 @@ impl Fixture {
                 batch_tokens_max: 16_384,
                 tokenizer_workers: 2,
             },
+            shared: None,
         };
         Self {
             edge,
