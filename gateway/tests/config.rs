@@ -144,7 +144,7 @@ fn every_name_of_every_setting_sets_it() {
         };
         if setting.key != "config.file" {
             for flag in setting.also.iter().chain([&setting.flag]) {
-                let args = ["crossgate", "config", &format!("--{flag}"), default];
+                let args = ["crossgate", "config", &format!("--{flag}={default}")];
                 let Ok(Command::Print(text)) = cli::parse(args, |_| None) else {
                     panic!("--{flag}")
                 };

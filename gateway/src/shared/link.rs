@@ -4,7 +4,7 @@ use super::breaker::{Breaker, Pass, Rules};
 use crate::config::Distributed;
 use crate::telemetry::DistributedMetrics;
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, ErrorKind, RedisError, RedisResult, ServerErrorKind};
+use redis::{AsyncConnectionConfig, Client, ErrorKind, RedisError, RedisResult};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -252,11 +252,11 @@ impl Link {
             _ => words,
         };
         match error.kind() {
-            ErrorKind::AuthenticationFailed | ErrorKind::Server(ServerErrorKind::NoPerm) => {
-                format!("{words}; check the user and the password in distributed.redis_url")
+            ErrorKind::AuthenticationFailed => {
+                "it refuses the user or the password of distributed.redis_url".to_owned()
             }
-            _ if words.starts_with("NOAUTH") || words.contains("NOAUTH") => {
-                format!("{words}; put the password into distributed.redis_url")
+            _ if words.contains("NOAUTH") => {
+                "it wants a password, which belongs into distributed.redis_url".to_owned()
             }
             _ => words,
         }
