@@ -252,6 +252,9 @@ fn settings(config: &Config, tokenizer_workers: usize) -> edge::Settings {
         queue_tokens_max: config.queue().tokens_max,
         batch_tokens_max: config.batch().tokens_max,
         tokenizer_workers,
+        client_header: config
+            .distributed()
+            .and_then(|settings| settings.client_header.clone()),
     }
 }
 

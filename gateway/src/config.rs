@@ -141,6 +141,8 @@ pub struct Distributed {
     pub requests_max: Option<u32>,
     /// Of each client; `None` for any.
     pub rate: Option<Rate>,
+    /// The header that names the client; `None` for its address.
+    pub client_header: Option<String>,
 }
 
 /// How many requests one client may send.

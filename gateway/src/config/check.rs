@@ -175,6 +175,9 @@ impl Reader<'_> {
             write_bytes_max: self.size("distributed.write_bytes_max"),
             requests_max: count("distributed.requests_max"),
             rate,
+            client_header: self
+                .has("distributed.client_header")
+                .then(|| self.text("distributed.client_header")),
         })
     }
 }

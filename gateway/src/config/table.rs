@@ -350,6 +350,7 @@ pub static SETTINGS: &[Setting] = &[
     distributed::REQUESTS_MAX,
     distributed::RATE_MAX,
     distributed::RATE_BURST,
+    distributed::CLIENT_HEADER,
     setting(
         "log.level",
         "log-level",

@@ -82,3 +82,48 @@ fn servers_serve_whatever_redis_does() {
     redis.kill();
     serves();
 }
+
+#[test]
+fn a_client_s_rate_holds_over_both_servers() {
+    let Some(redis) = Redis::start(&[]) else {
+        return;
+    };
+    let url = redis.url();
+    let settings = [
+        ("distributed.enabled", "true"),
+        ("distributed.redis_url", url.as_str()),
+        ("distributed.operation_timeout", "250ms"),
+        ("distributed.rate_max", "1"),
+        ("distributed.rate_burst", "20"),
+        ("distributed.client_header", "x-real-ip"),
+    ];
+    let servers = [
+        Server::start("{}", &settings),
+        Server::start("{}", &settings),
+    ];
+    for server in &servers {
+        let breaker = || server.metric("crossgate_distributed_breaker");
+        server.until(|| (breaker() == 0.0).then_some(()));
+    }
+    let body = json!({"query": "plants", "documents": documents(1)});
+    // The connections' address, as there is no such header.
+    let mut n_served = 0;
+    let refused = loop {
+        let answer = servers[n_served % 2].rerank(&body);
+        match answer.status {
+            200 => n_served += 1,
+            _ => break answer,
+        }
+        assert!(n_served < 200, "nobody is refused");
+    };
+    assert!(n_served >= 20, "{n_served}");
+    assert_eq!(refused.status, 429, "{refused:?}");
+    assert!(refused.text.contains("distributed.rate_max"), "{refused:?}");
+    // Within a second, and some chance on top.
+    let wait: u64 = refused.header("retry-after").unwrap().parse().unwrap();
+    assert!((1..=2).contains(&wait), "{refused:?}");
+    // Another client behind a proxy; and what is no request for scores is never refused.
+    let other = servers[0].rerank_with(("x-real-ip", "10.1.2.3"), &body);
+    assert_eq!(other.status, 200, "{other:?}");
+    assert_eq!(servers[1].get("/health").status, 200);
+}

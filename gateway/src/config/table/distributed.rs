@@ -108,6 +108,17 @@ pub(super) const RATE_MAX: Setting = setting(
     "The most requests per second of one client to all servers together; unset: any number.",
 );
 
+pub(super) const CLIENT_HEADER: Setting = setting(
+    "distributed.client_header",
+    "distributed-client-header",
+    &["CROSSGATE_DISTRIBUTED_CLIENT_HEADER"],
+    Kind::Word,
+    "",
+    "The header that names the client for rate_max, such as `x-real-ip` behind a proxy that sets it, or \
+     `authorization`; unset: the connection's address, which behind a proxy is the proxy's.",
+)
+.value_name("HEADER");
+
 pub(super) const RATE_BURST: Setting = setting(
     "distributed.rate_burst",
     "distributed-rate-burst",
