@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 /// When the breaker opens, and how long it stays so.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rules {
-    /// Failures in a row that open it.
+    /// Failures in a row that open it, if the last one comes `silence_min` after the first one: a short
+    /// stall fails all that are on their way together, and is no outage.
     pub(super) failures_max: u32,
+    pub(super) silence_min: Duration,
     /// From the first opening to the first trial.
     pub(super) pause_min: Duration,
     /// Each pause is twice the one before it, at most this.
@@ -30,8 +32,15 @@ pub(super) struct Pass(u64);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    Closed { since: Instant, in_a_row: u32 },
-    Open { until: Instant },
+    Closed {
+        since: Instant,
+        in_a_row: u32,
+        /// The first of them.
+        first: Instant,
+    },
+    Open {
+        until: Instant,
+    },
     Trying,
 }
 
@@ -65,9 +74,16 @@ impl Breaker {
     /// Somebody was not answered in time. Whether that opened it.
     pub(super) fn failed(&mut self, pass: Pass, now: Instant) -> bool {
         match &mut self.state {
-            State::Closed { in_a_row, .. } if pass.0 == self.term => {
-                *in_a_row += 1;
-                *in_a_row >= self.rules.failures_max && self.open(now)
+            State::Closed {
+                in_a_row, first, ..
+            } if pass.0 == self.term => {
+                if *in_a_row == 0 {
+                    *first = now;
+                }
+                *in_a_row = in_a_row.saturating_add(1);
+                let is_many = self.rules.failures_max <= *in_a_row;
+                let silence = now.saturating_duration_since(*first);
+                is_many && self.rules.silence_min <= silence && self.open(now)
             }
             _ => false,
         }
@@ -104,6 +120,7 @@ impl Breaker {
             self.state = State::Closed {
                 since: now,
                 in_a_row: 0,
+                first: now,
             };
         } else {
             self.pause_for(self.pause * 2, now);
@@ -148,6 +165,7 @@ mod tests {
 
     const RULES: Rules = Rules {
         failures_max: 3,
+        silence_min: Duration::from_millis(20),
         pause_min: Duration::from_millis(100),
         pause_max: Duration::from_millis(400),
     };
@@ -183,7 +201,18 @@ mod tests {
             // Closed for less than the longest pause: the next one is not short again.
             (1160, Fail, Some(1560)),
             (1560, Try(true), None),
+            // A crowd that fails together is one stall.
+            (2000, Fail, None),
+            (2000, Fail, None),
+            (2001, Fail, None),
+            (2019, Fail, None),
+            (2019, Ok, None),
+            (2020, Fail, None),
+            (2020, Fail, None),
+            (2039, Fail, None),
             // Calm for long enough: short again.
+            (2040, Fail, Some(2140)),
+            (2140, Try(true), None),
             (3000, Lose, Some(3100)),
             (3100, Try(true), None),
             (3110, Lose, Some(3310)),
@@ -225,11 +254,12 @@ mod tests {
         assert!(breaker.lost(old, now));
         assert!(!breaker.lost(old, now) && !breaker.failed(old, now), "once");
         let new = close(&mut breaker);
+        let later = now + RULES.silence_min;
         assert!(!breaker.failed(new, now) && !breaker.failed(new, now));
         // Neither do old answers make it well, nor do old failures open it.
         breaker.succeeded(old);
-        assert!(!breaker.failed(old, now) && !breaker.lost(old, now));
-        assert!(breaker.failed(new, now), "the third in a row");
+        assert!(!breaker.failed(old, later) && !breaker.lost(old, later));
+        assert!(breaker.failed(new, later), "the third in a row");
         // A trial that nobody began changes nothing.
         breaker.end_trial(true, now);
         assert_eq!(breaker.pass(), None);

@@ -72,7 +72,7 @@ impl Epoch {
         let mut call = self.script.key(&self.key);
         call.arg(self.known().unwrap_or(0)).arg(which);
         let ask = async |mut connection| call.invoke_async::<u64>(&mut connection).await;
-        let number = self.link.ask(operation, ask).await?;
+        let number = self.link.ask_patiently(operation, ask).await?;
         self.saw(number);
         Some(())
     }

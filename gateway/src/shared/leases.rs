@@ -182,7 +182,7 @@ impl Leases {
             }
             let operation = if is_return { "return" } else { "renew" };
             let ask = async |mut connection| call.invoke_async::<()>(&mut connection).await;
-            self.link.ask(operation, ask).await;
+            self.link.ask_patiently(operation, ask).await;
         }
     }
 

@@ -6,20 +6,21 @@ use crate::telemetry::DistributedMetrics;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, ErrorKind, RedisError, RedisResult};
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep_until, timeout};
 
-/// Operations on their way at once: what a Redis that hangs can leave unanswered on the connection, until
-/// the breaker opens and closes it. More wait, as long as an operation may take.
+/// Operations on their way at once; more wait, as long as an operation may take. A Redis that hangs can
+/// leave FAILURES_MAX times as many unanswered on the connection, until the breaker opens and closes it.
 const OPERATIONS_MAX: usize = 256;
-/// A single slow answer is no outage; a hung Redis costs each request at most these before it is given up.
-const RULES: Rules = Rules {
-    failures_max: 5,
-    pause_min: Duration::from_millis(100),
-    pause_max: Duration::from_secs(5),
-};
+/// A slow answer is no outage; a hung Redis costs each request at most so many operations' timeouts, one
+/// after the other, before it is given up.
+const FAILURES_MAX: u32 = 5;
+/// Between an outage's trials, doubling.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// Redis refuses (no memory, a replica): said at most this often for each operation.
 const COMPLAINT_PERIOD: Duration = Duration::from_secs(60);
 /// Different reasons that one outage has in the log.
@@ -65,7 +66,13 @@ impl Link {
             let what = error.category();
             format!("the URL cannot be used: {what}")
         })?;
-        let breaker = Breaker::new(RULES, Instant::now());
+        let rules = Rules {
+            failures_max: FAILURES_MAX,
+            silence_min: settings.operation_timeout * (FAILURES_MAX - 1),
+            pause_min: PAUSE_MIN,
+            pause_max: PAUSE_MAX,
+        };
+        let breaker = Breaker::new(rules, Instant::now());
         metrics.breaker(breaker.level());
         Ok(Self {
             place: client.get_connection_info().addr().to_string(),
@@ -94,16 +101,47 @@ impl Link {
     where
         A: Future<Output = RedisResult<T>>,
     {
+        self.ask_within(self.operation_timeout, operation, ask)
+            .await
+    }
+
+    /// As [`ask`](Self::ask), for what no request waits for.
+    pub(super) async fn ask_patiently<T, A>(
+        &self,
+        operation: &'static str,
+        ask: impl FnOnce(MultiplexedConnection) -> A,
+    ) -> Option<T>
+    where
+        A: Future<Output = RedisResult<T>>,
+    {
+        let time = self.connect_timeout.max(self.operation_timeout);
+        self.ask_within(time, operation, ask).await
+    }
+
+    async fn ask_within<T, A>(
+        &self,
+        time: Duration,
+        operation: &'static str,
+        ask: impl FnOnce(MultiplexedConnection) -> A,
+    ) -> Option<T>
+    where
+        A: Future<Output = RedisResult<T>>,
+    {
         let Some((pass, connection)) = self.connection() else {
             self.metrics.operation(operation, "open", None);
             return None;
         };
         let began = Instant::now();
-        let answer = timeout(self.operation_timeout, async {
+        let mut asked = pin!(async {
             let _slot = self.slots.acquire().await;
             ask(connection).await
         });
-        let answer = answer.await;
+        let mut answer = timeout(time, asked.as_mut()).await;
+        if answer.is_err() {
+            // Where this process is what is slow, the answer may have arrived unread.
+            tokio::task::yield_now().await;
+            answer = timeout(Duration::ZERO, asked).await;
+        }
         let outcome = match &answer {
             Ok(Ok(_)) => "ok",
             Ok(Err(_)) => "error",
@@ -121,7 +159,7 @@ impl Link {
                 None
             }
             Err(_) => {
-                let why = format!("no answer within {:?}", self.operation_timeout);
+                let why = format!("no answer within {time:?}");
                 let mut state = self.state();
                 if state.breaker.failed(pass, Instant::now()) {
                     self.give_up(&mut state, why);

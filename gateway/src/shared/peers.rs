@@ -151,7 +151,7 @@ impl Peers {
             call.invoke_async::<BTreeMap<String, String>>(&mut connection)
                 .await
         };
-        let said = self.link.ask("peers", ask).await;
+        let said = self.link.ask_patiently("peers", ask).await;
         self.hear(said.map(|said| read(&said)), Instant::now());
     }
 

@@ -131,7 +131,7 @@ impl Writes {
                 .ignore();
         }
         let ask = async |mut connection| pipe.query_async::<()>(&mut connection).await;
-        let outcome = match self.link.ask("put", ask).await {
+        let outcome = match self.link.ask_patiently("put", ask).await {
             Some(()) => "written",
             None => "failed",
         };

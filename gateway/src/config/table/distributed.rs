@@ -44,7 +44,7 @@ pub(super) const CONNECT_TIMEOUT: Setting = setting(
         max: Duration::from_secs(60),
     },
     "500ms",
-    "How long a connection to Redis may take; no request waits for it.",
+    "How long a connection to Redis, or anything else that no request waits for, may take.",
 );
 
 pub(super) const OPERATION_TIMEOUT: Setting = setting(
@@ -56,7 +56,7 @@ pub(super) const OPERATION_TIMEOUT: Setting = setting(
         min: Duration::from_millis(1),
         max: Duration::from_secs(1),
     },
-    "10ms",
+    "20ms",
     "How long a request waits for an answer of Redis before it goes on without.",
 );
 
