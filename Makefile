@@ -28,8 +28,13 @@ run: build ## Build, then serve the built-in model on ports 8000 (HTTP) and 5005
 plugins: ## Build the plugins (release) beside the server
 	$(CARGO) build --release $(PLUGINS)
 
+.PHONY: redis
+redis: ## Fetch Debian's redis-server for the tests that need one (into target/debian, no root)
+	@deploy/debian.sh redis-server || { echo "make redis: no redis-server was fetched; without one in PATH (or valkey-server)" \
+	  "the tests that need it are SKIPPED, or fail where REDIS_REQUIRED is set" >&2; }
+
 .PHONY: test
-test: ## Run every test
+test: redis ## Run every test
 	# The tests that load plugins take them from target/debug, as a user's server takes them from beside itself.
 	$(CARGO) build --workspace
 	$(CARGO) test --workspace

@@ -13,8 +13,9 @@ use crate::intake::{Bounds, Door};
 use crate::load::{CacheState, Catalog};
 use crate::model::{Source, hub};
 use crate::runtime::Runtime;
+use crate::shared::{Fault, Shared};
 use crate::telemetry::Metrics;
-use core::Core;
+use core::{Core, Reuse};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::SocketAddr;
@@ -22,11 +23,14 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tower::util::BoxCloneSyncService;
 
 /// How often health that gRPC clients watch is refreshed.
 const HEALTH_PERIOD: Duration = Duration::from_millis(500);
+/// How often the other servers are told which models fail here.
+const FAULTS_PERIOD: Duration = Duration::from_secs(1);
 /// How often a draining server looks whether the last request has been answered.
 const DRAIN_PERIOD: Duration = Duration::from_millis(10);
 
@@ -65,7 +69,7 @@ impl App {
     /// # Errors
     /// A value that turns out wrong, or a port that is taken.
     pub async fn start(config: &Config, hub: hub::Settings) -> Result<Self, StartError> {
-        let core = Core::new(config, hub, core::levels(config))?;
+        let core = Core::new(config, hub, Reuse::AsConfigured)?;
         let (runtime, slots) = (core.runtime.clone(), Arc::clone(&core.slots));
         let door = Door::new(bounds(config));
         let catalog: Arc<dyn Catalog> = Arc::clone(&slots) as Arc<dyn Catalog>;
@@ -81,6 +85,7 @@ impl App {
             door: door.clone(),
             metrics: Arc::new(Shown(Arc::clone(&core.metrics))),
             settings: settings(config, core.threads.tokenizers),
+            shared: core.shared.clone(),
         };
         let stop = CancellationToken::new();
         if let Some(interval) = config.cache().clear_interval {
@@ -89,6 +94,14 @@ impl App {
                 interval,
                 stop.clone(),
             ));
+        }
+        if let Some(shared) = &core.shared {
+            let announcing = announce(shared.clone(), Arc::clone(&edge.catalog));
+            let stop = stop.clone();
+            runtime.task(async move { _ = stop.run_until_cancelled(announcing).await });
+            // Without their share, which would keep itself alive.
+            let levels = core.levels.alone();
+            runtime.task(clear_with_others(levels, shared.cleared()));
         }
         let ports = Ports::bind(config).await?;
         let addresses = ports.addresses();
@@ -259,6 +272,9 @@ fn settings(config: &Config, tokenizer_workers: usize) -> edge::Settings {
         queue_tokens_max: config.queue().tokens_max,
         batch_tokens_max: config.batch().tokens_max,
         tokenizer_workers,
+        client_header: config
+            .distributed()
+            .and_then(|settings| settings.client_header.clone()),
     }
 }
 
@@ -344,6 +360,13 @@ async fn clear_again_and_again(levels: Levels, interval: Duration, stop: Cancell
     }
 }
 
+/// What another server has cleared is not known here either. Ends with the last who share.
+async fn clear_with_others(levels: Levels, mut cleared: watch::Receiver<u64>) {
+    while cleared.changed().await.is_ok() {
+        levels.clear();
+    }
+}
+
 /// What operators can do.
 struct Controls {
     levels: Levels,
@@ -355,8 +378,28 @@ impl Control for Controls {
     }
 
     fn clear_cache(&self) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + '_>> {
-        self.levels.clear();
-        Box::pin(std::future::ready(Ok(())))
+        Box::pin(async {
+            self.levels.clear();
+            match &self.levels.shared {
+                Some(shared) => shared.clear().await.map_err(|error| error.to_string()),
+                None => Ok(()),
+            }
+        })
+    }
+}
+
+/// Tells the other servers what fails here, as long as it does. Never ends.
+async fn announce(shared: Shared, catalog: Arc<dyn Catalog>) {
+    loop {
+        let models = catalog.models();
+        let failed = models.iter().filter(|model| model.state == "failed");
+        let faults = failed.map(|model| Fault {
+            model: model.name.to_string(),
+            plugin: model.plugin.0.clone(),
+            reason: "no worker of its backend is left".to_owned(),
+        });
+        shared.announce(faults.collect());
+        tokio::time::sleep(FAULTS_PERIOD).await;
     }
 }
 

@@ -10,8 +10,7 @@ mod workload;
 pub use report::Report;
 
 use crate::app::StartError;
-use crate::app::core::Core;
-use crate::cache::Levels;
+use crate::app::core::{Core, Reuse};
 use crate::config::{Config, ConfigError};
 use crate::generation::Generation;
 use crate::model::{TokenRows, hub};
@@ -91,7 +90,7 @@ pub async fn run(
         return Err(StartError::Config(config.refuse("model.sources", why)));
     }
     // Rounds are the same requests again: a cache would answer all but the first.
-    let core = Core::new(config, hub, Levels::default())?;
+    let core = Core::new(config, hub, Reuse::Never)?;
     let (slots, pool, threads) = (
         Arc::clone(&core.slots),
         Arc::clone(&core.pool),

@@ -8,7 +8,7 @@ mod pair;
 mod store;
 
 pub use asker::{Answered, Asker, Failed, Outcome};
-pub use flight::{Board, Claim, Fleet, Gate, Hold, Miss};
+pub use flight::{Board, Claim, Fleet, Gate, Hold, Keep, Miss};
 pub use key::{Key, keys};
 pub use pair::Pair;
 pub use store::{Kept, Store};
@@ -19,6 +19,7 @@ use crate::generation::plan::Ask;
 use crate::load::{CacheState, Origins};
 use crate::runtime::{Runtime, aside};
 use crate::score::{Answer, Priority, ScoreError, ScoreRequest, ScoreResponse, Times};
+use crate::shared::{Lease, Shared};
 use crate::tokenize::{Admitted, Tokenize};
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -41,6 +42,8 @@ pub struct Levels {
     pub store: Option<Store>,
     /// In flight; `None` where equal pairs are computed each for itself.
     pub board: Option<Arc<Board>>,
+    /// In memory of all servers; asked behind the store alone.
+    pub shared: Option<Shared>,
 }
 
 /// A checked request and the generation that will answer it.
@@ -60,9 +63,10 @@ struct Asked {
     priority: Priority,
     generation: Arc<Generation>,
     misses: Vec<Miss>,
-    /// Flights that were begun for it, and pairs that had landed by then.
+    /// Flights that were begun for it, pairs that had landed by then, and those that other servers had.
     n_begun: usize,
     n_landed: usize,
+    n_distributed: usize,
 }
 
 /// How often what others' flights did not bring is tried again.
@@ -110,11 +114,48 @@ impl Cache {
             misses,
             n_begun: 0,
             n_landed: 0,
+            n_distributed: 0,
         };
         let n_missed = asked.misses.len();
-        let answered = self.wait(&mut asked, pairs).await?;
+        let mut pairs = pairs;
+        self.ask_others(&mut asked, &mut pairs).await;
+        let answered = if asked.misses.is_empty() {
+            let pairs = pairs.into_iter().flatten().collect();
+            let times = Times::default();
+            Answered { pairs, times }
+        } else {
+            self.wait(&mut asked, pairs).await?
+        };
         self.count(&asked.generation, n_hit, Some((n_missed, &asked)));
         Ok(respond(&asked.generation, answered))
+    }
+
+    /// Looks into the second level for what nobody computes here.
+    async fn ask_others(&self, asked: &mut Asked, pairs: &mut [Option<Pair>]) {
+        let (Some(store), Some(shared)) = (&self.levels.store, &self.levels.shared) else {
+            return;
+        };
+        let new = self.new_ones(asked);
+        let keys: Vec<_> = new.iter().map(|miss| miss.key).collect();
+        let n_labels = asked.generation.n_labels();
+        for (miss, bytes) in new.iter().zip(shared.get(&keys).await) {
+            // What is not sound is computed again, and written over.
+            let Some(pair) = bytes.and_then(|bytes| Pair::from_bytes(&bytes, n_labels)) else {
+                continue;
+            };
+            store.insert(miss.key, pair.clone());
+            pairs[miss.index] = Some(pair);
+            asked.n_distributed += 1;
+        }
+        asked.misses.retain(|miss| pairs[miss.index].is_none());
+    }
+
+    /// The misses that nobody computes yet.
+    fn new_ones(&self, asked: &Asked) -> Vec<Miss> {
+        match &self.levels.board {
+            Some(board) => board.new_ones(asked.generation.line(), &asked.misses),
+            None => asked.misses.clone(),
+        }
     }
 
     /// Waits for all misses, those of them that nobody else computes in flights of its own.
@@ -152,18 +193,18 @@ impl Cache {
     async fn begin(&self, asked: &mut Asked, asker: &Arc<Asker>) -> Result<Hold, ScoreError> {
         let generation = Arc::clone(&asked.generation);
         let line = generation.line();
-        let new = match &self.levels.board {
-            Some(board) => board.new_ones(line, &asked.misses),
-            None => asked.misses.clone(),
-        };
-        let mut permit = None;
+        let new = self.new_ones(asked);
+        let mut admission = None;
         if !new.is_empty() {
             let ask = asked.ask(new.iter().map(|miss| miss.index));
-            permit = Some(self.admit.admit(line, &ask)?);
+            admission = Some(self.admit.admit(line, &ask).await?);
         }
         let gate = Gate {
             board: self.levels.board.as_ref(),
-            store: self.levels.store.as_ref(),
+            keep: Keep {
+                store: self.levels.store.clone(),
+                shared: self.levels.shared.clone(),
+            },
             line,
         };
         let mut hold = gate.claim(&asked.misses, asker, asked.claim(), Instant::now());
@@ -172,16 +213,17 @@ impl Cache {
             return Ok(hold);
         };
         asked.n_begun += indices.len();
-        if permit.is_none() {
+        if admission.is_none() {
             // The flights that it counted on have ended meanwhile.
             let ask = asked.ask(indices.iter().copied());
-            permit = Some(self.admit.admit(line, &ask).inspect_err(|error| {
+            let late = self.admit.admit(line, &ask).await;
+            admission = Some(late.inspect_err(|error| {
                 // Others may have joined already.
                 fleet.work().fail(error);
             })?);
         }
         let documents = indices.iter().map(|&index| asked.documents[index].take());
-        let (Some(permit), Some(documents)) = (permit, documents.collect()) else {
+        let (Some(admission), Some(documents)) = (admission, documents.collect()) else {
             // Its document went into a flight of its own, and with that.
             fleet.work().fail(&ScoreError::Cancelled);
             return Err(ScoreError::Cancelled);
@@ -194,14 +236,15 @@ impl Cache {
                 documents,
                 work: Arc::clone(fleet.work()),
                 generation,
-                permit,
+                permit: admission.permit,
             },
+            admission.lease,
         );
         Ok(hold)
     }
 
     /// Has the flights computed by a task of their own, which ends with them or with the last who waits.
-    fn drive(&self, fleet: Arc<Fleet>, admitted: Admitted) {
+    fn drive(&self, fleet: Arc<Fleet>, admitted: Admitted, lease: Option<Lease>) {
         let next = self.next.clone();
         self.runtime.task(async move {
             let work = Arc::clone(fleet.work());
@@ -217,7 +260,7 @@ impl Cache {
                 Err(error) = landing => work.fail(&error),
                 else => {}
             }
-            drop(driven);
+            drop((driven, lease));
         });
     }
 
@@ -232,9 +275,11 @@ impl Cache {
         };
         if let Some((n_missed, asked)) = missed {
             origins.hit += asked.n_landed;
+            origins.hit_distributed = asked.n_distributed;
+            let n_computed = n_missed - asked.n_landed - asked.n_distributed;
             // Who tried twice began some of them twice.
-            origins.miss = asked.n_begun.min(n_missed - asked.n_landed);
-            origins.coalesced = n_missed - asked.n_landed - origins.miss;
+            origins.miss = asked.n_begun.min(n_computed);
+            origins.coalesced = n_computed - origins.miss;
         }
         generation.metrics().cache(&origins);
     }
@@ -323,6 +368,15 @@ impl Levels {
         aside(request.text_bytes(), make)
     }
 
+    /// Those of this server.
+    #[must_use]
+    pub fn alone(&self) -> Self {
+        Self {
+            shared: None,
+            ..self.clone()
+        }
+    }
+
     /// How much is kept and under way.
     pub fn state(&self) -> CacheState {
         let kept = self.store.as_ref().map(Store::kept).unwrap_or_default();
@@ -334,7 +388,7 @@ impl Levels {
         }
     }
 
-    /// Forgets what is kept. What is in flight lands all the same, and is kept.
+    /// Forgets what is kept here. What is in flight lands all the same, and is kept.
     pub fn clear(&self) {
         if let Some(store) = &self.store {
             store.clear();

@@ -33,6 +33,7 @@ pub struct Config {
     batch: Batch,
     threads: Threads,
     worker: Worker,
+    distributed: Option<Distributed>,
     log: Log,
 }
 
@@ -163,6 +164,38 @@ pub struct Threads {
     pub tokenizers: usize,
 }
 
+/// What several servers do together, through a Redis or Valkey.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Distributed {
+    pub redis_url: RedisUrl,
+    /// Begins every key.
+    pub prefix: String,
+    pub connect_timeout: Duration,
+    pub operation_timeout: Duration,
+    /// Of a value, at most.
+    pub ttl: Duration,
+    /// That wait to be written.
+    pub write_bytes_max: usize,
+    /// Requests that all servers compute at once; `None` for any number.
+    pub requests_max: Option<u32>,
+    /// Of each client; `None` for any.
+    pub rate: Option<Rate>,
+    /// The header that names the client; `None` for its address.
+    pub client_header: Option<String>,
+}
+
+/// How many requests one client may send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    pub per_second: u32,
+    /// At once, after a rest.
+    pub burst: u32,
+}
+
+/// May hold a password, so that it does not show itself.
+#[derive(Clone, PartialEq, Eq)]
+pub struct RedisUrl(String);
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Log {
     /// A level, or directives by target.
@@ -258,10 +291,38 @@ impl Config {
         self.worker
     }
 
+    /// What several servers do together; `None` where each is alone.
+    #[must_use]
+    pub fn distributed(&self) -> Option<&Distributed> {
+        self.distributed.as_ref()
+    }
+
     /// What is logged, and how.
     #[must_use]
     pub fn log(&self) -> &Log {
         &self.log
+    }
+}
+
+// === impl RedisUrl ===
+
+impl RedisUrl {
+    /// As somebody wrote it, for whoever connects.
+    #[must_use]
+    pub fn new(url: impl Into<String>) -> Self {
+        Self(url.into())
+    }
+
+    /// With its password; not for eyes.
+    #[must_use]
+    pub fn secret(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for RedisUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&value::hide_password(&self.0))
     }
 }
 

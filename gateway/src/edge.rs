@@ -39,9 +39,12 @@ pub use http::http;
 pub use listen::{BindError, Connections, Listener, Patience};
 
 use crate::control::Control;
-use crate::intake::Door;
+use crate::intake::{Door, Pass};
 use crate::load::Catalog;
 use crate::score::{ScoreError, ScoreRequest, ScoreResponse};
+use crate::shared::Shared;
+use axum::http::{Extensions, HeaderMap};
+use listen::Client;
 use std::sync::Arc;
 use std::time::Duration;
 use tower::ServiceExt as _;
@@ -65,6 +68,8 @@ pub struct Edge {
     pub metrics: Arc<dyn Exposition>,
     /// Bounds that clients see.
     pub settings: Settings,
+    /// Knows what fails on other servers; `None` where this one is alone.
+    pub shared: Option<Shared>,
 }
 
 /// Bounds that clients see, and the version.
@@ -86,6 +91,8 @@ pub struct Settings {
     pub batch_tokens_max: usize,
     /// Tokenizer threads, as `/info` shows it.
     pub tokenizer_workers: usize,
+    /// The header that names the client whose requests are counted; `None` for the connection's address.
+    pub client_header: Option<String>,
 }
 
 /// Where requests are counted and metrics are read.
@@ -101,6 +108,28 @@ pub trait Exposition: Send + Sync + 'static {
 // === impl Edge ===
 
 impl Edge {
+    /// Before a body is read that announces so many bytes: whether there is room for it, and whether its
+    /// client may ask now. Who finds no room has not been counted.
+    async fn enter(
+        &self,
+        (headers, extensions): (&HeaderMap, &Extensions),
+        body_bytes: Option<u64>,
+    ) -> Result<Pass, ScoreError> {
+        let pass = self.door.enter(body_bytes)?;
+        if let Some(shared) = &self.shared {
+            let named = self.settings.client_header.as_deref();
+            let named = named.and_then(|name| headers.get(name));
+            let client = match (named, extensions.get::<Client>()) {
+                (Some(name), _) => String::from_utf8_lossy(name.as_bytes()).into_owned(),
+                (None, Some(Client(address))) => address.to_string(),
+                // Nobody came over a connection.
+                (None, None) => return Ok(pass),
+            };
+            shared.allow(&client).await?;
+        }
+        Ok(pass)
+    }
+
     /// Asks the core. An answer has one row for each document, and its numbers are finite: JSON has
     /// no others.
     async fn score(&self, request: ScoreRequest) -> Result<ScoreResponse, ScoreError> {

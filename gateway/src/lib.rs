@@ -17,6 +17,8 @@ pub mod runtime;
 pub mod sync;
 pub mod telemetry;
 
+pub mod shared;
+
 // The way of a request.
 pub mod edge;
 

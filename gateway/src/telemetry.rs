@@ -2,7 +2,7 @@
 
 pub mod metrics;
 
-pub use metrics::{Metrics, ModelMetrics};
+pub use metrics::{DistributedMetrics, Metrics, ModelMetrics};
 
 use std::io::IsTerminal as _;
 use tracing_subscriber::EnvFilter;

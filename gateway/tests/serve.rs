@@ -1,8 +1,13 @@
 //! The whole way on real sockets: HTTP to plugin and back, with the fake plugin's library, which holds,
 //! fails and panics on command.
 
+#[path = "serve/distributed.rs"]
+mod distributed;
 #[path = "serve/process.rs"]
 mod process;
+#[path = "shared/fixture.rs"]
+#[allow(dead_code, reason = "tests/shared.rs uses the rest")]
+mod redis;
 #[path = "serve/server.rs"]
 mod server;
 #[path = "serve/starter.rs"]

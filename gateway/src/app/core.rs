@@ -11,6 +11,7 @@ use crate::host::Host;
 use crate::intake::Intake;
 use crate::model::{Source, hub};
 use crate::runtime::Runtime;
+use crate::shared::Shared;
 use crate::telemetry::Metrics;
 use crate::tokenize::{Pool, Tokenize};
 use std::sync::Arc;
@@ -34,6 +35,8 @@ pub(crate) struct Core {
     pub(crate) host: Arc<Host>,
     /// Starts threads and tasks.
     pub(crate) runtime: Runtime,
+    /// What this server knows together with others; `None` where it is alone.
+    pub(crate) shared: Option<Shared>,
     /// How many threads there are for what; none is 0.
     pub(crate) threads: Threads,
     loader: Loader,
@@ -42,14 +45,14 @@ pub(crate) struct Core {
 
 impl Core {
     /// Everything but the models. Tasks go to the runtime that calls; `hub` is where models are fetched
-    /// from, `levels` where pairs are looked for.
+    /// from.
     ///
     /// # Errors
     /// A value that turns out wrong, or a system without more threads.
     pub(crate) fn new(
         config: &Config,
         hub: hub::Settings,
-        levels: Levels,
+        reuse: Reuse,
     ) -> Result<Self, StartError> {
         let threads = config.threads();
         let runtime = Runtime::new(tokio::runtime::Handle::current(), threads.total);
@@ -59,6 +62,19 @@ impl Core {
         let host = Arc::new(scan(config));
         check_backend(config, &host)?;
         let metrics = Metrics::new().map_err(StartError::Other)?;
+        let share = |settings| {
+            let shared = Shared::start(settings, &runtime, &metrics);
+            let refuse = |why| config.refuse("distributed.redis_url", why);
+            shared.map_err(|why| StartError::Config(refuse(why)))
+        };
+        let distributed = config
+            .distributed()
+            .filter(|_| reuse == Reuse::AsConfigured);
+        let shared = distributed.map(share).transpose()?;
+        let levels = match reuse {
+            Reuse::AsConfigured => levels(config, shared.clone()),
+            Reuse::Never => Levels::default(),
+        };
         let pool = Pool::start(&runtime, threads.tokenizers, TOKENIZER_JOBS_MAX)
             .map_err(StartError::Other)?;
         let pool = Arc::new(pool);
@@ -69,7 +85,7 @@ impl Core {
             bounds(config),
             Cache::new(
                 levels.clone(),
-                Admit::default(),
+                Admit::new(shared.clone()),
                 Tokenize::new(Arc::clone(&pool)),
                 runtime.clone(),
             ),
@@ -90,6 +106,7 @@ impl Core {
             metrics,
             host,
             runtime,
+            shared,
             threads,
             loader,
             sources,
@@ -109,13 +126,22 @@ impl Core {
     }
 }
 
-/// The levels that are configured.
-pub(crate) fn levels(config: &Config) -> Levels {
+/// Whether scores may be used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reuse {
+    /// In the levels that are configured.
+    AsConfigured,
+    /// Every request is computed.
+    Never,
+}
+
+fn levels(config: &Config, shared: Option<Shared>) -> Levels {
     let cache = config.cache();
     Levels {
         store: cache
             .is_enabled
             .then(|| Store::new(cache.bytes_max, cache.ttl)),
         board: cache.coalesces.then(Arc::<Board>::default),
+        shared,
     }
 }

@@ -10,6 +10,7 @@ use super::store::Store;
 use crate::generation::line::Line;
 use crate::generation::work::{RowFault, Scored, Sink, Work};
 use crate::score::{Priority, Times};
+use crate::shared::Shared;
 use crate::sync::{Mutex, MutexGuard};
 use smallvec::{SmallVec, smallvec};
 use std::collections::HashMap;
@@ -43,7 +44,16 @@ pub struct Fleet {
     waiters: Mutex<Box<[Option<Waiters>]>>,
     // `None` where equal pairs do not share flights.
     board: Option<Arc<Board>>,
-    store: Option<Store>,
+    keep: Keep,
+}
+
+/// Where pairs are kept when they have landed.
+#[derive(Clone, Default)]
+pub struct Keep {
+    /// In memory; `None` where nothing is kept.
+    pub store: Option<Store>,
+    /// In memory of all servers.
+    pub shared: Option<Shared>,
 }
 
 type Waiters = SmallVec<[Waiter; 1]>;
@@ -91,7 +101,7 @@ pub struct Gate<'a> {
     /// `None` where equal pairs do not share flights.
     pub board: Option<&'a Arc<Board>>,
     /// Where they land.
-    pub store: Option<&'a Store>,
+    pub keep: Keep,
     /// The line of the generation that computes them.
     pub line: &'a Arc<Line>,
 }
@@ -164,7 +174,7 @@ impl Gate<'_> {
                 }
                 hold.seats.push(seat.clone());
                 hold.n_joined += 1;
-            } else if let Some(pair) = self.store.and_then(|store| store.get(key)) {
+            } else if let Some(pair) = self.keep.get(key) {
                 asker.fill(index, pair, Times::default());
                 hold.n_landed += 1;
             } else if own.push_or_join(key, waiter(true)) {
@@ -206,7 +216,7 @@ impl Gate<'_> {
             keys: own.keys.into(),
             waiters: Mutex::new(own.waiters.into_iter().map(Some).collect()),
             board: self.board.cloned(),
-            store: self.store.cloned(),
+            keep: self.keep.clone(),
         });
         Some((fleet, indices))
     }
@@ -303,8 +313,8 @@ impl Sink for Fleet {
         let outcome = outcome.map(Pair::from);
         // Kept before it leaves the board: whoever looks at both in the other order finds it in one. Faults
         // are not kept: they may not last.
-        if let (Ok(pair), Some(store)) = (&outcome, &self.store) {
-            store.insert(self.keys[row], pair.clone());
+        if let Ok(pair) = &outcome {
+            self.keep.insert(self.keys[row], pair);
         }
         let waiters = self.waiters()[row].take();
         self.strike(row);
@@ -319,6 +329,22 @@ impl Sink for Fleet {
                 Err(fault) => asker.fail(fault.clone().of_document(index), is_own),
             }
         }
+    }
+}
+
+// === impl Keep ===
+
+impl Keep {
+    fn get(&self, key: Key) -> Option<Pair> {
+        self.store.as_ref()?.get(key)
+    }
+
+    fn insert(&self, key: Key, pair: &Pair) {
+        let Some(store) = &self.store else { return };
+        if let Some(shared) = &self.shared {
+            shared.put(vec![(key, pair.to_bytes())]);
+        }
+        store.insert(key, pair.clone());
     }
 }
 

@@ -5,7 +5,8 @@ use super::setting::Setting;
 use super::table::SETTINGS;
 use super::value::{self, Value};
 use super::{
-    Batch, Cache, Config, Intake, Log, Models, NamedSource, Plugins, Queue, Server, Threads, Worker,
+    Batch, Cache, Config, Distributed, Intake, Log, Models, NamedSource, Plugins, Queue, Rate,
+    RedisUrl, Server, Threads, Worker,
 };
 use crate::score::{Activation, Priority};
 use std::collections::{BTreeMap, BTreeSet};
@@ -134,6 +135,7 @@ impl<'a> Reader<'a> {
                 timeout: self.time("worker.timeout"),
                 retries_max: self.size("worker.retries_max"),
             },
+            distributed: self.distributed(),
             log: Log {
                 filter: self.text("log.level"),
                 is_json: self.text("log.format") == "json",
@@ -180,6 +182,32 @@ impl<'a> Reader<'a> {
                 .has("model.cache_dir")
                 .then(|| value::expand_home(&self.text("model.cache_dir"))),
         }
+    }
+}
+
+impl Reader<'_> {
+    fn distributed(&self) -> Option<Distributed> {
+        let count = |key: &str| {
+            let number = self.has(key).then(|| self.number(key));
+            number.map(|number| u32::try_from(number).unwrap_or(u32::MAX))
+        };
+        let rate = count("distributed.rate_max").map(|per_second| Rate {
+            per_second,
+            burst: count("distributed.rate_burst").unwrap_or(per_second),
+        });
+        self.switch("distributed.enabled").then(|| Distributed {
+            redis_url: RedisUrl::new(self.text("distributed.redis_url")),
+            prefix: self.text("distributed.prefix"),
+            connect_timeout: self.time("distributed.connect_timeout"),
+            operation_timeout: self.time("distributed.operation_timeout"),
+            ttl: self.time("distributed.ttl"),
+            write_bytes_max: self.size("distributed.write_bytes_max"),
+            requests_max: count("distributed.requests_max"),
+            rate,
+            client_header: self
+                .has("distributed.client_header")
+                .then(|| self.text("distributed.client_header")),
+        })
     }
 }
 
@@ -390,101 +418,4 @@ fn spell_dtype(text: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn set(key: &str, text: &str) -> Result<Config, String> {
-        Config::of(&[(key, text)]).map_err(|error| error.to_string())
-    }
-
-    #[track_caller]
-    fn check_error(got: Result<Config, String>, words: &[&str]) {
-        let error = got.expect_err("this is wrong");
-        for word in words {
-            assert!(error.contains(word), "{error:?} does not say {word:?}");
-        }
-    }
-
-    #[test]
-    fn model_names() {
-        let cases: [(&str, &[(&str, &str)]); 6] = [
-            (
-                "a=./x,b=org/name@rev",
-                &[("a", "./x"), ("b", "org/name@rev")],
-            ),
-            ("org/name@rev", &[("org/name@rev", "org/name@rev")]),
-            ("./x=y", &[("./x=y", "./x=y")]),
-            ("a=./x=y", &[("a", "./x=y")]),
-            (
-                "org/name = ./mine , starter",
-                &[("org/name", "./mine"), ("starter", "starter")],
-            ),
-            (
-                "same=starter,other=starter",
-                &[("same", "starter"), ("other", "starter")],
-            ),
-        ];
-        for (text, want) in cases {
-            let config = set("model.sources", text).unwrap();
-            let sources = config.models().sources.iter();
-            let got: Vec<_> = sources
-                .map(|m| (m.name.as_str(), m.source.as_str()))
-                .collect();
-            assert_eq!(got, want, "{text:?}");
-        }
-        let key = "model.sources";
-        check_error(
-            set(key, "a=./x,a=./y"),
-            &[key, "a=./x,a=./y", "--models", "\"a\"", "two models"],
-        );
-        check_error(set(key, "starter,starter"), &["two models"]);
-        check_error(set(key, "=./x"), &["NAME=SOURCE"]);
-        check_error(set(key, "a="), &["NAME=SOURCE"]);
-        check_error(set(key, "a,,b"), &["single commas"]);
-        check_error(set(key, ""), &["none of them empty"]);
-        check_error(set(key, "./my models"), &["without spaces", "NAME=SOURCE"]);
-        check_error(set(key, &vec!["x"; 65].join(",")), &["at most 64 models"]);
-        set(key, "mine=./my models").unwrap();
-    }
-
-    #[test]
-    fn spellings_of_one_meaning() {
-        let device = |text| set("model.device", text).unwrap().models().device.clone();
-        assert_eq!(
-            ["mps", "Metal", "CUDA:1", "auto"].map(device),
-            ["metal", "metal", "cuda:1", "auto"]
-        );
-        let dtype = |text| set("model.dtype", text).unwrap().models().dtype.clone();
-        assert_eq!(
-            ["float16", "FP32", "bfloat16", "q4_0"].map(dtype),
-            ["f16", "f32", "bf16", "q4_0"]
-        );
-        let host = |text| set("server.host", text).unwrap().server().host.clone();
-        assert_eq!(
-            ["[::1]", "localhost", "10.0.0.1"].map(host),
-            ["::1", "localhost", "10.0.0.1"]
-        );
-        let backend = |text| set("model.backend", text).unwrap().models().backend.clone();
-        assert_eq!(
-            ["auto", "cpu-int8"].map(backend),
-            [None, Some("cpu-int8".into())]
-        );
-    }
-
-    #[test]
-    fn threads_that_are_not_said_follow_the_cpus() {
-        let threads = |total, workers, tokenizers| {
-            let said = [
-                ("threads.total", total),
-                ("threads.workers", workers),
-                ("threads.tokenizers", tokenizers),
-            ];
-            let threads = Config::of(&said).unwrap().threads().resolve(8);
-            [threads.total, threads.workers, threads.tokenizers]
-        };
-        assert_eq!(threads("0", "0", "0"), [8, 8, 8]);
-        assert_eq!(threads("4", "0", "2"), [4, 4, 2]);
-        assert_eq!(threads("0", "1", "0"), [8, 1, 8]);
-        assert_eq!(Config::of(&[]).unwrap().threads().resolve(0).total, 1);
-    }
-}
+mod tests;

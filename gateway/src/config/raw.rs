@@ -36,7 +36,7 @@ pub struct Said {
 }
 
 /// Every key of the table with what the strongest origin said.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Raw {
     said: BTreeMap<&'static str, Said>,
 }
@@ -135,6 +135,7 @@ impl Raw {
         let Some(Said { text, origin }) = self.get(key) else {
             return key.into();
         };
+        let text = find(key).map_or(text.into(), |setting| setting.shown(text));
         let shown: String = text.chars().take(SHOWN_CHARS_MAX).collect();
         let cut = if shown.len() < text.len() { "…" } else { "" };
         format!("{key} = {shown:?}{cut} ({origin})")
@@ -227,6 +228,15 @@ impl Raw {
         } else {
             Err(errors)
         }
+    }
+}
+
+/// As an error would show it, so that no password gets into a log.
+impl fmt::Debug for Raw {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list()
+            .entries(self.said.keys().map(|key| self.said(key)))
+            .finish()
     }
 }
 

@@ -1,5 +1,7 @@
 //! What one setting is: its names, its form and bounds, its default, and one sentence about it.
 
+use super::value;
+use std::borrow::Cow;
 use std::time::Duration;
 
 /// One row of the table that flags, environment, file, defaults and reference are made from.
@@ -36,6 +38,8 @@ pub enum Kind {
     Word,
     /// Yes or no; a flag alone says yes.
     Switch,
+    /// Where a Redis or Valkey is. May hold a password: it is never shown as it was written.
+    RedisUrl,
     /// One of these.
     Choice(&'static [&'static str]),
     /// `auto`, `cpu`, `cuda`, `cuda:1`, `metal`.
@@ -70,6 +74,7 @@ pub enum Kind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
     Seconds,
+    Milliseconds,
     Microseconds,
 }
 
@@ -138,6 +143,15 @@ impl Setting {
         }
     }
 
+    /// `text` as it may be shown: without a password.
+    #[must_use]
+    pub fn shown<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        match self.kind {
+            Kind::RedisUrl => value::hide_password(text).into(),
+            _ => text.into(),
+        }
+    }
+
     /// Whether a flag may be given several times, each adding to the others.
     #[must_use]
     pub fn is_list(&self) -> bool {
@@ -153,6 +167,7 @@ impl Kind {
             Self::Path => "PATH",
             Self::Word => "NAME",
             Self::Switch => "BOOL",
+            Self::RedisUrl => "URL",
             Self::Choice(_) => "CHOICE",
             Self::Device => "DEVICE",
             Self::Host => "HOST",
@@ -173,6 +188,7 @@ impl Kind {
             Self::Path => "path".into(),
             Self::Word => "name".into(),
             Self::Switch => "true or false".into(),
+            Self::RedisUrl => "URL".into(),
             Self::Choice(words) => words.join(", "),
             Self::Device => "auto, cpu, cuda, cuda:N, metal (or mps)".into(),
             Self::Host => "host".into(),
@@ -183,6 +199,10 @@ impl Kind {
                 unit: Unit::Seconds,
                 ..
             } => "seconds".into(),
+            Self::Time {
+                unit: Unit::Milliseconds,
+                ..
+            } => "milliseconds".into(),
             Self::Time {
                 unit: Unit::Microseconds,
                 ..

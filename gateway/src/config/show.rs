@@ -65,7 +65,7 @@ pub fn json(raw: &Raw) -> String {
     let entry = |setting: &Setting| {
         let said = raw.get(setting.key);
         let value = said
-            .map(|said| said.text.trim())
+            .map(|said| setting.shown(said.text.trim()))
             .filter(|text| !text.is_empty());
         let from = said.map_or("default", |said| said.origin.kind());
         let name = said
@@ -118,7 +118,7 @@ fn shown(raw: &Raw, setting: &Setting) -> String {
     match raw.get(setting.key).map(|said| said.text.trim()) {
         None | Some("") => "(unset)".into(),
         // A value of several lines stays in its line.
-        Some(text) => text.replace(['\n', '\r', '\t'], " "),
+        Some(text) => setting.shown(text).replace(['\n', '\r', '\t'], " "),
     }
 }
 
@@ -237,6 +237,10 @@ intake:
 - **Numbers** may be grouped: `2_097_152`.
 - **Lists** are separated by commas; a flag of a list may be given several times, and in the file a
   list can be a YAML list.
+- **Switches** are `true`, `1`, `yes`, `on` or `false`, `0`, `no`, `off`; on the command line
+  `--distributed` alone is true, and a value stands behind `=`: `--distributed=false`.
+- **Passwords** in a URL are written escaped (`%40` for `@`) and never shown. Other users of the machine
+  see a flag's, but not the environment's.
 - **Paths** may begin with `~/`; others that are relative start at the working directory, those in
   the file as well.
 - Of any other flag that is given twice, the last one counts.

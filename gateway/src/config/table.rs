@@ -1,6 +1,8 @@
 //! Every setting, in the order in which `--help`, `crossgate config` and `CONFIG.md` show them.
 
 mod cache;
+mod distributed;
+mod log;
 
 use super::setting::{Kind, Setting, Unit, setting};
 use std::time::Duration;
@@ -432,6 +434,17 @@ pub static SETTINGS: &[Setting] = &[
         "0",
         "Threads that tokenize, for all models together; 0: as many as threads.total.",
     ),
+    distributed::ENABLED,
+    distributed::REDIS_URL,
+    distributed::PREFIX,
+    distributed::CONNECT_TIMEOUT,
+    distributed::OPERATION_TIMEOUT,
+    distributed::TTL,
+    distributed::WRITE_BYTES_MAX,
+    distributed::REQUESTS_MAX,
+    distributed::RATE_MAX,
+    distributed::RATE_BURST,
+    distributed::CLIENT_HEADER,
     setting(
         "worker.timeout",
         "worker-timeout",
@@ -457,23 +470,8 @@ pub static SETTINGS: &[Setting] = &[
         "How often rows that a backend failed are tried again, while there is time; not applied yet.",
     )
     .also(&["max-retries"]),
-    setting(
-        "log.level",
-        "log-level",
-        &["CROSSGATE_LOG_LEVEL", "RUST_LOG"],
-        Kind::LogFilter,
-        "info",
-        "What is logged: off, error, warn, info, debug, trace, or directives such as \
-         info,gateway=debug.",
-    ),
-    setting(
-        "log.format",
-        "log-format",
-        &["CROSSGATE_LOG_FORMAT"],
-        Kind::Choice(&["text", "json"]),
-        "text",
-        "How a line of the log is written: text or json.",
-    ),
+    log::LEVEL,
+    log::FORMAT,
 ];
 
 /// Titles of the groups, in the table's order.
@@ -488,6 +486,7 @@ pub static GROUPS: &[(&str, &str)] = &[
     ("batch", "Bounds of a batch"),
     ("threads", "Threads"),
     ("worker", "Workers that fail"),
+    ("distributed", "Several servers"),
     ("log", "Log"),
 ];
 

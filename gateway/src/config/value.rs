@@ -29,6 +29,7 @@ pub fn parse(kind: &Kind, text: &str) -> Result<Value, String> {
         Kind::Path => Ok(Value::Text(text.into())),
         Kind::Word => parse_word(text).map(Value::Text),
         Kind::Switch => parse_switch(text).map(Value::Switch),
+        Kind::RedisUrl => parse_redis_url(text).map(Value::Text),
         Kind::Choice(words) => parse_choice(words, text).map(Value::Text),
         Kind::Device => parse_device(text).map(Value::Text),
         Kind::Host => parse_host(text).map(Value::Text),
@@ -78,6 +79,7 @@ pub fn parse_time(text: &str, bare: Unit) -> Option<Duration> {
     let (number, unit) = split_unit(text)?;
     let unit_us = match unit.as_str() {
         "" if bare == Unit::Seconds => 1e6,
+        "" if bare == Unit::Milliseconds => 1e3,
         "" | "us" | "µs" => 1.0,
         "ms" => 1e3,
         "s" => 1e6,
@@ -114,6 +116,29 @@ pub fn expand_home(path: &str) -> PathBuf {
     match (path.strip_prefix("~/"), std::env::home_dir()) {
         (Some(rest), Some(home)) => home.join(rest),
         _ => path.into(),
+    }
+}
+
+/// A URL without its user's name and password, which stand before `@` or in the query's `pass`.
+#[must_use]
+pub fn hide_password(url: &str) -> String {
+    // At the last `@`: a password that was not escaped may hold one, and more.
+    let start = url.find("://").map_or(0, |at| at + "://".len());
+    let (scheme, rest) = url.split_at(start);
+    let rest = match rest.rsplit_once('@') {
+        Some((_, place)) => format!("***@{place}"),
+        None => rest.to_owned(),
+    };
+    let hide = |part: &str| match part.split_once('=') {
+        Some((name @ ("pass" | "user"), _)) => format!("{name}=***"),
+        _ => part.to_owned(),
+    };
+    match rest.split_once('?') {
+        Some((place, query)) => {
+            let query: Vec<String> = query.split('&').map(hide).collect();
+            format!("{scheme}{place}?{}", query.join("&"))
+        }
+        None => format!("{scheme}{rest}"),
     }
 }
 
@@ -154,6 +179,21 @@ fn parse_switch(text: &str) -> Result<bool, String> {
         "true" | "1" | "yes" | "on" => Ok(true),
         "false" | "0" | "no" | "off" => Ok(false),
         _ => Err("expected true or false (also 1, 0, yes, no, on, off)".into()),
+    }
+}
+
+/// The scheme; whether the rest makes sense says the client that connects, before a port is opened.
+fn parse_redis_url(text: &str) -> Result<String, String> {
+    const SCHEMES: [&str; 5] = ["redis", "valkey", "unix", "redis+unix", "valkey+unix"];
+    match text.split_once("://") {
+        Some((scheme, rest)) if SCHEMES.contains(&scheme) && !rest.is_empty() => Ok(text.into()),
+        Some(("rediss" | "valkeys", _)) => {
+            Err("TLS is not built in; expected redis:// in a network that is trusted".into())
+        }
+        _ => Err(
+            "expected redis://[[USER]:PASSWORD@]HOST[:PORT][/DATABASE] or unix:///PATH[?db=N&pass=PASSWORD]"
+                .into(),
+        ),
     }
 }
 
@@ -226,6 +266,7 @@ fn parse_log_filter(text: &str) -> Result<String, String> {
 fn expected_time(unit: Unit, min: Duration, max: Duration) -> String {
     let (bare, example) = match unit {
         Unit::Seconds => ("seconds", "250ms, 10s, 2m or 10"),
+        Unit::Milliseconds => ("milliseconds", "500us, 10ms, 1s or 10"),
         Unit::Microseconds => ("microseconds", "500us, 10ms or 10000"),
     };
     let (min, max) = (show_time(min), show_time(max));
@@ -292,8 +333,9 @@ mod tests {
         for (text, us) in cases {
             assert_eq!(time(text), us.map(Duration::from_micros), "{text:?}");
         }
-        let bare = parse_time("10000", Unit::Microseconds);
-        assert_eq!(bare, Some(Duration::from_millis(10)));
+        for (bare, unit) in [("10000", Unit::Microseconds), ("10", Unit::Milliseconds)] {
+            assert_eq!(parse_time(bare, unit), Some(Duration::from_millis(10)));
+        }
 
         for (text, flag) in [("true", true), ("YES", true), ("on", true), ("1", true)]
             .into_iter()
@@ -323,6 +365,50 @@ mod tests {
         ];
         for (text, bytes) in cases {
             assert_eq!(parse_bytes(text), bytes, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn switches() {
+        for (text, is_on) in [("true", true), ("ON", true), ("1", true), ("yes", true)]
+            .into_iter()
+            .chain([
+                ("false", false),
+                ("off", false),
+                ("0", false),
+                ("No", false),
+            ])
+        {
+            assert_eq!(
+                parse(&Kind::Switch, text),
+                Ok(Value::Switch(is_on)),
+                "{text:?}"
+            );
+        }
+        for text in ["", "2", "y", "enabled"] {
+            let why = parse(&Kind::Switch, text).expect_err(text);
+            assert!(why.contains("expected true or false"), "{why}");
+        }
+    }
+
+    #[test]
+    fn passwords_of_urls_are_not_shown() {
+        let cases = [
+            ("redis://127.0.0.1:6379", "redis://127.0.0.1:6379"),
+            ("redis://:secret@host:1/2", "redis://***@host:1/2"),
+            ("redis://me:secret@host", "redis://***@host"),
+            ("redis://secret@host", "redis://***@host"),
+            ("redis://:sec/r@et?@host/0", "redis://***@host/0"),
+            (":secret@host", "***@host"),
+            ("unix:///tmp/r.sock", "unix:///tmp/r.sock"),
+            (
+                "unix:///tmp/r.sock?db=1&pass=secret&user=me",
+                "unix:///tmp/r.sock?db=1&pass=***&user=***",
+            ),
+            ("", ""),
+        ];
+        for (url, shown) in cases {
+            assert_eq!(hide_password(url), shown, "{url:?}");
         }
     }
 }

@@ -134,7 +134,9 @@ async fn enter(State(edge): State<Arc<Edge>>, request: Request, next: Next) -> R
         return next.run(request).await;
     }
     let call = Call::of(request.extensions());
-    let pass = match edge.door.enter(content_length(request.headers())) {
+    let announced = content_length(request.headers());
+    let head = (request.headers(), request.extensions());
+    let pass = match edge.enter(head, announced).await {
         Ok(pass) => pass,
         Err(error) => return status(&error.into(), &call).into_http(),
     };

@@ -4,6 +4,7 @@ use super::Edge;
 use super::answer::{json, with_type};
 use super::layers::Unready;
 use crate::load::ModelState;
+use crate::shared::{Peer, Shared};
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -12,6 +13,7 @@ use axum::response::Response;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::UNIX_EPOCH;
 use utoipa::ToSchema;
 
 /// What Prometheus calls its text format.
@@ -34,7 +36,8 @@ const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
     "stats": {"default": {
         "total_requests": 12, "total_batches": 20, "avg_batch_size": 6.5,
         "avg_latency": 0.0101, "throughput": 641.2
-    }}
+    }},
+    "peers": []
 }))]
 pub(super) struct Health {
     /// `ok`, or `not ready:` and the reasons.
@@ -46,6 +49,8 @@ pub(super) struct Health {
     /// The first model.
     model: Option<FirstModel>,
     stats: BTreeMap<String, Stats>,
+    /// Models that fail on other servers, where servers share a Redis.
+    peers: Vec<PeerFault>,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -86,6 +91,18 @@ pub(super) struct Stats {
     avg_latency: f64,
     /// Rows for each second in the backend.
     throughput: f64,
+}
+
+/// A model that fails on another server.
+#[derive(Serialize, ToSchema)]
+pub(super) struct PeerFault {
+    /// The server's name: its host's, and some digits.
+    server: String,
+    model: String,
+    plugin: String,
+    reason: String,
+    /// Unix time in seconds, by that server's clock.
+    since: u64,
 }
 
 /// Liveness, or readiness with what is missing.
@@ -230,7 +247,23 @@ fn describe(edge: &Edge, why: &str) -> Health {
             .iter()
             .map(|model| (model.name.to_string(), stats(model)))
             .collect(),
+        peers: peers(edge),
     }
+}
+
+fn peers(edge: &Edge) -> Vec<PeerFault> {
+    let peers = edge.shared.as_ref().map(Shared::peers).unwrap_or_default();
+    let row = |peer: Peer| PeerFault {
+        server: peer.server,
+        model: peer.fault.model,
+        plugin: peer.fault.plugin,
+        reason: peer.fault.reason,
+        since: peer
+            .since
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_secs()),
+    };
+    peers.into_iter().map(row).collect()
 }
 
 fn stats(model: &ModelState) -> Stats {

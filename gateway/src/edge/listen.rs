@@ -12,7 +12,7 @@ use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, lookup_host};
@@ -83,6 +83,10 @@ pub struct Patience {
     /// Open connections of one port.
     pub connections_max: usize,
 }
+
+/// Where a request's connection comes from; stands in its extensions.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Client(pub(super) IpAddr);
 
 /// All connections of all ports.
 pub struct Connections {
@@ -213,8 +217,10 @@ impl Connections {
                     return;
                 };
                 match accepted {
-                    Ok((stream, _)) => {
-                        let connection = connection(stream, router.clone(), patience, &graceful);
+                    Ok((stream, address)) => {
+                        let client = Client(address.ip());
+                        let connection =
+                            connection((stream, client), router.clone(), patience, &graceful);
                         let cut = cut.clone();
                         runtime.task(async move {
                             cut.run_until_cancelled(connection).await;
@@ -263,7 +269,7 @@ fn raise_open_files() {
 }
 
 fn connection(
-    stream: TcpStream,
+    (stream, client): (TcpStream, Client),
     router: Router,
     patience: Patience,
     graceful: &Mutex<Option<GracefulShutdown>>,
@@ -288,7 +294,8 @@ fn connection(
     let traffic = Arc::new(Traffic::default());
     let stream = Watched::new(stream, Arc::clone(&traffic), patience);
     let router = TowerToHyperService::new(router);
-    let service = service_fn(move |request: Request<Incoming>| {
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(client);
         let inside = traffic.call();
         let answer = router.call(request);
         async move {

@@ -70,7 +70,8 @@ impl Post {
         let deadline = call.deadline(timeout, client_timeout(&parts.headers)?);
         let priority = header_priority(&parts.headers)?;
         // Before the first byte: who is not let in costs no memory.
-        let pass = match edge.door.enter(announced) {
+        let head = (&parts.headers, &parts.extensions);
+        let pass = match edge.enter(head, announced).await {
             Ok(pass) => pass,
             Err(error) => {
                 if announced.is_some() {

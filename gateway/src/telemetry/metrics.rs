@@ -1,8 +1,14 @@
 //! Every metric, one table. OpenTelemetry names and units inside; the Prometheus exporter makes
 //! `crossgate_batch_rows_total` and `crossgate_stage_duration_seconds` of them.
 
-use crate::load::{CacheState, Catalog, ModelState, Origins, Totals};
+mod distributed;
+mod observed;
+
+pub use distributed::DistributedMetrics;
+
+use crate::load::{CacheState, Catalog, Origins};
 use backend_api::Phases;
+use observed::{CACHE_GAUGES, COUNTS, GAUGES};
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{
     Counter, Histogram, Meter, MeterProvider, ObservableCounter, ObservableGauge,
@@ -62,162 +68,6 @@ pub struct OpenRequest {
 
 /// The outcome of a request whose answer nobody waited for.
 const CANCELLED: &str = "cancelled";
-
-/// A gauge that is read from a model's state: name, unit, description, value.
-type Gauge = (
-    &'static str,
-    &'static str,
-    &'static str,
-    fn(&ModelState) -> f64,
-);
-
-const GAUGES: [Gauge; 14] = [
-    (
-        "crossgate.requests_in_flight",
-        "",
-        "Requests between admission and answer.",
-        |model| model.load.requests_in_flight as f64,
-    ),
-    (
-        "crossgate.queue_rows",
-        "",
-        "Rows that wait for a worker.",
-        |model| model.load.queue_rows as f64,
-    ),
-    (
-        "crossgate.queue_tokens",
-        "",
-        "Tokens that wait for a worker.",
-        |model| model.load.queue_tokens as f64,
-    ),
-    (
-        "crossgate.queue_bytes",
-        "",
-        "Bytes of tokens that wait for a worker, and of texts that are being tokenized.",
-        |model| model.load.queue_bytes as f64,
-    ),
-    (
-        "crossgate.queue_time",
-        "s",
-        "Predicted time until what waits now has been computed.",
-        |model| model.load.queue_time.as_secs_f64(),
-    ),
-    (
-        "crossgate.workers",
-        "",
-        "Workers that can be called.",
-        |model| model.load.workers as f64,
-    ),
-    (
-        "crossgate.workers_busy",
-        "",
-        "Workers that compute at this moment.",
-        |model| model.load.workers_busy as f64,
-    ),
-    (
-        "crossgate.model_generation",
-        "",
-        "Counts up with every swap of the model.",
-        |model| model.generation as f64,
-    ),
-    (
-        "crossgate.model_ready",
-        "",
-        "1 while the model takes requests.",
-        |model| f64::from(model.state == "live"),
-    ),
-    (
-        "crossgate.cost_batch",
-        "s",
-        "Learned: time of a batch beside its rows.",
-        |model| model.load.learned.batch_s,
-    ),
-    (
-        "crossgate.cost_token",
-        "s",
-        "Learned: time that a token adds to a batch.",
-        |model| model.load.learned.token_s,
-    ),
-    (
-        "crossgate.cost_square",
-        "s",
-        "Learned: time that a squared token of a row adds to a batch.",
-        |model| model.load.learned.square_s,
-    ),
-    (
-        "crossgate.pace",
-        "",
-        "Learned: seconds that pass for each predicted one.",
-        |model| model.load.learned.pace,
-    ),
-    (
-        "crossgate.admission_share",
-        "",
-        "Learned: share of the time before its deadline in which a request must be predicted to be done.",
-        |model| model.load.learned.share,
-    ),
-];
-
-/// A counter that is read from a model's totals: name, description, and for each reason (none where there
-/// is but one) its value.
-type Count = (&'static str, &'static str, &'static [Reason]);
-type Reason = (Option<&'static str>, fn(&Totals) -> u64);
-
-const COUNTS: [Count; 4] = [
-    (
-        "crossgate.requests_late",
-        "Requests that were admitted and had no scores at their deadline.",
-        &[(None, |totals| totals.late)],
-    ),
-    (
-        "crossgate.rows_unwanted",
-        "Rows computed whose request was gone by then.",
-        &[(None, |totals| totals.unwanted)],
-    ),
-    (
-        "crossgate.rows_skipped",
-        "Rows that the plugin passed over because their request was gone.",
-        &[(None, |totals| totals.skipped)],
-    ),
-    (
-        "crossgate.rows_dropped",
-        "Rows that left the queue before they were computed, by reason.",
-        &[
-            (Some("cancelled"), |totals| totals.dropped.cancelled),
-            (Some("expired"), |totals| totals.dropped.expired),
-            (Some("hopeless"), |totals| totals.dropped.hopeless),
-        ],
-    ),
-];
-
-/// A gauge of what is kept of scores: name, unit, description, value.
-type CacheGauge = (
-    &'static str,
-    &'static str,
-    &'static str,
-    fn(&CacheState) -> f64,
-);
-
-const CACHE_GAUGES: [CacheGauge; 3] = [
-    (
-        "crossgate.cache_entries",
-        "",
-        "Pairs whose scores are kept.",
-        |cache| cache.entries as f64,
-    ),
-    (
-        "crossgate.cache_size",
-        "By",
-        "Memory of the kept scores, about.",
-        |cache| cache.bytes as f64,
-    ),
-    (
-        "crossgate.cache_flights",
-        "",
-        "Pairs that are being computed and can be waited for.",
-        |cache| cache.flights as f64,
-    ),
-];
 
 // === impl Metrics ===
 
@@ -398,6 +248,11 @@ impl Metrics {
             metrics: Arc::clone(self),
             model: KeyValue::new("model", model.to_owned()),
         }
+    }
+
+    /// The instruments of what servers share.
+    pub fn distributed(&self) -> DistributedMetrics {
+        DistributedMetrics::new(&self.provider.meter("crossgate"))
     }
 }
 

@@ -89,7 +89,9 @@ impl Fixture {
                 queue_tokens_max: 1 << 20,
                 batch_tokens_max: 16_384,
                 tokenizer_workers: 2,
+                client_header: None,
             },
+            shared: None,
         };
         Self {
             edge,

@@ -123,6 +123,16 @@ impl Server {
         ask(self.address, "POST", "/rerank", Some(body), PATIENCE)
     }
 
+    /// With this header.
+    pub(crate) fn rerank_with(&self, (name, value): (&str, &str), body: &Value) -> Answer {
+        let response = agent(PATIENCE)
+            .post(format!("http://{}/rerank", self.address))
+            .content_type("application/json")
+            .header(name, value)
+            .send(body.to_string());
+        answer(response.unwrap_or_else(|error| panic!("{error}")))
+    }
+
     pub(crate) fn rerank_later(&self, body: &Value) -> JoinHandle<Answer> {
         let (address, body) = (self.address, body.clone());
         std::thread::spawn(move || ask(address, "POST", "/rerank", Some(&body), PATIENCE))
@@ -243,13 +253,9 @@ pub(crate) fn ask(
     body: Option<&Value>,
     timeout: Duration,
 ) -> Answer {
-    let agent = ureq::Agent::config_builder()
-        .http_status_as_error(false)
-        .timeout_global(Some(timeout))
-        .build()
-        .new_agent();
     // What stands behind # is the client's deadline in milliseconds.
     let (path, timeout_ms) = path.split_once('#').unwrap_or((path, "3600000"));
+    let agent = agent(timeout);
     let url = format!("http://{address}{path}");
     let response = match (method, body) {
         ("POST", Some(body)) => agent
@@ -259,7 +265,18 @@ pub(crate) fn ask(
             .send(body.to_string()),
         _ => agent.get(&url).call(),
     };
-    let mut response = response.unwrap_or_else(|error| panic!("{method} {path}: {error}"));
+    answer(response.unwrap_or_else(|error| panic!("{method} {path}: {error}")))
+}
+
+fn agent(timeout: Duration) -> ureq::Agent {
+    ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .timeout_global(Some(timeout))
+        .build()
+        .new_agent()
+}
+
+fn answer(mut response: ureq::http::Response<ureq::Body>) -> Answer {
     let text = |value: &ureq::http::HeaderValue| value.to_str().unwrap_or_default().to_owned();
     Answer {
         status: response.status().as_u16(),

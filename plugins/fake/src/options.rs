@@ -22,6 +22,8 @@ pub(crate) struct Options {
     pub(crate) row_us: u64,
     /// While this file exists, every row waits.
     pub(crate) hold: Option<PathBuf>,
+    /// While this file exists, no backend opens.
+    pub(crate) broken: Option<PathBuf>,
     /// Panic in this entry.
     pub(crate) panic_in: Option<Entry>,
     /// Return a fault from this entry.
@@ -57,6 +59,7 @@ impl Default for Options {
             bias: 0.0,
             row_us: 0,
             hold: None,
+            broken: None,
             panic_in: None,
             fault_in: None,
             panic_on: None,
@@ -82,6 +85,10 @@ impl Options {
     pub(crate) fn misbehave(&self, entry: Entry) -> Result<(), Fault> {
         if self.panic_in == Some(entry) {
             panic!("asked to panic in {entry:?}");
+        }
+        let is_broken = || self.broken.as_deref().is_some_and(|broken| broken.exists());
+        if entry == Entry::Open && is_broken() {
+            return Err(Fault::internal("asked to be broken".to_owned()));
         }
         if self.fault_in == Some(entry) {
             return Err(Fault::internal(format!("asked to fail in {entry:?}")));
