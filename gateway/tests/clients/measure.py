@@ -4,8 +4,8 @@ import json
 import os
 import pathlib
 import re
-import statistics
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -13,7 +13,12 @@ import urllib.request
 
 from server import serve
 
-SAMPLE = pathlib.Path(__file__).parents[3] / "loadtest/workloads/sample.jsonl"
+ROOT = pathlib.Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(ROOT / "loadtest/peers"))
+
+from figures import interval, median  # noqa: E402
+
+SAMPLE = ROOT / "loadtest/workloads/sample.jsonl"
 # How long the load tester may take beyond what it was asked for: warm-up, last answers, a busy machine.
 RUN_GRACE_S = 60
 
@@ -21,11 +26,13 @@ RUN_GRACE_S = 60
 class Bench:
     """The programs, the model and the workload of one call of a scenario, and what it found wrong."""
 
-    def __init__(self, crossgate, loadtest, workload=SAMPLE, flags=(), rounds=3):
+    def __init__(self, crossgate, loadtest, workload=SAMPLE, flags=(), rounds=7):
         self.crossgate, self.loadtest = crossgate, loadtest
         self.workload, self.flags, self.rounds = str(workload), list(flags), rounds
         self.failed = []
-        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="crossgate-"))
+        # Gone with this object, at the end of the program.
+        self.temporary = tempfile.TemporaryDirectory(prefix="crossgate-")
+        self.folder = pathlib.Path(self.temporary.name)
         self.help = subprocess.run([crossgate, "serve", "--help"], capture_output=True, text=True, check=True).stdout
 
     def knows(self, flag):
@@ -76,12 +83,17 @@ class Bench:
             self.failed.append(what)
 
 
+    def check_ratio(self, what, ratios, low=0.0, high=float("inf")):
+        """Holds when the interval of the median lies within the bounds; with fewer than 6 ratios, when the median does."""
+        bounds = interval(ratios)
+        near, far = bounds or (median(ratios), median(ratios))
+        between = f"[{near:.2f}, {far:.2f}]" if bounds else f"({min(ratios):.2f} to {max(ratios):.2f}, too few for an interval)"
+        asked = " and ".join(text for text, asks in ((f">= {low:g}", low > 0), (f"<= {high:g}", high < float("inf"))) if asks)
+        self.check(f"{what}: {median(ratios):.2f} {between} ({asked})", low <= near and far <= high)
+
+
 def say(text):
     print(f"        {text}", flush=True)
-
-
-def median(values):
-    return statistics.median(values)
 
 
 def spread(values):
