@@ -86,9 +86,14 @@ test-clients: build $(VENV)/ready ## Real Python clients against a running serve
 	$(VENV)/bin/python gateway/tests/clients/clients.py target/release/crossgate
 
 .PHONY: overload
-overload: build ## 200 clients for 30 s: nothing lost, every refusal honest, memory bounded
+overload: build ## Overload in scenarios with verdicts: ARGS="three-times hang-ups --model DIR --workload FILE"
 	$(CARGO) build --release -p loadtest
-	$(PYTHON) gateway/tests/clients/overload.py target/release/crossgate target/release/loadtest
+	$(PYTHON) gateway/tests/clients/overload.py $(ARGS)
+
+.PHONY: test-deploy
+test-deploy: build ## What deploy/ holds: two servers, Redis, nginx and Prometheus, from Debian's packages
+	$(CARGO) build --release -p loadtest
+	$(PYTHON) deploy/test.py $(ARGS)
 
 $(VENV)/ready: gateway/tests/clients/requirements.txt
 	$(PYTHON) -m venv $(VENV)

@@ -108,8 +108,28 @@ impl Order {
     }
 }
 
+/// Which requests are abandoned by their client.
+#[derive(Debug, Clone)]
+pub struct HangUps {
+    share: f64,
+    random: Pcg64,
+}
+
+impl HangUps {
+    /// `share` is from 0 to 1.
+    pub fn new(share: f64, seed: u64) -> Self {
+        // A third stream, so that a share changes neither arrivals nor order.
+        let random = Pcg64::seed_from_u64(seed.wrapping_add(0x3c6e_f372_fe94_f82a));
+        Self { share, random }
+    }
+
+    pub fn draw(&mut self) -> bool {
+        unit(&mut self.random) < self.share
+    }
+}
+
 /// Uniform in [0, 1), from the 53 bits that an f64 holds.
-fn unit(random: &mut Pcg64) -> f64 {
+pub(crate) fn unit(random: &mut Pcg64) -> f64 {
     (random.next_u64() >> 11) as f64 / (1_u64 << 53) as f64
 }
 
@@ -157,6 +177,19 @@ mod tests {
             draws(Some(1.0), 0, 12),
             [0, 0, 2, 0, 3, 0, 0, 1, 3, 4, 0, 0]
         );
+    }
+
+    #[test]
+    fn a_share_hangs_up() {
+        for share in [0.0, 0.25, 1.0] {
+            let mut hang_ups = HangUps::new(share, 3);
+            let count = (0..10_000).filter(|_| hang_ups.draw()).count();
+            // Five standard deviations of a quarter of 10,000 are 217.
+            assert!(
+                (count as f64 - share * 1e4).abs() < 217.0,
+                "{share}: {count}"
+            );
+        }
     }
 
     #[test]

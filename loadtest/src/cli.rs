@@ -8,13 +8,16 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use loadtest::Error;
 use loadtest::arrivals::Spacing;
 use loadtest::client::metrics_url;
-use loadtest::plan::{Dialect, Endpoint, GrpcCall, Load, Plan, Target, Until};
+use loadtest::draw::Draw;
+use loadtest::plan::{Dialect, Endpoint, GrpcCall, HangUp, Load, Plan, Target, Until};
 use loadtest::workload::Source;
 
 /// When neither --duration nor --requests is given.
 const DURATION: Duration = Duration::from_secs(30);
 /// Requests in flight of an open loop, unless told otherwise.
 const IN_FLIGHT: usize = 4096;
+/// In the place of a metrics page: the counters are not looked at.
+const NO_METRICS: &str = "none";
 /// gRPC connections, unless told otherwise.
 const GRPC_CONNECTIONS: usize = 24;
 /// What hyper's servers admit on one connection; calls beyond it would queue on this side.
@@ -46,6 +49,9 @@ pub(crate) enum Command {
     Run(Box<RunArgs>),
     /// Write the raw scores a server gives to a file, for a later run's --expect.
     Record(Box<RecordArgs>),
+    /// Write a workload whose requests share documents by Zipf's law, so that a cache hits them partly:
+    /// the queries of another workload in turn, each with documents drawn from all its lines.
+    Draw(DrawArgs),
 }
 
 #[derive(Args)]
@@ -84,11 +90,23 @@ pub(crate) struct RunArgs {
     /// Put the same load on for this long first, and measure none of it.
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "3s", help_heading = "Load")]
     warmup: Duration,
+    /// Of the requests, this share (0 to 1, drawn by --seed) is abandoned by its client when it is not
+    /// answered in time: the connection is closed (HTTP), the call cancelled (gRPC).
+    #[arg(
+        long,
+        value_name = "SHARE",
+        requires = "hang_up_after",
+        help_heading = "Load"
+    )]
+    hang_up: Option<f64>,
+    /// How long a client of --hang-up waits.
+    #[arg(long, value_name = "TIME", value_parser = duration, requires = "hang_up", help_heading = "Load")]
+    hang_up_after: Option<Duration>,
     /// Draw requests by Zipf's law: line k of the workload with a weight of 1/k^EXPONENT. Without it
     /// the lines come in order, again and again.
     #[arg(long, value_name = "EXPONENT", help_heading = "Load")]
     zipf: Option<f64>,
-    /// Makes --zipf and Poisson arrivals repeatable.
+    /// Makes --zipf, --hang-up and Poisson arrivals repeatable.
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Load")]
     seed: u64,
     /// Scores to expect, as written by `record`: a {"scores": […]} object for each line of the workload.
@@ -102,12 +120,13 @@ pub(crate) struct RunArgs {
         help_heading = "Checks"
     )]
     tolerance: f32,
-    /// Fail the run unless the server's cache answered nothing.
+    /// Fail the run unless the server computed every row: no cache hits, no equal pairs in flight.
     #[arg(long, help_heading = "Checks")]
     require_no_cache_hits: bool,
-    /// The server's Prometheus page. Over HTTP: /metrics of --url.
-    #[arg(long, value_name = "URL", help_heading = "Checks")]
-    metrics_url: Option<String>,
+    /// The server's Prometheus page, over HTTP /metrics of --url; once for each of several servers, or
+    /// none.
+    #[arg(long, value_name = "URL|none", help_heading = "Checks")]
+    metrics_url: Vec<String>,
     /// Write the result as JSON too.
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub(crate) json: Option<PathBuf>,
@@ -121,6 +140,28 @@ pub(crate) struct RecordArgs {
     workload: WorkloadArgs,
     /// Where the scores go.
     #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub(crate) output: PathBuf,
+}
+
+#[derive(Args)]
+pub(crate) struct DrawArgs {
+    /// Where queries and documents come from.
+    #[arg(long, value_name = "FILE")]
+    workload: PathBuf,
+    /// Lines to write.
+    #[arg(long, value_name = "N")]
+    requests: usize,
+    /// Documents in each, all different.
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    documents: usize,
+    /// The k-th document of the workload comes with a weight of 1/k^EXPONENT.
+    #[arg(long, value_name = "EXPONENT", default_value_t = 1.0)]
+    zipf: f64,
+    /// The same seed writes the same workload.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Where the workload goes.
+    #[arg(long, value_name = "FILE")]
     pub(crate) output: PathBuf,
 }
 
@@ -158,6 +199,10 @@ struct TargetArgs {
     /// time for a request (10 s), or its 504 comes too late to be counted as an answer.
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "15s", help_heading = "Target")]
     timeout: Duration,
+    /// Told to the server as the client's own deadline. Answers within it from the intended start are
+    /// the goodput. Over gRPC the client ends a call there itself, as gRPC clients do.
+    #[arg(long, value_name = "TIME", value_parser = duration, help_heading = "Target")]
+    deadline: Option<Duration>,
     /// gRPC connections, taken in turn. HTTP opens one for each request in flight.
     #[arg(long, value_name = "N", default_value_t = GRPC_CONNECTIONS, help_heading = "Target")]
     connections: usize,
@@ -226,11 +271,6 @@ impl RunArgs {
             Some(count) => Until::Requests(count),
             None => Until::Elapsed(self.duration.unwrap_or(DURATION)),
         };
-        let metrics_url = match (&self.metrics_url, &self.target.url) {
-            (Some(url), _) => Some(url.clone()),
-            (None, Some(url)) => Some(metrics_url(url)?),
-            (None, None) => None,
-        };
         let plan = Plan {
             target: self.target.target(false)?,
             load,
@@ -240,10 +280,22 @@ impl RunArgs {
             seed: self.seed,
             tolerance: self.tolerance,
             forbid_cache_hits: self.require_no_cache_hits,
-            metrics_url,
+            hang_up: self
+                .hang_up
+                .zip(self.hang_up_after)
+                .map(|(share, after)| HangUp { share, after }),
+            metrics_urls: self.metrics_urls()?,
         };
         plan.check()?;
         Ok(plan)
+    }
+
+    fn metrics_urls(&self) -> Result<Vec<String>, Error> {
+        match (self.metrics_url.as_slice(), &self.target.url) {
+            ([none], _) if none == NO_METRICS => Ok(Vec::new()),
+            ([], Some(url)) => Ok(vec![metrics_url(url)?]),
+            (urls, _) => Ok(urls.to_vec()),
+        }
     }
 }
 
@@ -254,6 +306,24 @@ impl RecordArgs {
 
     pub(crate) fn target(&self) -> Result<Target, Error> {
         self.target.target(true)
+    }
+}
+
+impl DrawArgs {
+    pub(crate) fn source(&self) -> Source {
+        Source {
+            path: self.workload.clone(),
+            ..Source::default()
+        }
+    }
+
+    pub(crate) fn draw(&self) -> Draw {
+        Draw {
+            requests: self.requests,
+            documents: self.documents,
+            zipf: self.zipf,
+            seed: self.seed,
+        }
     }
 }
 
@@ -302,6 +372,7 @@ impl TargetArgs {
             api_key,
             timeout: self.timeout,
             raw_scores,
+            deadline: self.deadline,
         })
     }
 }
@@ -354,7 +425,7 @@ mod tests {
             .map_err(|error| error.to_string())
             .and_then(|cli| match cli.command {
                 Command::Run(run) => run.plan().map(drop).map_err(|error| error.to_string()),
-                Command::Record(_) => Err("record".into()),
+                Command::Record(_) | Command::Draw(_) => Err("no run".into()),
             });
         match (plan, wanted) {
             (Ok(()), Ok(())) => {}
@@ -393,9 +464,15 @@ mod tests {
         check("--url http://h:1 --zipf=-1", Err("--zipf"));
         check("--url http://h:1 --documents 0", Err("--documents"));
         check("--grpc http://h:1 --dialect tei", Err("not over gRPC"));
-        check(
-            "--grpc http://h:1 --require-no-cache-hits",
-            Err("needs --metrics-url"),
-        );
+        let no_metrics = Err("needs --metrics-url");
+        check("--grpc http://h:1 --require-no-cache-hits", no_metrics);
+        let none = "--url http://h:1 --metrics-url none";
+        check(none, Ok(()));
+        check(&format!("{none} --require-no-cache-hits"), no_metrics);
+        check("--url http://h:1 --deadline 0s", Err("--deadline"));
+        check("--url http://h:1 --hang-up 0.5", Err("--hang-up-after"));
+        let hang_up = "--url http://h:1 --hang-up-after 30ms --hang-up";
+        check(&format!("{hang_up} 0.5"), Ok(()));
+        check(&format!("{hang_up} 1.5"), Err("--hang-up 1.5: must be"));
     }
 }

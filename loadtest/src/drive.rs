@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::task::{JoinSet, spawn_blocking};
+use tokio::time;
 
-use crate::arrivals::{Arrivals, Order};
+use crate::arrivals::{Arrivals, HangUps, Order};
 use crate::client::{Client, Prepared};
-use crate::plan::{Load, Until};
+use crate::plan::{Load, Plan, Until};
 use crate::tally::Tally;
 use crate::verdict::judge;
 use crate::workload::{Request, Workload};
@@ -29,9 +30,8 @@ pub(crate) struct Driver {
     pub(crate) workload: Arc<Workload>,
     /// Runs on from the warm-up into the measured part.
     pub(crate) order: Mutex<Order>,
-    pub(crate) timeout: Duration,
-    pub(crate) tolerance: f32,
-    pub(crate) seed: u64,
+    pub(crate) hang_ups: Mutex<HangUps>,
+    pub(crate) plan: Plan,
     pub(crate) stop: Stop,
 }
 
@@ -48,28 +48,31 @@ pub(crate) struct Phase {
 struct Turn {
     line: usize,
     prepared: Prepared,
+    /// How long its client waits before it hangs up; `None`: as long as it takes.
+    hang_up_after: Option<Duration>,
 }
 
 impl Phase {
     pub(crate) fn new(driver: Arc<Driver>, until: Until) -> Arc<Self> {
+        let tally = Mutex::new(Tally::new(driver.plan.target.deadline));
         Arc::new(Self {
             driver,
-            tally: Mutex::default(),
+            tally,
             until,
             begin: Instant::now(),
             started: AtomicU64::new(0),
         })
     }
 
-    pub(crate) async fn run(self: &Arc<Self>, load: Load) {
-        match load {
+    pub(crate) async fn run(self: &Arc<Self>) {
+        match self.driver.plan.load {
             Load::Closed { clients } => self.closed(clients).await,
             Load::Open {
                 rate_per_s,
                 arrivals,
                 in_flight_max,
             } => {
-                let arrivals = Arrivals::new(arrivals, rate_per_s, self.driver.seed);
+                let arrivals = Arrivals::new(arrivals, rate_per_s, self.driver.plan.seed);
                 self.open(arrivals, in_flight_max).await;
             }
         }
@@ -164,10 +167,15 @@ impl Phase {
     }
 
     fn turn(&self) -> Turn {
-        let line = locked(&self.driver.order).draw();
+        let driver = &self.driver;
+        let line = locked(&driver.order).draw();
+        let hang_up = driver.plan.hang_up;
         Turn {
             line,
-            prepared: self.driver.client.prepare(line),
+            prepared: driver.client.prepare(line),
+            hang_up_after: hang_up
+                .filter(|_| locked(&driver.hang_ups).draw())
+                .map(|hang_up| hang_up.after),
         }
     }
 
@@ -175,9 +183,17 @@ impl Phase {
         let driver = &self.driver;
         let request: &Request = &driver.workload.requests[turn.line];
         self.tally().sending(intended, Instant::now());
-        let reply = driver.client.send(turn.prepared, driver.timeout).await;
+        let sending = driver
+            .client
+            .send(turn.prepared, driver.plan.target.timeout);
+        // Dropped unanswered, the request takes its connection (HTTP/1.1) or its call (gRPC) with it.
+        let patience = turn.hang_up_after.unwrap_or(Duration::MAX);
+        let Ok(reply) = time::timeout(patience, sending).await else {
+            self.tally().hung_up();
+            return;
+        };
         let latency = reply.done.saturating_duration_since(intended);
-        let verdict = judge(reply.exchange, request, driver.tolerance);
+        let verdict = judge(reply.exchange, request, driver.plan.tolerance);
         self.tally().finished(request.line, latency, verdict);
     }
 }

@@ -4,12 +4,13 @@
 //! A client only: it knows `proto/` and HTTP, and nothing of the server's crates.
 //!
 //! workload → arrivals → client → answers → verdict → tally → report; `run` drives them, `record`
-//! writes the scores that a later run expects.
+//! writes the scores that a later run expects, `draw` makes a workload for caches.
 
 pub mod error;
 pub mod workload;
 
 pub mod arrivals;
+pub mod draw;
 pub mod plan;
 
 pub mod answers;

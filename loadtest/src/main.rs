@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use clap::Parser;
 
 use loadtest::Error;
+use loadtest::draw::draw;
 use loadtest::process::raise_open_files;
 use loadtest::record::record;
 use loadtest::report::{Report, write_text};
@@ -18,7 +19,7 @@ use loadtest::workload::Workload;
 
 mod cli;
 
-use cli::{Cli, Command, RecordArgs, RunArgs};
+use cli::{Cli, Command, DrawArgs, RecordArgs, RunArgs};
 
 /// A run that failed a check, and nothing else.
 const CHECK_FAILED: u8 = 1;
@@ -30,6 +31,7 @@ async fn main() -> ExitCode {
     let stop = stop_on_interrupt();
     let done = match cli.command {
         Command::Run(arguments) => start_run(&arguments, stop).await,
+        Command::Draw(arguments) => start_draw(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Record(arguments) => start_record(&arguments, &stop)
             .await
             .map(|()| ExitCode::SUCCESS),
@@ -70,6 +72,15 @@ async fn start_record(arguments: &RecordArgs, stop: &Stop) -> Result<(), Error> 
     let workload = Workload::load(&arguments.source())?;
     let mut out = create(&arguments.output)?;
     record(&target, &workload, &mut out, stop).await
+}
+
+fn start_draw(arguments: &DrawArgs) -> Result<(), Error> {
+    let workload = Workload::load(&arguments.source())?;
+    draw(
+        &arguments.draw(),
+        &workload,
+        &mut create(&arguments.output)?,
+    )
 }
 
 fn write_json(report: &Report, path: &Path, mut out: BufWriter<File>) -> Result<(), Error> {

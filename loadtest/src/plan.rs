@@ -27,6 +27,8 @@ pub struct Target {
     pub timeout: Duration,
     /// Ask for logits, which is what expected scores are.
     pub raw_scores: bool,
+    /// Told to the server with each request (`X-Request-Timeout-Ms`, `grpc-timeout`).
+    pub deadline: Option<Duration>,
 }
 
 #[derive(Debug, Clone)]
@@ -80,6 +82,15 @@ pub enum Until {
     Requests(u64),
 }
 
+/// Clients that lose patience.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct HangUp {
+    /// Of all requests, from 0 to 1.
+    pub share: f64,
+    /// From the moment of sending; an answer that is there before counts as any other.
+    pub after: Duration,
+}
+
 #[derive(Debug, Clone)]
 pub struct Plan {
     pub target: Target,
@@ -93,8 +104,9 @@ pub struct Plan {
     /// Largest absolute difference from an expected score.
     pub tolerance: f32,
     pub forbid_cache_hits: bool,
-    /// Where the server's counters are; `None` runs without them.
-    pub metrics_url: Option<String>,
+    pub hang_up: Option<HangUp>,
+    /// Where the counters of each server are; none runs without them.
+    pub metrics_urls: Vec<String>,
 }
 
 impl Plan {
@@ -140,10 +152,30 @@ impl Plan {
         if self.target.timeout.is_zero() {
             return Err(usage("--timeout: must be above 0".into()));
         }
-        if self.forbid_cache_hits && self.metrics_url.is_none() {
+        if self.forbid_cache_hits && self.metrics_urls.is_empty() {
             return Err(usage(
-                "--require-no-cache-hits over gRPC needs --metrics-url".into(),
+                "--require-no-cache-hits needs --metrics-url: over gRPC there is no default".into(),
             ));
+        }
+        self.check_clients()
+    }
+
+    /// What the clients do with what they wait for.
+    fn check_clients(&self) -> Result<(), Error> {
+        if let Some(HangUp { share, after }) = self.hang_up {
+            if !(0.0..=1.0).contains(&share) {
+                return Err(usage(format!("--hang-up {share}: must be from 0 to 1")));
+            }
+            if after.is_zero() {
+                return Err(usage("--hang-up-after: must be above 0".into()));
+            }
+        }
+        if self
+            .target
+            .deadline
+            .is_some_and(|deadline| deadline.as_millis() == 0)
+        {
+            return Err(usage("--deadline: must be at least 1ms".into()));
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use crate::metrics::{CacheCounts, ServerCounts};
-use crate::plan::{Endpoint, Load, Plan};
+use crate::plan::{Endpoint, HangUp, Load, Plan};
 use crate::tally::{Outcomes, Tally};
 use crate::workload::Workload;
 
@@ -23,7 +23,7 @@ pub struct Report {
     pub client_cpu_s: Option<f64>,
     pub sent: u64,
     pub answered: u64,
-    /// Sent and never answered: timed out or broken.
+    /// Sent and never answered, by a timeout or a broken connection. Hang-ups are not among them.
     pub lost: u64,
     pub not_sent: u64,
     pub outcomes: Outcomes,
@@ -31,6 +31,8 @@ pub struct Report {
     pub requests_per_s: f64,
     /// Documents of the answers that are ok, by wall time.
     pub pairs_per_s: f64,
+    /// What came in time; `None` without a deadline.
+    pub goodput: Option<Goodput>,
     /// 429 and 503, of what was sent.
     pub refused_share: f64,
     /// 504, of what was sent: taken in, worked on, and too late.
@@ -65,6 +67,17 @@ pub struct Setup {
     pub warmup_s: f64,
     pub zipf: Option<f64>,
     pub seed: u64,
+    pub deadline_ms: Option<f64>,
+    pub hang_up: Option<HangUp>,
+}
+
+/// Answers that are ok and within the deadline, which counts from the intended start.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Goodput {
+    pub requests_per_s: f64,
+    pub pairs_per_s: f64,
+    /// Answers that are ok and later than the deadline: of no use to their client.
+    pub late: u64,
 }
 
 /// Microseconds. All 0 when `count` is.
@@ -120,10 +133,15 @@ impl Report {
             client_cpu_s: measured.client_cpu_s,
             sent: tally.sent,
             answered,
-            lost: tally.sent.saturating_sub(answered),
+            lost: tally.sent.saturating_sub(answered + outcomes.hung_up),
             not_sent: tally.not_sent,
             requests_per_s: per(outcomes.ok, wall_s),
             pairs_per_s: per(tally.pairs, wall_s),
+            goodput: plan.target.deadline.map(|_| Goodput {
+                requests_per_s: per(outcomes.ok - tally.late, wall_s),
+                pairs_per_s: per(tally.pairs - tally.late_pairs, wall_s),
+                late: tally.late,
+            }),
             refused_share: per(outcomes.refused(), tally.sent as f64),
             deadline_exceeded_share: per(outcomes.deadline_exceeded, tally.sent as f64),
             outcomes,
@@ -193,11 +211,9 @@ impl Report {
             );
         };
         let cache = server.cache?;
-        (cache.hits > 0).then(|| {
-            format!(
-                "{} rows came from the cache (--require-no-cache-hits)",
-                cache.hits
-            )
+        let rows = cache.not_computed();
+        (rows > 0).then(|| {
+            format!("{rows} rows came from the cache or another's flight (--require-no-cache-hits)")
         })
     }
 }
@@ -236,6 +252,8 @@ impl Setup {
             warmup_s: plan.warmup.as_secs_f64(),
             zipf: plan.zipf,
             seed: plan.seed,
+            deadline_ms: plan.target.deadline.map(|time| time.as_secs_f64() * 1e3),
+            hang_up: plan.hang_up,
         }
     }
 }

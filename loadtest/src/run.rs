@@ -8,10 +8,10 @@ use indicatif::ProgressBar;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::Error;
-use crate::arrivals::Order;
+use crate::arrivals::{HangUps, Order};
 use crate::client::Client;
 use crate::drive::{Driver, Phase};
-use crate::metrics::{Counters, Scraper};
+use crate::metrics::{Scraper, growth};
 use crate::plan::{Plan, Until};
 use crate::process::cpu_seconds;
 use crate::progress::{bar, milliseconds};
@@ -27,33 +27,31 @@ pub async fn run(plan: &Plan, workload: Workload, stop: Stop) -> Result<Report, 
     plan.check()?;
     let workload = Arc::new(workload);
     let lines = workload.requests.len();
-    let scraper = plan
-        .metrics_url
-        .as_deref()
-        .map(|url| Scraper::new(url, plan.target.api_key.as_deref()))
-        .transpose()?;
+    let scraper = Scraper::new(&plan.metrics_urls, plan.target.api_key.as_deref())?;
     let driver = Arc::new(Driver {
         client: Client::connect(&plan.target, &workload).await?,
         workload: Arc::clone(&workload),
         order: Mutex::new(Order::new(lines, plan.zipf, plan.seed)),
-        timeout: plan.target.timeout,
-        tolerance: plan.tolerance,
-        seed: plan.seed,
+        hang_ups: Mutex::new(HangUps::new(
+            plan.hang_up.map_or(0.0, |hang_up| hang_up.share),
+            plan.seed,
+        )),
+        plan: plan.clone(),
         stop: Arc::clone(&stop),
     });
     if !plan.warmup.is_zero() {
         // Answered in full before anything is counted, so that the server's counters count the same requests.
-        phase(&driver, plan, Until::Elapsed(plan.warmup), "warm-up").await;
+        phase(&driver, Until::Elapsed(plan.warmup), "warm-up").await;
     }
-    let before = read(scraper.as_ref()).await;
+    let before = scraper.read().await;
     let cpu_before_s = cpu_seconds();
-    let measured = phase(&driver, plan, plan.until, "measure").await;
+    let measured = phase(&driver, plan.until, "measure").await;
     let wall = measured.elapsed();
     let client_cpu_s = cpu_seconds()
         .zip(cpu_before_s)
         .map(|(after_s, before_s)| after_s - before_s);
-    let server = match (before, read(scraper.as_ref()).await) {
-        (Ok(before), Ok(after)) => after.since(&before),
+    let server = match (before, scraper.read().await) {
+        (Ok(before), Ok(after)) => growth(&before, &after),
         (Err(reason), _) | (_, Err(reason)) => Err(reason),
     };
     let interrupted = stop.load(Ordering::Relaxed);
@@ -71,11 +69,11 @@ pub async fn run(plan: &Plan, workload: Workload, stop: Stop) -> Result<Report, 
     ))
 }
 
-async fn phase(driver: &Arc<Driver>, plan: &Plan, until: Until, title: &'static str) -> Arc<Phase> {
+async fn phase(driver: &Arc<Driver>, until: Until, title: &'static str) -> Arc<Phase> {
     let phase = Phase::new(Arc::clone(driver), until);
     let bar = bar(title, until);
     tokio::select! {
-        () = phase.run(plan.load) => {}
+        () = phase.run() => {}
         () = watch(&phase, &bar, until) => {}
     }
     bar.finish_and_clear();
@@ -105,12 +103,5 @@ async fn watch(phase: &Phase, bar: &ProgressBar, until: Until) {
             outcomes.ok,
             outcomes.refused()
         ));
-    }
-}
-
-async fn read(scraper: Option<&Scraper>) -> Result<Counters, String> {
-    match scraper {
-        Some(scraper) => scraper.read().await,
-        None => Err("no --metrics-url".into()),
     }
 }

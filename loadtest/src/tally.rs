@@ -34,6 +34,8 @@ pub struct Outcomes {
     pub wrong_score: u64,
     pub timed_out: u64,
     pub transport_error: u64,
+    /// Abandoned by the client, as --hang-up asked for: neither answered nor lost.
+    pub hung_up: u64,
 }
 
 impl Outcomes {
@@ -57,12 +59,16 @@ impl Outcomes {
 }
 
 pub struct Tally {
+    deadline: Option<Duration>,
     pub sent: u64,
     /// Arrivals of an open loop that found too many requests in flight.
     pub not_sent: u64,
     pub outcomes: Outcomes,
     /// Documents of the answers that are ok.
     pub pairs: u64,
+    /// Answers that are ok and came after the deadline, and their documents.
+    pub late: u64,
+    pub late_pairs: u64,
     /// From the intended start to the answer's last byte, of answers that are ok.
     pub latency_us: Histogram<u64>,
     /// The same of 429 and 503.
@@ -77,13 +83,17 @@ pub struct Tally {
     example_counts: BTreeMap<&'static str, usize>,
 }
 
-impl Default for Tally {
-    fn default() -> Self {
+impl Tally {
+    /// `deadline` counts from the intended start.
+    pub fn new(deadline: Option<Duration>) -> Self {
         Self {
+            deadline,
             sent: 0,
             not_sent: 0,
             outcomes: Outcomes::default(),
             pairs: 0,
+            late: 0,
+            late_pairs: 0,
             latency_us: histogram(),
             refused_latency_us: histogram(),
             start_delay_us: histogram(),
@@ -93,9 +103,7 @@ impl Default for Tally {
             example_counts: BTreeMap::new(),
         }
     }
-}
 
-impl Tally {
     pub fn sending(&mut self, intended: Instant, now: Instant) {
         self.sent += 1;
         record(
@@ -109,13 +117,11 @@ impl Tally {
         let outcomes = &mut self.outcomes;
         match verdict {
             Verdict::Ok { scores, difference } => {
-                outcomes.ok += 1;
-                self.pairs += scores.len() as u64;
-                record(&mut self.latency_us, latency);
                 if let Some(difference) = difference {
                     self.scores_compared += scores.len() as u64;
                     self.largest_difference = self.largest_difference.max(difference);
                 }
+                self.ok(scores.len() as u64, latency);
             }
             Verdict::Status(status, text) => self.refused(line, latency, status, &text),
             Verdict::WrongAnswer(reason) => {
@@ -135,6 +141,20 @@ impl Tally {
                 self.example(line, "transport", &reason);
             }
         }
+    }
+
+    pub fn hung_up(&mut self) {
+        self.outcomes.hung_up += 1;
+    }
+
+    fn ok(&mut self, pairs: u64, latency: Duration) {
+        self.outcomes.ok += 1;
+        self.pairs += pairs;
+        if self.deadline.is_some_and(|deadline| latency > deadline) {
+            self.late += 1;
+            self.late_pairs += pairs;
+        }
+        record(&mut self.latency_us, latency);
     }
 
     fn refused(&mut self, line: usize, latency: Duration, status: Status, text: &str) {

@@ -2,11 +2,11 @@
 
 use std::error::Error as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Request, Response};
+use tonic::{Code, Request, Response, TimeoutExpired};
 
 use super::{ANSWER_BYTES_MAX, Exchange, Reply, Status, chain};
 use crate::Error;
@@ -23,6 +23,7 @@ pub struct GrpcClient {
     next: AtomicUsize,
     messages: Vec<Call>,
     authorization: Option<MetadataValue<Ascii>>,
+    deadline: Option<Duration>,
 }
 
 #[derive(Clone)]
@@ -85,6 +86,7 @@ impl GrpcClient {
             next: AtomicUsize::new(0),
             messages: messages.collect(),
             authorization,
+            deadline: target.deadline,
         })
     }
 
@@ -116,6 +118,9 @@ impl GrpcClient {
             request
                 .metadata_mut()
                 .insert("authorization", value.clone());
+        }
+        if let Some(deadline) = self.deadline {
+            request.set_timeout(deadline);
         }
         request
     }
@@ -166,6 +171,11 @@ fn from_rerank(response: Response<RerankResponse>) -> Scores {
 }
 
 fn classify(status: &tonic::Status) -> Exchange {
+    // The channel keeps the deadline too, as every gRPC client does.
+    let mut causes = std::iter::successors(status.source(), |&cause| cause.source());
+    if causes.any(|cause| cause.is::<TimeoutExpired>()) {
+        return Exchange::Status(Status::DeadlineExceeded, chain(status));
+    }
     // A status that this side made of a broken connection carries its cause; a server's has none.
     if status.source().is_some() {
         return Exchange::Broken(chain(status));

@@ -3,7 +3,9 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
+use reqwest::header::{
+    AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
+};
 use reqwest::{Method, StatusCode, Url};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
@@ -13,10 +15,13 @@ use super::{ANSWER_BYTES_MAX, Exchange, Reply, Status, chain};
 use crate::Error;
 use crate::answers::{Entry, Scores, Sorting};
 use crate::plan::{Dialect, Target};
+use crate::progress::milliseconds;
 use crate::workload::{Request, Workload};
 
 /// Of a refusal's body, this much is kept to be shown.
 const SHOWN_BYTES: usize = 300;
+/// The client's own deadline, in milliseconds.
+const TIMEOUT_MS: HeaderName = HeaderName::from_static("x-request-timeout-ms");
 
 pub struct HttpClient {
     client: reqwest::Client,
@@ -24,6 +29,7 @@ pub struct HttpClient {
     dialect: Dialect,
     /// One for each request of the workload.
     bodies: Vec<Bytes>,
+    deadline_ms: Option<HeaderValue>,
 }
 
 impl HttpClient {
@@ -45,6 +51,9 @@ impl HttpClient {
             url: route(url, dialect)?,
             dialect,
             bodies,
+            deadline_ms: target
+                .deadline
+                .map(|deadline| milliseconds(deadline).into()),
         })
     }
 
@@ -68,6 +77,11 @@ impl HttpClient {
         request
             .headers_mut()
             .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some(deadline_ms) = &self.deadline_ms {
+            request
+                .headers_mut()
+                .insert(TIMEOUT_MS, deadline_ms.clone());
+        }
         *request.body_mut() = Some(self.bodies[line].clone().into());
         request
     }

@@ -4,13 +4,20 @@ use std::io::{Result, Write};
 
 use super::{Latency, Report, Setup};
 use crate::arrivals::Spacing;
-use crate::plan::Load;
+use crate::plan::{HangUp, Load};
 
 pub fn write_text(report: &Report, out: &mut impl Write) -> Result<()> {
     write_setup(&report.setup, out)?;
     writeln!(out)?;
     row(out, "requests/s", &format!("{:.1}", report.requests_per_s))?;
     row(out, "pairs/s", &format!("{:.1}", report.pairs_per_s))?;
+    if let Some(goodput) = &report.goodput {
+        let text = format!(
+            "{:.1} requests/s, {:.1} pairs/s in time; {} ok answers were late",
+            goodput.requests_per_s, goodput.pairs_per_s, goodput.late
+        );
+        row(out, "goodput", &text)?;
+    }
     row(out, "latency ms", &latency(&report.latency_us))?;
     if report.refused_latency_us.count > 0 {
         row(out, "refusal ms", &latency(&report.refused_latency_us))?;
@@ -18,8 +25,12 @@ pub fn write_text(report: &Report, out: &mut impl Write) -> Result<()> {
     row(out, "start delay ms", &latency(&report.start_delay_us))?;
     let share = format!("{:.2} %", report.refused_share * 100.0);
     row(out, "refused", &share)?;
+    let hung_up = match report.outcomes.hung_up {
+        0 => String::new(),
+        count => format!(", {count} hung up"),
+    };
     let counts = format!(
-        "{} sent, {} answered, {} lost",
+        "{} sent, {} answered, {} lost{hung_up}",
         report.sent, report.answered, report.lost
     );
     row(out, "requests", &counts)?;
@@ -32,13 +43,7 @@ pub fn write_text(report: &Report, out: &mut impl Write) -> Result<()> {
         row(out, "scores", &compared)?;
     }
     row(out, "cache hit rate", &cache(report))?;
-    if let Some(rows) = report.server.and_then(|server| server.rows) {
-        row(
-            out,
-            "server rows",
-            &format!("{rows} for {} pairs answered", report.pairs),
-        )?;
-    }
+    write_rows(report, out)?;
     row(out, "time", &time(report))?;
     let late = report.outcomes.deadline_exceeded;
     if late > 0 {
@@ -69,11 +74,34 @@ fn write_setup(setup: &Setup, out: &mut impl Write) -> Result<()> {
         Some(exponent) => format!("Zipf {exponent}, seed {}", setup.seed),
         None => "in turn".to_owned(),
     };
+    let mut patience = String::new();
+    if let Some(deadline_ms) = setup.deadline_ms {
+        patience += &format!("; {deadline_ms} ms deadlines");
+    }
+    if let Some(HangUp { share, after }) = setup.hang_up {
+        let (share, after_ms) = (share * 100.0, after.as_secs_f64() * 1e3);
+        patience += &format!("; {share} % hang up after {after_ms} ms");
+    }
     writeln!(
         out,
-        "{} at {}: {load}; {} requests of {} {order}",
+        "{} at {}: {load}; {} requests of {} {order}{patience}",
         setup.protocol, setup.url, setup.workload_requests, setup.workload
     )
+}
+
+fn write_rows(report: &Report, out: &mut impl Write) -> Result<()> {
+    let Some(server) = report.server else {
+        return Ok(());
+    };
+    if let Some(rows) = server.rows {
+        let text = format!("{rows} for {} pairs answered", report.pairs);
+        row(out, "server rows", &text)?;
+    }
+    if let Some(rows) = server.rows_unwanted.filter(|rows| *rows > 0) {
+        let text = format!("{rows} rows dropped that nobody waited for any more");
+        row(out, "unwanted", &text)?;
+    }
+    Ok(())
 }
 
 fn write_outcomes(report: &Report, out: &mut impl Write) -> Result<()> {
@@ -93,6 +121,7 @@ fn write_outcomes(report: &Report, out: &mut impl Write) -> Result<()> {
         ("wrong score", outcomes.wrong_score),
         ("timed out", outcomes.timed_out),
         ("transport error", outcomes.transport_error),
+        ("hung up", outcomes.hung_up),
         ("not sent", report.not_sent),
     ];
     for (name, count) in always {
@@ -149,11 +178,13 @@ fn cache(report: &Report) -> String {
     match (&report.server, &report.server_missing) {
         (Some(server), _) => match server.cache {
             Some(cache) => {
-                let rows = cache.hits + cache.misses;
                 format!(
-                    "{:.2} % ({} of {rows} rows)",
+                    "{:.2} % ({} hits, {} from the second level, {} coalesced, {} misses)",
                     cache.hit_rate() * 100.0,
-                    cache.hits
+                    cache.hits,
+                    cache.hits_distributed,
+                    cache.coalesced,
+                    cache.misses
                 )
             }
             None => "no cache".to_owned(),

@@ -98,7 +98,7 @@ async fn a_failed_check_is_exit_code_1() {
     };
     let server = LookAlike::start(Script {
         act,
-        cache_hits: Some(1),
+        cache: Some([1, 0, 0]),
         ..Script::default()
     })
     .await;
@@ -128,6 +128,12 @@ async fn a_failed_check_is_exit_code_1() {
         &loadtest(&format!("{run} --require-no-cache-hits")).await,
         1,
         "8 rows came from the cache",
+    );
+    // A second load tester leaves the counters to the first.
+    check(
+        &loadtest(&format!("{run} --metrics-url none")).await,
+        0,
+        "unknown (no --metrics-url)",
     );
 }
 
@@ -184,6 +190,23 @@ async fn a_server_that_is_not_there_is_said_before_the_warm_up() {
         assert!(output.stdout.is_empty(), "no report");
         assert!(began.elapsed() < Duration::from_secs(30));
     }
+}
+
+#[tokio::test]
+async fn a_drawn_workload_is_a_workload() {
+    let server = LookAlike::start(Script::default()).await;
+    let url = &server.http_url;
+    let folder = TempDir::new().expect("a folder");
+    let drawn = path(&folder, "drawn.jsonl");
+    let draw = format!("draw --workload {SAMPLE} --requests 50 --documents 4 --output {drawn}");
+    check(&loadtest(&draw).await, 0, "");
+    let run = format!("run --url {url} --workload {drawn} --requests 50 --warmup 0s");
+    check(&loadtest(&run).await, 0, "for 200 pairs answered");
+    check(
+        &loadtest(&draw.replace("--documents 4", "--documents 4000")).await,
+        2,
+        "--documents 4000: must be from 1 to",
+    );
 }
 
 #[tokio::test]

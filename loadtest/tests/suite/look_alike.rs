@@ -47,8 +47,9 @@ pub(crate) struct Script {
     pub(crate) act: fn(u64) -> Act,
     /// No answer leaves before this many requests have come.
     pub(crate) hold_until: u64,
-    /// Of each request, this many rows come from a cache. `None`: no cache.
-    pub(crate) cache_hits: Option<u64>,
+    /// Of each request, so many rows come from a cache, from its second level and from an equal pair in
+    /// flight. `None`: no cache.
+    pub(crate) cache: Option<[u64; 3]>,
 }
 
 impl Default for Script {
@@ -56,7 +57,7 @@ impl Default for Script {
         Self {
             act: |_| Act::Score,
             hold_until: 0,
-            cache_hits: None,
+            cache: None,
         }
     }
 }
@@ -72,9 +73,30 @@ pub(crate) struct Seen {
     script: Script,
     pub(crate) requests: watch::Sender<u64>,
     rows: AtomicU64,
-    hits: AtomicU64,
-    misses: AtomicU64,
+    /// Hits, hits of the second level, coalesced rows, misses.
+    cache: [AtomicU64; 4],
     pub(crate) bearers: AtomicU64,
+    /// Requests whose client told a deadline of `DEADLINE`.
+    pub(crate) deadlines: AtomicU64,
+    /// Requests that were dropped before they were answered.
+    pub(crate) abandoned: watch::Sender<u64>,
+}
+
+/// The deadline that the look-alike looks for, in both protocols' own words.
+pub(crate) const DEADLINE: Duration = Duration::from_millis(100);
+
+/// Counts a request that is dropped before it is answered.
+struct Waiting<'a> {
+    seen: &'a Seen,
+    answered: bool,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if !self.answered {
+            self.seen.abandoned.send_modify(|abandoned| *abandoned += 1);
+        }
+    }
 }
 
 /// The logit of a document, the same in every dialect.
@@ -88,9 +110,10 @@ impl LookAlike {
             script,
             requests: watch::Sender::new(0),
             rows: AtomicU64::new(0),
-            hits: AtomicU64::new(0),
-            misses: AtomicU64::new(0),
+            cache: Default::default(),
             bearers: AtomicU64::new(0),
+            deadlines: AtomicU64::new(0),
+            abandoned: watch::Sender::new(0),
         });
         let router = Router::new()
             .route("/v1/rerank", post(rerank))
@@ -131,14 +154,25 @@ impl Seen {
             *requests += 1;
         });
         let mut gate = self.requests.subscribe();
+        let mut waiting = Waiting {
+            seen: self,
+            answered: false,
+        };
         let opened = gate
             .wait_for(|requests| *requests >= self.script.hold_until)
             .await;
         opened.expect("the sender lives as long as the server");
-        let hits = self.script.cache_hits.unwrap_or(0).min(rows as u64);
-        self.hits.fetch_add(hits, Ordering::Relaxed);
-        self.misses.fetch_add(rows as u64 - hits, Ordering::Relaxed);
-        self.rows.fetch_add(rows as u64 - hits, Ordering::Relaxed);
+        waiting.answered = true;
+        let [hits, distributed, coalesced] = self.script.cache.unwrap_or_default();
+        let misses = rows as u64 - hits - distributed - coalesced;
+        for (counter, count) in self
+            .cache
+            .iter()
+            .zip([hits, distributed, coalesced, misses])
+        {
+            counter.fetch_add(count, Ordering::Relaxed);
+        }
+        self.rows.fetch_add(misses, Ordering::Relaxed);
         let act = (self.script.act)(number);
         if let Act::StallRuntime(time) = act {
             thread::sleep(time);
@@ -182,6 +216,12 @@ async fn rerank(
         .is_some_and(|value| value == "Bearer secret")
     {
         state.bearers.fetch_add(1, Ordering::Relaxed);
+    }
+    if headers
+        .get("x-request-timeout-ms")
+        .is_some_and(|value| value == "100")
+    {
+        state.deadlines.fetch_add(1, Ordering::Relaxed);
     }
     answer(&state, &body, "query", "documents", true, |results| {
         let results: Vec<Value> = results
@@ -253,15 +293,14 @@ async fn metrics(State(state): State<Arc<Seen>>) -> String {
         "# TYPE crossgate_rows_total counter\ncrossgate_rows_total {}\n",
         count(&state.rows)
     );
-    if state.script.cache_hits.is_some() {
-        page += &format!(
-            "crossgate_cache_rows_total{{model=\"m\",outcome=\"hit\"}} {}\n",
-            count(&state.hits)
-        );
-        page += &format!(
-            "crossgate_cache_rows_total{{model=\"m\",outcome=\"miss\"}} {}\n",
-            count(&state.misses)
-        );
+    if state.script.cache.is_some() {
+        let outcomes = ["hit", "hit_distributed", "coalesced", "miss"];
+        for (outcome, counter) in outcomes.iter().zip(&state.cache) {
+            let rows = count(counter);
+            page += &format!(
+                "crossgate_cache_rows_total{{model=\"m\",outcome=\"{outcome}\"}} {rows}\n"
+            );
+        }
     }
     page
 }
@@ -305,6 +344,14 @@ impl Scoring for Seen {
             .is_some_and(|value| value == "Bearer secret")
         {
             self.bearers.fetch_add(1, Ordering::Relaxed);
+        }
+        // Written by tonic in the finest unit that eight digits hold.
+        if request
+            .metadata()
+            .get("grpc-timeout")
+            .is_some_and(|value| value == "100000u")
+        {
+            self.deadlines.fetch_add(1, Ordering::Relaxed);
         }
         let RerankRequest {
             model,

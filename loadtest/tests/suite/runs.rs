@@ -18,7 +18,7 @@ use crate::look_alike::{Act, LookAlike, Script, logit};
 /// What the server does with its n-th request.
 type ByNumber = fn(u64) -> Act;
 
-const DOCUMENTS: usize = 3;
+pub(crate) const DOCUMENTS: usize = 3;
 
 /// Three requests of three documents, with the scores that the look-alike gives.
 fn workload() -> Workload {
@@ -34,14 +34,14 @@ fn workload() -> Workload {
     Workload::parse(Path::new("w"), &lines.join("\n"), None, None).expect("a good workload")
 }
 
-fn http(server: &LookAlike, dialect: Dialect) -> Endpoint {
+pub(crate) fn http(server: &LookAlike, dialect: Dialect) -> Endpoint {
     Endpoint::Http {
         url: server.http_url.clone(),
         dialect,
     }
 }
 
-fn grpc(server: &LookAlike, call: GrpcCall) -> Endpoint {
+pub(crate) fn grpc(server: &LookAlike, call: GrpcCall) -> Endpoint {
     Endpoint::Grpc {
         url: server.grpc_url.clone(),
         call,
@@ -49,7 +49,7 @@ fn grpc(server: &LookAlike, call: GrpcCall) -> Endpoint {
     }
 }
 
-fn plan(server: &LookAlike, endpoint: Endpoint) -> Plan {
+pub(crate) fn plan(server: &LookAlike, endpoint: Endpoint) -> Plan {
     Plan {
         target: Target {
             endpoint,
@@ -58,6 +58,7 @@ fn plan(server: &LookAlike, endpoint: Endpoint) -> Plan {
             // Ends a test that would hang; no test waits for it unless it says so.
             timeout: Duration::from_secs(20),
             raw_scores: true,
+            deadline: None,
         },
         load: Load::Closed { clients: 4 },
         until: Until::Requests(30),
@@ -66,11 +67,12 @@ fn plan(server: &LookAlike, endpoint: Endpoint) -> Plan {
         seed: 0,
         tolerance: 1e-5,
         forbid_cache_hits: false,
-        metrics_url: Some(format!("{}/metrics", server.http_url)),
+        hang_up: None,
+        metrics_urls: vec![format!("{}/metrics", server.http_url)],
     }
 }
 
-fn open(rate_per_s: f64, in_flight_max: usize) -> Load {
+pub(crate) fn open(rate_per_s: f64, in_flight_max: usize) -> Load {
     Load::Open {
         rate_per_s,
         arrivals: Spacing::Uniform,
@@ -78,7 +80,7 @@ fn open(rate_per_s: f64, in_flight_max: usize) -> Load {
     }
 }
 
-async fn go(plan: &Plan) -> Report {
+pub(crate) async fn go(plan: &Plan) -> Report {
     run(plan, workload(), Arc::default()).await.expect("a run")
 }
 
@@ -279,43 +281,6 @@ async fn wrong_answers_are_found() {
         );
         assert!(!report.is_good());
     }
-}
-
-#[tokio::test]
-async fn cache_hits_are_read_from_the_metrics() {
-    let server = LookAlike::start(Script {
-        cache_hits: Some(1),
-        ..Script::default()
-    })
-    .await;
-    let mut plan = plan(&server, http(&server, Dialect::Rerank));
-    let rate = |report: &Report| report.cache_hit_rate.expect("counters");
-    let report = go(&plan).await;
-    assert!(report.is_good());
-    assert!((rate(&report) - 1.0 / 3.0).abs() < 1e-9);
-
-    plan.forbid_cache_hits = true;
-    let report = go(&plan).await;
-    assert_eq!(
-        report.failed_checks,
-        ["30 rows came from the cache (--require-no-cache-hits)"]
-    );
-
-    plan.metrics_url = Some(format!("{}/nowhere", server.http_url));
-    let report = go(&plan).await;
-    assert_eq!(report.cache_hit_rate, None);
-    assert!(
-        report.failed_checks[0].contains("cannot be ruled out"),
-        "{:?}",
-        report.failed_checks
-    );
-
-    let server = LookAlike::start(Script::default()).await;
-    plan.metrics_url = Some(format!("{}/metrics", server.http_url));
-    plan.target.endpoint = http(&server, Dialect::Rerank);
-    let report = go(&plan).await;
-    assert!(report.is_good(), "no cache cannot hit");
-    assert_eq!(report.cache_hit_rate, Some(0.0));
 }
 
 #[tokio::test]
