@@ -44,7 +44,7 @@ class Bench:
         off = []
         for flag in ("--cache", "--coalesce"):
             if not cache and self.knows(flag):
-                off += [flag, "off"]
+                off.append(f"{flag}=off")
         return serve(self.crossgate, *off, *self.flags, *flags)
 
     def start(self, http, *arguments, workload=None):
