@@ -1,6 +1,11 @@
 //! What was scored is known, what is being scored is waited for, and nothing is mixed up: on real sockets,
 //! with the fake plugin's library.
 
+#[path = "cache/distributed.rs"]
+mod distributed;
+#[allow(dead_code, reason = "shared with other tests")]
+#[path = "shared/fixture.rs"]
+mod redis;
 #[path = "serve/server.rs"]
 mod server;
 

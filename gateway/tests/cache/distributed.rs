@@ -1,0 +1,144 @@
+//! The second level: two whole servers over one Redis.
+
+use crate::redis::Redis;
+use crate::server::Server;
+use crate::{ask, rows, scores};
+use serde_json::Value;
+
+fn settings(url: &str) -> Vec<(&str, &str)> {
+    vec![
+        ("cache.enabled", "true"),
+        ("cache.coalesce", "true"),
+        ("distributed.enabled", "true"),
+        ("distributed.redis_url", url),
+        ("distributed.operation_timeout", "250ms"),
+    ]
+}
+
+/// A server that has reached Redis.
+fn start(url: &str, more: &[(&str, &str)]) -> Server {
+    let server = Server::start("{}", &[&settings(url)[..], more].concat());
+    let breaker = || server.metric("crossgate_distributed_breaker");
+    server.until(|| (breaker() == 0.0).then_some(()));
+    server
+}
+
+fn hits_of_others(server: &Server) -> f64 {
+    let label = "outcome=\"hit_distributed\"";
+    server.metric_of("crossgate_cache_rows_total", label)
+}
+
+/// Waits until so many pairs were written for all servers.
+fn until_written(server: &Server, n: f64) {
+    let label = "outcome=\"written\"";
+    let written = || server.metric_of("crossgate_distributed_writes_total", label);
+    server.until(|| (written() == n).then_some(()));
+}
+
+#[test]
+fn what_one_server_computed_the_other_knows() {
+    let Some(redis) = Redis::start(&[]) else {
+        return;
+    };
+    let url = redis.url();
+    let (first, second) = (start(&url, &[]), start(&url, &[]));
+    let long = "light ".repeat(2_000);
+    let body = ask(&["red cars", "green plants", &long]);
+    let answer = first.rerank(&body);
+    until_written(&first, 3.0);
+    let again = second.rerank(&body);
+    assert_eq!(scores(&again), scores(&answer));
+    assert_eq!((rows(&second), hits_of_others(&second)), (0.0, 3.0));
+    let told = |text: &str| {
+        let body: Value = serde_json::from_str(text).unwrap();
+        ["results", "usage", "meta"].map(|key| body[key].clone())
+    };
+    assert_eq!(told(&again.text), told(&answer.text));
+    // Then it knows them itself, and computes only what is new.
+    scores(&second.rerank(&ask(&["red cars", "blue cars"])));
+    assert_eq!((rows(&second), hits_of_others(&second)), (1.0, 3.0));
+    // Another model's scores are not this one's.
+    let other = r#"{"bias": 1.0}"#;
+    let third = Server::start(other, &settings(&url));
+    let breaker = || third.metric("crossgate_distributed_breaker");
+    third.until(|| (breaker() == 0.0).then_some(()));
+    assert_ne!(scores(&third.rerank(&body)), scores(&answer));
+    assert_eq!((rows(&third), hits_of_others(&third)), (3.0, 0.0));
+}
+
+#[test]
+fn what_one_operator_clears_is_forgotten_everywhere() {
+    let Some(redis) = Redis::start(&[]) else {
+        return;
+    };
+    let url = redis.url();
+    let (first, second) = (start(&url, &[]), start(&url, &[]));
+    let body = ask(&["red cars", "green plants"]);
+    scores(&first.rerank(&body));
+    until_written(&first, 2.0);
+    scores(&second.rerank(&body));
+    assert_eq!(rows(&second), 0.0);
+    assert_eq!(first.act("/cache/clear").status, 200);
+    second.until(|| (second.metric("crossgate_cache_entries") == 0.0).then_some(()));
+    scores(&second.rerank(&body));
+    assert_eq!(rows(&second), 2.0);
+}
+
+#[test]
+fn a_known_pair_needs_no_place_among_those_that_compute() {
+    let Some(redis) = Redis::start(&[]) else {
+        return;
+    };
+    let url = redis.url();
+    let bound = [("distributed.requests_max", "1")];
+    let (first, second) = (start(&url, &bound), start(&url, &bound));
+    let known = ask(&["green plants"]);
+    scores(&second.rerank(&known));
+    let leases = |server: &Server| server.metric("crossgate_distributed_leases");
+    second.until(|| (leases(&second) == 0.0).then_some(()));
+    let hold = first.hold();
+    let computing = first.rerank_later(&ask(&["red cars"]));
+    first.until(|| (leases(&first) == 1.0).then_some(()));
+    let refused = second.rerank(&ask(&["blue cars"]));
+    assert_eq!(refused.status, 429, "{refused:?}");
+    assert!(
+        refused.text.contains("distributed.requests_max"),
+        "{refused:?}"
+    );
+    assert!(refused.header("retry-after").is_some(), "{refused:?}");
+    scores(&second.rerank(&known));
+    drop(hold);
+    scores(&computing.join().unwrap());
+    // Its place is free again.
+    second.until(|| (second.rerank(&ask(&["blue cars"])).status == 200).then_some(()));
+}
+
+#[test]
+fn what_lies_in_redis_is_not_trusted() {
+    let Some(redis) = Redis::start(&[]) else {
+        return;
+    };
+    let url = redis.url();
+    let (first, second) = (start(&url, &[]), start(&url, &[]));
+    let body = ask(&["red cars", "green plants"]);
+    let answer = first.rerank(&body);
+    until_written(&first, 2.0);
+    let mut client = redis.client();
+    let keys: Vec<Vec<u8>> = ::redis::cmd("KEYS")
+        .arg("crossgate:v*:*")
+        .query(&mut client)
+        .unwrap();
+    assert_eq!(keys.len(), 2);
+    for (key, wrong) in keys
+        .iter()
+        .zip([&b"short"[..], &[0, 0, 0, 0, 0, 0, 0, 192, 127]])
+    {
+        let () = ::redis::cmd("SET")
+            .arg(key)
+            .arg(wrong)
+            .query(&mut client)
+            .unwrap();
+    }
+    assert_eq!(scores(&second.rerank(&body)), scores(&answer));
+    assert_eq!((rows(&second), hits_of_others(&second)), (2.0, 0.0));
+}
