@@ -4,6 +4,7 @@
 //! ```text
 //! cargo bench -p gateway --bench tokenizers -- MODEL_DIR WORKLOAD.jsonl [ROUNDS]
 //! ```
+#![allow(clippy::print_stdout)] // A figure on stdout is what it is for.
 
 use serde_json::Value;
 use std::time::Instant;

@@ -2,6 +2,7 @@
 
 pub mod batch;
 pub mod cost;
+mod crowd;
 pub mod forecast;
 pub mod hold;
 mod identity;

@@ -14,7 +14,6 @@ pub mod control;
 pub mod config;
 pub mod model;
 pub mod runtime;
-pub mod sync;
 pub mod telemetry;
 
 pub mod shared;

@@ -428,7 +428,7 @@ fn under_overload_the_least_urgent_are_refused_first() {
     let (counts, useful) = Sim::new(2, &kinds).run(120);
     let [high, normal, low] = [0, 1, 2].map(|kind| counts[kind]);
     assert!(2 * normal.in_time < high.in_time, "{counts:?}");
-    assert!(100 < normal.in_time && high.late == 0, "{counts:?}");
+    assert!(20 < normal.in_time && high.late == 0, "{counts:?}");
     assert!(normal.refused < low.refused, "{counts:?}");
     let (late, in_time) = counts.iter().fold((0, 0), |sum, kind| {
         (sum.0 + kind.late, sum.1 + kind.in_time)
@@ -454,7 +454,7 @@ fn what_the_urgent_leave_is_for_the_others() {
     // Some fifty wait with a weight of a quarter, and one of 4 takes about a quarter of the machine: 0.1 s for
     // its 50 ms.
     assert!(
-        400 < counts[0].in_time && 300 < counts[1].in_time,
+        400 < counts[0].in_time && 150 < counts[1].in_time,
         "{counts:?}"
     );
     assert!(useful >= 0.9, "{useful}");

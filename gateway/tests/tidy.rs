@@ -7,14 +7,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Modules that use no stage. Each may use those before it.
-const GROUND: [&str; 9] = [
+const GROUND: [&str; 8] = [
     "score",
     "load",
     "control",
     "config",
     "model",
     "runtime",
-    "sync",
     "telemetry",
     "shared",
 ];
@@ -31,9 +30,8 @@ const WAY: [&str; 7] = [
 /// Whatever composes: may use everything, and nothing above uses it.
 const TOP: [&str; 3] = ["app", "bench", "cli"];
 /// Crates that only some modules may name.
-const OWNERS: [(&str, &[&str]); 12] = [
+const OWNERS: [(&str, &[&str]); 11] = [
     ("moka", &["cache"]),
-    ("shuttle", &["sync"]),
     ("axum", &["edge"]),
     ("hyper", &["edge"]),
     ("hyper_util", &["edge"]),

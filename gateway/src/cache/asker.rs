@@ -3,8 +3,7 @@
 use super::pair::Pair;
 use crate::generation::work::{RowFault, Scored, Sink};
 use crate::score::{ScoreError, Times};
-use crate::sync::{Mutex, MutexGuard};
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::oneshot;
 
 /// What came of a request.

@@ -11,11 +11,10 @@ use crate::generation::line::Line;
 use crate::generation::work::{RowFault, Scored, Sink, Work};
 use crate::score::{Priority, Times};
 use crate::shared::Shared;
-use crate::sync::{Mutex, MutexGuard};
 use smallvec::{SmallVec, smallvec};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::{Arc, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
 /// Which pairs are in flight. Bounded by what is admitted: each flight is a row of an admitted request.

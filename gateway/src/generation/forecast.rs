@@ -21,6 +21,13 @@ const SHARE_GAINED: f64 = 0.001;
 /// or whoever would delay it beyond that is refused. What lies between the two shares, and a tenth of the
 /// workers from then on, belongs to those that come later and go first.
 const KEPT_SHARE: f64 = 0.9;
+/// While there is more to do than can be done, a request waits for the one that is being served, for at most this
+/// multiple of its own time and for so many batches, one of them being computed: enough to keep the workers
+/// busy until the next one comes. Or for this share of the time that it has: who has much would rather
+/// wait than be refused.
+const AHEAD_OWN_MAX: f64 = 1.0;
+const AHEAD_BATCHES_MAX: f64 = 2.0;
+const AHEAD_SHARE: f64 = 0.025;
 /// Weight that a batch keeps with each later one in the pace: about the last 200 count.
 const PACE_KEPT: f64 = 0.995;
 /// A batch counts for the pace as at most this multiple of its prediction: a worker that hung once says
@@ -74,6 +81,8 @@ pub struct Newcomer {
     pub waiting: Waiting,
     /// Predicted seconds until it is tokenized.
     pub tokenizing_s: f64,
+    /// Whether there is more to do than can be done: then nobody is to wait long.
+    pub is_too_much: bool,
 }
 
 /// What comes of admitting a request.
@@ -91,6 +100,13 @@ pub enum Verdict {
         /// What it waits for.
         ahead: Duration,
         /// When it would be in time.
+        retry_after: Duration,
+    },
+    /// It would be in time, and wait longer than anybody should while others are refused.
+    Crowded {
+        /// What it waits for.
+        ahead: Duration,
+        /// When it would not wait so long.
         retry_after: Duration,
     },
     /// It would be in time and make a request late that was admitted before it.
@@ -160,9 +176,10 @@ impl Forecast<'_> {
         }
         let own_s = self.pace * own_s + newcomer.tokenizing_s;
         let mut waiting = queue.waiting().peekable();
-        let mut ahead = Amount::default();
+        let (mut ahead, mut served) = (Amount::default(), None);
         while let Some((_, first)) = waiting.next_if(|(place, _)| *place < newcomer.place) {
             ahead += first.amount;
+            served.get_or_insert(first.amount);
         }
         let ahead_s = self.done_s(ahead);
         let may_take_s = self.share * own_left_s;
@@ -174,6 +191,16 @@ impl Forecast<'_> {
                 ahead: seconds(ahead_s),
                 // Once nothing is left, it is admitted whatever it takes.
                 retry_after: seconds(late_s.min(self.done_s(queue.amount()))),
+            };
+        }
+        let batches_s = self.pace * AHEAD_BATCHES_MAX * self.batch.time_max.as_secs_f64();
+        let short_s = (AHEAD_OWN_MAX * own_s + batches_s).max(AHEAD_SHARE * own_left_s);
+        let served_s = self.done_s(served.unwrap_or_default()) - self.done_s(Amount::default());
+        let crowded_s = ahead_s - served_s - short_s;
+        if newcomer.is_too_much && 0.0 < crowded_s {
+            return Verdict::Crowded {
+                ahead: seconds(ahead_s),
+                retry_after: seconds(crowded_s),
             };
         }
         let mut until = ahead;
@@ -266,14 +293,19 @@ mod tests {
     }
 
     fn judge(admitted: &[Case], newcomer: Case, n_workers: usize) -> Verdict {
-        let admitted: Vec<_> = admitted.iter().map(|&case| (case, Normal)).collect();
-        judge_within(&admitted, (newcomer, Normal), n_workers, None)
+        judge_among(admitted, newcomer, (n_workers, false))
     }
 
+    fn judge_among(admitted: &[Case], newcomer: Case, server: (usize, bool)) -> Verdict {
+        let admitted: Vec<_> = admitted.iter().map(|&case| (case, Normal)).collect();
+        judge_within(&admitted, (newcomer, Normal), server, None)
+    }
+
+    /// `server`: how many workers, and whether there is too much to do.
     fn judge_within(
         admitted: &[(Case, Priority)],
         (newcomer, priority): (Case, Priority),
-        n_workers: usize,
+        (n_workers, is_too_much): (usize, bool),
         wait_max: Option<Duration>,
     ) -> Verdict {
         let (cost, now) = (Cost::default(), Instant::now());
@@ -307,6 +339,7 @@ mod tests {
             place: queue.place(forecast.alone_s(waiting.amount), priority),
             waiting,
             tokenizing_s: 0.0,
+            is_too_much,
         };
         forecast.judge(&queue, &newcomer, now)
     }
@@ -375,7 +408,7 @@ mod tests {
     #[test]
     fn who_is_more_urgent_counts_less_before_it_and_makes_nobody_late() {
         let check = |queued, newcomer, want: &str| {
-            let found = format!("{:?}", judge_within(&[queued], newcomer, 1, None));
+            let found = format!("{:?}", judge_within(&[queued], newcomer, (1, false), None));
             assert!(found.starts_with(want), "{found}");
         };
         let small = (200, 5);
@@ -396,7 +429,12 @@ mod tests {
     fn nobody_is_admitted_who_would_wait_longer_than_allowed() {
         let wait = |seconds| {
             let wait_max = Some(Duration::from_secs(seconds));
-            judge_within(&[((300, 60), Normal)], ((300, 60), Normal), 1, wait_max)
+            judge_within(
+                &[((300, 60), Normal)],
+                ((300, 60), Normal),
+                (1, false),
+                wait_max,
+            )
         };
         assert_eq!(wait(4), Verdict::InTime);
         let Verdict::Late { ahead, retry_after } = wait(1) else {
@@ -406,8 +444,22 @@ mod tests {
         assert!((2.0..2.1).contains(&retry_after.as_secs_f64()));
         // What is urgent goes first, and does not wait.
         let one_s = Some(Duration::from_secs(1));
-        let urgent = judge_within(&[((300, 60), Normal)], ((300, 60), High), 1, one_s);
+        let urgent = judge_within(&[((300, 60), Normal)], ((300, 60), High), (1, false), one_s);
         assert_eq!(urgent, Verdict::InTime);
+    }
+
+    #[test]
+    fn while_there_is_too_much_to_do_nobody_waits_long() {
+        // A second each; one is served, and two batches take two more.
+        let judge = |n_ahead, own| judge_among(&vec![(100, 90); n_ahead], (own, 90), (1, true));
+        assert_eq!(judge(3, 100), Verdict::InTime);
+        let Verdict::Crowded { retry_after, .. } = judge(5, 100) else {
+            panic!("five of its own go first")
+        };
+        let wait_s = retry_after.as_secs_f64();
+        assert!((0.9..1.1).contains(&wait_s), "{retry_after:?}");
+        // What is smaller goes first.
+        assert_eq!(judge(5, 1), Verdict::InTime);
     }
 
     #[test]

@@ -7,8 +7,7 @@ use crate::generation::work::Work;
 use crate::load::{Load, Totals};
 use crate::model::TokenRows;
 use crate::score::{Priority, ScoreError};
-use crate::sync::{Condvar, Mutex, MutexGuard};
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The meeting place of one generation.

@@ -2,6 +2,7 @@
 //! is learned. A simulation runs it in virtual time.
 
 use crate::generation::cost::{Amount, Cost, Size};
+use crate::generation::crowd::Crowd;
 use crate::generation::forecast::{Forecast, Newcomer, Pace, Share, Verdict};
 use crate::generation::hold::{Arrivals, Held};
 use crate::generation::queue::{
@@ -39,6 +40,7 @@ pub struct Plan {
     running_s: f64,
     pace: Pace,
     share: Share,
+    crowd: Crowd,
     totals: Totals,
     closed: bool,
 }
@@ -118,6 +120,7 @@ impl Plan {
             running_s: 0.0,
             pace: Pace::default(),
             share: Share::default(),
+            crowd: Crowd::default(),
             totals: Totals::default(),
             closed: false,
         }
@@ -129,6 +132,14 @@ impl Plan {
     /// `Overloaded` when there is no room or no time before its deadline; `TooLarge` when it alone takes
     /// longer than that; `Unavailable` when no worker lives.
     pub fn admit(&mut self, ask: &Ask, now: Instant) -> Result<Promise, ScoreError> {
+        let admitted = self.try_admit(ask, now);
+        if let Err(ScoreError::Overloaded { .. }) = admitted {
+            self.crowd.refuse(now);
+        }
+        admitted
+    }
+
+    fn try_admit(&mut self, ask: &Ask, now: Instant) -> Result<Promise, ScoreError> {
         self.check_serves()?;
         let asked = self.estimate(ask);
         // An empty queue admits whatever comes: the prediction may be wrong, and refusing it now would
@@ -199,6 +210,7 @@ impl Plan {
                 .place(self.forecast().alone_s(waiting.amount), asked.priority),
             waiting,
             tokenizing_s: self.text.seconds(text_bytes),
+            is_too_much: self.crowd.is_too_much(now),
         };
         let left_s = waiting
             .deadline
@@ -229,6 +241,13 @@ impl Plan {
                 };
                 Err(overloaded(why, retry_after))
             }
+            Verdict::Crowded { ahead, retry_after } => Err(overloaded(
+                format!(
+                    "there is more to do than can be done, and {:.2} s of queued work go first",
+                    ahead.as_secs_f64()
+                ),
+                retry_after,
+            )),
             Verdict::Crowding { queued } => Err(overloaded(
                 format!(
                     "{:.1} s of work are queued, and this request would make one of them late",
@@ -303,6 +322,7 @@ impl Plan {
         let predicted_s = self.cost.batch_s(size);
         self.running_s += predicted_s;
         self.workers_busy += 1;
+        self.note_busy(now);
         Next::Batch(Cut {
             at: now,
             predicted_s,
@@ -360,11 +380,17 @@ impl Plan {
             self.pace.learn(cut.predicted_s, passed.as_secs_f64());
         }
         self.workers_busy -= 1;
+        self.note_busy(now);
         self.running_s -= cut.predicted_s;
         if self.workers_busy == 0 {
             // Sums of many small differences end at nothing.
             self.running_s = 0.0;
         }
+    }
+
+    fn note_busy(&mut self, now: Instant) {
+        let share = self.workers_busy as f64 / self.workers.max(1) as f64;
+        self.crowd.busy(share, now);
     }
 
     /// A batch has come back from the plugin.

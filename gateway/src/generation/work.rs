@@ -4,9 +4,8 @@
 use crate::generation::cost::{Amount, Size};
 use crate::model::{Cut, TokenRows};
 use crate::score::{Priority, ScoreError, Times};
-use crate::sync::{AtomicUsize, Mutex, MutexGuard};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError, Weak};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
