@@ -8,7 +8,7 @@ mod pair;
 mod store;
 
 pub use asker::{Answered, Asker, Failed, Outcome};
-pub use flight::{Board, Claim, Fleet, Gate, Hold, Keep, Miss};
+pub use flight::{Board, Claim, Fleet, Gate, Hold, Miss};
 pub use key::{Key, keys};
 pub use pair::Pair;
 pub use store::{Kept, Store};
@@ -42,7 +42,7 @@ pub struct Levels {
     pub store: Option<Store>,
     /// In flight; `None` where equal pairs are computed each for itself.
     pub board: Option<Arc<Board>>,
-    /// In memory of all servers; asked behind the store alone.
+    /// In memory of all servers; asked, and filled, behind the store alone.
     pub shared: Option<Shared>,
 }
 
@@ -90,21 +90,14 @@ impl Cache {
             request,
             generation,
         } = routed;
-        let n_documents = request.documents.len();
         let keys = self.levels.keys(&generation, &request);
-        let pairs: Vec<_> = keys.iter().map(|&key| self.levels.get(key)).collect();
+        let mut pairs: Vec<_> = keys.iter().map(|&key| self.levels.get(key)).collect();
         let misses = keys.into_iter().zip(&pairs).enumerate();
         let misses: Vec<_> = misses
             .filter(|(_, (_, pair))| pair.is_none())
             .map(|(index, (key, _))| Miss { index, key })
             .collect();
-        let n_hit = n_documents - misses.len();
-        if misses.is_empty() {
-            self.count(&generation, n_hit, None);
-            let pairs = pairs.into_iter().flatten().collect();
-            let times = Times::default();
-            return Ok(respond(&generation, Answered { pairs, times }));
-        }
+        let n_missed = misses.len();
         let mut asked = Asked {
             query: request.query,
             documents: request.documents.into_iter().map(Some).collect(),
@@ -116,8 +109,6 @@ impl Cache {
             n_landed: 0,
             n_distributed: 0,
         };
-        let n_missed = asked.misses.len();
-        let mut pairs = pairs;
         self.ask_others(&mut asked, &mut pairs).await;
         let answered = if asked.misses.is_empty() {
             let pairs = pairs.into_iter().flatten().collect();
@@ -126,7 +117,7 @@ impl Cache {
         } else {
             self.wait(&mut asked, pairs).await?
         };
-        self.count(&asked.generation, n_hit, Some((n_missed, &asked)));
+        self.count(&asked, n_missed);
         Ok(respond(&asked.generation, answered))
     }
 
@@ -135,6 +126,9 @@ impl Cache {
         let (Some(store), Some(shared)) = (&self.levels.store, &self.levels.shared) else {
             return;
         };
+        if asked.misses.is_empty() {
+            return;
+        }
         let new = self.new_ones(asked);
         let keys: Vec<_> = new.iter().map(|miss| miss.key).collect();
         let n_labels = asked.generation.n_labels();
@@ -200,11 +194,7 @@ impl Cache {
             admission = Some(self.admit.admit(line, &ask).await?);
         }
         let gate = Gate {
-            board: self.levels.board.as_ref(),
-            keep: Keep {
-                store: self.levels.store.clone(),
-                shared: self.levels.shared.clone(),
-            },
+            levels: &self.levels,
             line,
         };
         let mut hold = gate.claim(&asked.misses, asker, asked.claim(), Instant::now());
@@ -264,24 +254,20 @@ impl Cache {
         });
     }
 
-    /// Counts where a request's pairs came from.
-    fn count(&self, generation: &Generation, n_hit: usize, missed: Option<(usize, &Asked)>) {
+    /// Counts where a request's pairs came from, of which so many were not in the store.
+    fn count(&self, asked: &Asked, n_missed: usize) {
         if self.levels.is_off() {
             return;
         }
-        let mut origins = Origins {
-            hit: n_hit,
-            ..Origins::default()
-        };
-        if let Some((n_missed, asked)) = missed {
-            origins.hit += asked.n_landed;
-            origins.hit_distributed = asked.n_distributed;
-            let n_computed = n_missed - asked.n_landed - asked.n_distributed;
-            // Who tried twice began some of them twice.
-            origins.miss = asked.n_begun.min(n_computed);
-            origins.coalesced = n_computed - origins.miss;
-        }
-        generation.metrics().cache(&origins);
+        let n_computed = n_missed - asked.n_landed - asked.n_distributed;
+        // Who tried twice began some of them twice.
+        let miss = asked.n_begun.min(n_computed);
+        asked.generation.metrics().cache(&Origins {
+            hit: asked.documents.len() - n_missed + asked.n_landed,
+            hit_distributed: asked.n_distributed,
+            coalesced: n_computed - miss,
+            miss,
+        });
     }
 }
 
@@ -384,7 +370,7 @@ impl Levels {
             is_enabled: self.store.is_some(),
             entries: kept.entries,
             bytes: kept.bytes,
-            flights: self.board.as_ref().map_or(0, |board| board.len()),
+            flights: self.board.as_ref().map_or(0, |board| board.n_flights()),
         }
     }
 
@@ -397,6 +383,14 @@ impl Levels {
 
     fn get(&self, key: Key) -> Option<Pair> {
         self.store.as_ref()?.get(key)
+    }
+
+    fn keep(&self, key: Key, pair: &Pair) {
+        let Some(store) = &self.store else { return };
+        if let Some(shared) = &self.shared {
+            shared.put(vec![(key, pair.to_bytes())]);
+        }
+        store.insert(key, pair.clone());
     }
 }
 

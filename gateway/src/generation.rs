@@ -17,7 +17,7 @@ pub mod worker;
 pub use identity::Identity;
 pub use slots::Slots;
 
-use crate::load::{ModelState, Totals};
+use crate::load::ModelState;
 use crate::model::{ModelInfo, TokenRows, Tokenizer};
 use crate::runtime::Runtime;
 use crate::score::{Activation, ScoreError};
@@ -26,7 +26,7 @@ use backend_api::{Description, Fault, OpenBackend, OpenWorker, RaggedBatch, RowC
 use cost::Size;
 use line::Line;
 use queue::{BatchBounds, QueueBounds};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -39,7 +39,6 @@ pub struct Generation {
     line: Arc<Line>,
     identity: Identity,
     metrics: Arc<ModelMetrics>,
-    n_answered: AtomicU64,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -114,7 +113,6 @@ impl Generation {
             tokenizer: Arc::new(start.tokenizer),
             identity: start.facts.identity(row_tokens_max),
             metrics: Arc::new(start.metrics),
-            n_answered: AtomicU64::new(0),
             threads: Mutex::new(Vec::new()),
             parts: start.facts,
         };
@@ -252,7 +250,7 @@ impl Generation {
 
     /// A request has been answered, well or not.
     pub fn count_answer(&self) {
-        self.n_answered.fetch_add(1, Ordering::Relaxed);
+        self.line.count_answer();
     }
 
     /// The queue and all that is decided by it.
@@ -295,10 +293,7 @@ impl Generation {
                 (false, _) => "live",
             },
             load,
-            totals: Totals {
-                requests: self.n_answered.load(Ordering::Relaxed),
-                ..self.line.totals()
-            },
+            totals: self.line.totals(),
         }
     }
 

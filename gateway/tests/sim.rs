@@ -92,27 +92,7 @@ struct Sim {
 
 impl Sim {
     fn new(n_workers: usize, kinds: &[Clients]) -> Self {
-        let queue = QueueBounds {
-            rows_max: 16_384,
-            tokens_max: 2_097_152,
-            requests_max: 1_024,
-            bytes_max: 64 << 20,
-            wait_max: None,
-        };
-        let batch = BatchBounds {
-            rows_max: 256,
-            tokens_max: 8_192,
-            time_max: Duration::from_millis(10),
-            hold: HOLD,
-        };
-        let mut plan = Plan::new(queue, batch, 3);
-        plan.count_worker(n_workers as isize);
-        // What a generation learns by warming up.
-        for (rows, tokens) in [(1, 16), (1, 512), (32, 64), (1, 16), (4, 64)] {
-            let row = Size::row(tokens);
-            let size = (0..rows).fold(Size::default(), |sum, _| sum + row);
-            plan.learn(size, micros(cost_us(size.tokens)));
-        }
+        let plan = plan(n_workers, HOLD, |size| micros(cost_us(size.tokens)));
         let mut sim = Self {
             plan,
             kinds: kinds.to_vec(),
@@ -317,6 +297,33 @@ impl Sim {
         self.plan.leave(Some(is_in_time));
         self.after(0, Event::Asks(client));
     }
+}
+
+/// A plan as a server has it by default, which has learned what a generation does by warming up: how long a
+/// batch `takes`.
+fn plan(n_workers: usize, hold: HoldBounds, takes: impl Fn(Size) -> Duration) -> Plan {
+    let queue = QueueBounds {
+        rows_max: 16_384,
+        tokens_max: 2_097_152,
+        requests_max: 1_024,
+        bytes_max: 64 << 20,
+        wait_max: None,
+    };
+    let batch = BatchBounds {
+        rows_max: 256,
+        tokens_max: 8_192,
+        time_max: Duration::from_millis(10),
+        hold,
+    };
+    let mut plan = Plan::new(queue, batch, 3);
+    plan.count_worker(n_workers as isize);
+    // What a generation learns by warming up.
+    for (rows, tokens) in [(1, 16), (1, 512), (32, 64), (1, 16), (4, 64)] {
+        let row = Size::row(tokens);
+        let size = (0..rows).fold(Size::default(), |sum, _| sum + row);
+        plan.learn(size, takes(size));
+    }
+    plan
 }
 
 fn cost_us(tokens: f64) -> f64 {

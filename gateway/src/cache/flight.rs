@@ -3,14 +3,13 @@
 //! A flight belongs to nobody who waits. It is a row of a [`Work`] that a task of its own drives, so it goes
 //! on when the request that began it goes away and another one still waits, and ends with its last waiter.
 
+use super::Levels;
 use super::asker::Asker;
 use super::key::Key;
 use super::pair::Pair;
-use super::store::Store;
 use crate::generation::line::Line;
 use crate::generation::work::{RowFault, Scored, Sink, Work};
 use crate::score::{Priority, Times};
-use crate::shared::Shared;
 use smallvec::{SmallVec, smallvec};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -41,18 +40,7 @@ pub struct Fleet {
     keys: Box<[Key]>,
     // Of each row; `None` once it has landed or been given up: nobody can join any more.
     waiters: Mutex<Box<[Option<Waiters>]>>,
-    // `None` where equal pairs do not share flights.
-    board: Option<Arc<Board>>,
-    keep: Keep,
-}
-
-/// Where pairs are kept when they have landed.
-#[derive(Clone, Default)]
-pub struct Keep {
-    /// In memory; `None` where nothing is kept.
-    pub store: Option<Store>,
-    /// In memory of all servers.
-    pub shared: Option<Shared>,
+    levels: Levels,
 }
 
 type Waiters = SmallVec<[Waiter; 1]>;
@@ -89,18 +77,14 @@ pub struct Hold {
     seats: Vec<Seat>,
     /// The flights that it began, and the documents' indices of their rows; `None` if others had begun all.
     pub own: Option<(Arc<Fleet>, Vec<usize>)>,
-    /// Documents that others' flights, or its own for an equal document, bring.
-    pub n_joined: usize,
     /// Documents that had just landed.
     pub n_landed: usize,
 }
 
 /// Where flights start.
 pub struct Gate<'a> {
-    /// `None` where equal pairs do not share flights.
-    pub board: Option<&'a Arc<Board>>,
-    /// Where they land.
-    pub keep: Keep,
+    /// Where they are found, and where they land.
+    pub levels: &'a Levels,
     /// The line of the generation that computes them.
     pub line: &'a Arc<Line>,
 }
@@ -116,13 +100,8 @@ impl Board {
     }
 
     /// Pairs that are in flight.
-    pub fn len(&self) -> usize {
+    pub fn n_flights(&self) -> usize {
         self.flights().len()
-    }
-
-    /// Nothing is in flight.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     /// A flight has ended; another one of the same pair may have begun meanwhile.
@@ -149,12 +128,12 @@ impl Gate<'_> {
             asker: Arc::clone(asker),
             seats: Vec::with_capacity(misses.len()),
             own: None,
-            n_joined: 0,
             n_landed: 0,
         };
         let (mut own, mut raised) = (Own::default(), Vec::new());
         // Held until the own flights are on the board: of two requests that come together one begins them.
-        let mut flights = self.board.map(|board| board.flights());
+        let board = self.levels.board.as_ref();
+        let mut flights = board.map(|board| board.flights());
         for &Miss { index, key } in misses {
             let waiter = |is_own| Waiter {
                 asker: Arc::clone(asker),
@@ -172,12 +151,11 @@ impl Gate<'_> {
                     raised.push(Arc::clone(&seat.fleet));
                 }
                 hold.seats.push(seat.clone());
-                hold.n_joined += 1;
-            } else if let Some(pair) = self.keep.get(key) {
+            } else if let Some(pair) = self.levels.get(key) {
                 asker.fill(index, pair, Times::default());
                 hold.n_landed += 1;
-            } else if own.push_or_join(key, waiter(true)) {
-                hold.n_joined += 1;
+            } else {
+                own.push_or_join(key, waiter(true));
             }
         }
         if let Some((fleet, indices)) = self.begin(own, claim, now) {
@@ -214,8 +192,7 @@ impl Gate<'_> {
             line: Arc::clone(self.line),
             keys: own.keys.into(),
             waiters: Mutex::new(own.waiters.into_iter().map(Some).collect()),
-            board: self.board.cloned(),
-            keep: self.keep.clone(),
+            levels: self.levels.clone(),
         });
         Some((fleet, indices))
     }
@@ -235,17 +212,13 @@ impl Own {
         self.waiters.push(smallvec![waiter]);
     }
 
-    /// Says whether an equal document began the flight.
-    fn push_or_join(&mut self, key: Key, waiter: Waiter) -> bool {
+    /// The same where an equal document may have begun the flight.
+    fn push_or_join(&mut self, key: Key, waiter: Waiter) {
         match self.rows.entry(key) {
-            Entry::Occupied(row) => {
-                self.waiters[*row.get()].push(waiter);
-                true
-            }
+            Entry::Occupied(row) => self.waiters[*row.get()].push(waiter),
             Entry::Vacant(row) => {
                 row.insert(self.keys.len());
                 self.push(key, waiter);
-                false
             }
         }
     }
@@ -293,7 +266,7 @@ impl Fleet {
 
     /// Takes a flight off the board.
     fn strike(&self, row: usize) {
-        if let Some(board) = &self.board {
+        if let Some(board) = &self.levels.board {
             board.remove(board_key(&self.line, self.keys[row]), self);
         }
     }
@@ -313,7 +286,7 @@ impl Sink for Fleet {
         // Kept before it leaves the board: whoever looks at both in the other order finds it in one. Faults
         // are not kept: they may not last.
         if let Ok(pair) = &outcome {
-            self.keep.insert(self.keys[row], pair);
+            self.levels.keep(self.keys[row], pair);
         }
         let waiters = self.waiters()[row].take();
         self.strike(row);
@@ -328,22 +301,6 @@ impl Sink for Fleet {
                 Err(fault) => asker.fail(fault.clone().of_document(index), is_own),
             }
         }
-    }
-}
-
-// === impl Keep ===
-
-impl Keep {
-    fn get(&self, key: Key) -> Option<Pair> {
-        self.store.as_ref()?.get(key)
-    }
-
-    fn insert(&self, key: Key, pair: &Pair) {
-        let Some(store) = &self.store else { return };
-        if let Some(shared) = &self.shared {
-            shared.put(vec![(key, pair.to_bytes())]);
-        }
-        store.insert(key, pair.clone());
     }
 }
 

@@ -174,8 +174,8 @@ fn parse_choice(words: &[&str], text: &str) -> Result<String, String> {
 }
 
 /// As compose files, shells and YAML spell it.
-fn parse_switch(text: &str) -> Result<bool, String> {
-    match text.to_ascii_lowercase().as_str() {
+pub fn parse_switch(text: &str) -> Result<bool, String> {
+    match text.trim().to_ascii_lowercase().as_str() {
         "true" | "1" | "yes" | "on" => Ok(true),
         "false" | "0" | "no" | "off" => Ok(false),
         _ => Err("expected true or false (also 1, 0, yes, no, on, off)".into()),

@@ -138,6 +138,11 @@ impl Line {
         self.plan().is_closed()
     }
 
+    /// A request has been answered, well or not, whoever knew its scores.
+    pub fn count_answer(&self) {
+        self.plan().count_answer();
+    }
+
     /// Forgets the rows that nobody wants any more.
     pub fn forget(&self, work: &Arc<Work>, now: Instant) {
         self.plan().forget(work, now);

@@ -279,6 +279,11 @@ impl Plan {
         self.requests_in_flight -= 1;
     }
 
+    /// A request has been answered, well or not, whoever knew its scores.
+    pub fn count_answer(&mut self) {
+        self.totals.requests += 1;
+    }
+
     /// Nobody waits for some of these rows any more.
     pub fn forget(&mut self, work: &Arc<Work>, now: Instant) {
         self.queue.forget(work, now);

@@ -8,7 +8,7 @@ pub use distributed::DistributedMetrics;
 
 use crate::load::{CacheState, Catalog, Origins};
 use backend_api::Phases;
-use observed::{CACHE_GAUGES, COUNTS, GAUGES};
+use observed::{CACHE_GAUGES, COUNTS, GAUGES, Gauge};
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{
     Counter, Histogram, Meter, MeterProvider, ObservableCounter, ObservableGauge,
@@ -157,30 +157,14 @@ impl Metrics {
     /// Reads gauges and totals from `catalog` whenever somebody asks for the metrics.
     pub fn observe(&self, catalog: &Arc<dyn Catalog>) {
         let meter = self.provider.meter("crossgate");
-        let gauges = GAUGES.map(|(name, unit, about, value)| {
-            let catalog = Arc::downgrade(catalog);
-            meter
-                .f64_observable_gauge(name)
-                .with_unit(unit)
-                .with_description(about)
-                .with_callback(move |observer| {
-                    for model in catalog
-                        .upgrade()
-                        .map(|catalog| catalog.models())
-                        .unwrap_or_default()
-                    {
-                        observer.observe(
-                            value(&model),
-                            &[KeyValue::new("model", model.name.to_string())],
-                        );
-                    }
-                })
-                .build()
+        let gauged = Arc::downgrade(catalog);
+        self.gauges(&GAUGES, move |see| {
+            let catalog = gauged.upgrade();
+            for model in catalog.map(|catalog| catalog.models()).unwrap_or_default() {
+                let name = KeyValue::new("model", model.name.to_string());
+                see(&model, &[name]);
+            }
         });
-        self.gauges
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .extend(gauges);
         let counts = COUNTS.map(|(name, about, reasons)| {
             let catalog = Arc::downgrade(catalog);
             meter
@@ -207,14 +191,25 @@ impl Metrics {
 
     /// Reads what is kept of scores from `state` whenever somebody asks for the metrics.
     pub fn observe_cache(&self, state: impl Fn() -> CacheState + Clone + Send + Sync + 'static) {
+        self.gauges(&CACHE_GAUGES, move |see| see(&state(), &[]));
+    }
+
+    /// Reads each of `rows` from what `visit` shows, whenever somebody asks for the metrics.
+    fn gauges<State: 'static>(
+        &self,
+        rows: &[Gauge<State>],
+        visit: impl Fn(&mut dyn FnMut(&State, &[KeyValue])) + Clone + Send + Sync + 'static,
+    ) {
         let meter = self.provider.meter("crossgate");
-        let gauges = CACHE_GAUGES.map(|(name, unit, about, value)| {
-            let state = state.clone();
+        let gauges = rows.iter().map(|&(name, unit, about, value)| {
+            let visit = visit.clone();
             meter
                 .f64_observable_gauge(name)
                 .with_unit(unit)
                 .with_description(about)
-                .with_callback(move |observer| observer.observe(value(&state()), &[]))
+                .with_callback(move |observer| {
+                    visit(&mut |state, labels| observer.observe(value(state), labels));
+                })
                 .build()
         });
         self.gauges

@@ -1,12 +1,12 @@
 //! Single pairs that come at random, before a backend whose batches are mostly their own cost, and before
 //! one whose batches are mostly their rows'.
 
-use super::{HOLD, size};
+use super::{HOLD, plan, size};
 use gateway::cache::Asker;
 use gateway::generation::cost::Size;
 use gateway::generation::hold::HoldBounds;
 use gateway::generation::plan::{Ask, Computed, Cut, Next, Plan};
-use gateway::generation::queue::{BatchBounds, QueueBounds, Taken};
+use gateway::generation::queue::Taken;
 use gateway::generation::work::Work;
 use gateway::model::TokenRows;
 use gateway::score::Priority;
@@ -55,27 +55,7 @@ struct Sim {
 
 impl Sim {
     fn new(backend: Backend, n_workers: usize, hold: HoldBounds) -> Self {
-        let queue = QueueBounds {
-            rows_max: 16_384,
-            tokens_max: 2_097_152,
-            requests_max: 1_024,
-            bytes_max: 64 << 20,
-            wait_max: None,
-        };
-        let batch = BatchBounds {
-            rows_max: 256,
-            tokens_max: 8_192,
-            time_max: Duration::from_millis(10),
-            hold,
-        };
-        let mut plan = Plan::new(queue, batch, 3);
-        plan.count_worker(n_workers as isize);
-        // What a generation learns by warming up.
-        for (rows, tokens) in [(1, 16), (1, 512), (32, 64), (1, 16), (4, 64)] {
-            let row = Size::row(tokens);
-            let size = (0..rows).fold(Size::default(), |sum, _| sum + row);
-            plan.learn(size, backend.takes(size));
-        }
+        let plan = plan(n_workers, hold, |size| backend.takes(size));
         let start = Instant::now();
         Self {
             plan,

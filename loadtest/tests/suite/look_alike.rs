@@ -41,6 +41,15 @@ pub(crate) enum Act {
     StallRuntime(Duration),
 }
 
+/// The first request stops the runtime for `time`; all of them are scored.
+pub(crate) fn stall_first(number: u64, time: Duration) -> Act {
+    if number == 0 {
+        Act::StallRuntime(time)
+    } else {
+        Act::Score
+    }
+}
+
 #[derive(Clone, Copy)]
 pub(crate) struct Script {
     /// By the request's number, from 0 in order of arrival.

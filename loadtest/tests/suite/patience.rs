@@ -7,20 +7,14 @@ use tokio::time::timeout;
 
 use loadtest::plan::{Dialect, GrpcCall, HangUp, Until};
 
-use crate::look_alike::{Act, DEADLINE, LookAlike, Script};
+use crate::look_alike::{DEADLINE, LookAlike, Script, stall_first};
 use crate::runs::{DOCUMENTS, go, grpc, http, open, plan};
 
 #[tokio::test]
 async fn goodput_counts_what_is_within_the_deadline() {
     // The first request stops the runtime for twice the deadline: about half of those that wait for it
     // come too late.
-    let act = |number| {
-        if number == 0 {
-            Act::StallRuntime(2 * DEADLINE)
-        } else {
-            Act::Score
-        }
-    };
+    let act = |number| stall_first(number, 2 * DEADLINE);
     let server = LookAlike::start(Script {
         act,
         ..Script::default()

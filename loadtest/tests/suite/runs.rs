@@ -13,7 +13,7 @@ use loadtest::report::{Report, write_text};
 use loadtest::run::run;
 use loadtest::workload::Workload;
 
-use crate::look_alike::{Act, LookAlike, Script, logit};
+use crate::look_alike::{Act, LookAlike, Script, logit, stall_first};
 
 /// What the server does with its n-th request.
 type ByNumber = fn(u64) -> Act;
@@ -312,13 +312,7 @@ async fn an_open_loop_sends_while_nothing_is_answered() {
 async fn latency_counts_from_the_intended_start() {
     // The first request stops this single-threaded runtime for 200 ms. The requests due meanwhile are
     // sent late and answered at once: measured from their sending they would look fast.
-    let act = |number| {
-        if number == 0 {
-            Act::StallRuntime(Duration::from_millis(200))
-        } else {
-            Act::Score
-        }
-    };
+    let act = |number| stall_first(number, Duration::from_millis(200));
     let server = LookAlike::start(Script {
         act,
         ..Script::default()

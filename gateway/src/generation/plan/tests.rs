@@ -99,6 +99,15 @@ fn push(plan: &mut Plan, rows: usize, now: Instant) -> Arc<Work> {
     work
 }
 
+/// A worker comes back from a batch that teaches nothing.
+fn back(plan: &mut Plan, now: Instant) {
+    let cut = Cut {
+        at: now,
+        predicted_s: 0.0,
+    };
+    plan.returned(&cut, false, now);
+}
+
 /// Rows of the next batch; 0 for none, -1 for one that is held back.
 fn cut(plan: &mut Plan, now: Instant) -> i32 {
     let mut batch = Vec::new();
@@ -163,28 +172,14 @@ fn adaptive_it_is_held_back_while_others_are_expected() {
     let mut now = start;
     for _ in 0..1_000 {
         now += Duration::from_millis(1);
-        plan.returned(
-            &Cut {
-                at: now,
-                predicted_s: 0.0,
-            },
-            false,
-            now,
-        );
+        back(&mut plan, now);
         push(&mut plan, 1, now);
         while cut(&mut plan, now) == -1 {
             now += Duration::from_millis(1);
             push(&mut plan, 1, now);
         }
     }
-    plan.returned(
-        &Cut {
-            at: now,
-            predicted_s: 0.0,
-        },
-        false,
-        now,
-    );
+    back(&mut plan, now);
     push(&mut plan, 1, now);
     let mut batch = Vec::new();
     let Next::Hold(until) = plan.cut(now, &mut batch) else {

@@ -4,6 +4,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::config::value::parse_switch;
+
 const ENDPOINT: &str = "https://huggingface.co";
 /// Attempts for one answer, or for one mebibyte of a file.
 const ATTEMPTS: u32 = 5;
@@ -151,11 +153,7 @@ impl fmt::Debug for Settings {
 }
 
 fn parse_flag(name: &str, value: &str) -> Result<bool, String> {
-    match value.trim().to_ascii_lowercase().as_str() {
-        "1" | "on" | "yes" | "true" => Ok(true),
-        "0" | "off" | "no" | "false" => Ok(false),
-        _ => Err(format!("{name} = {value:?}; expected 1 or 0")),
-    }
+    parse_switch(value).map_err(|_| format!("{name} = {value:?}; expected 1 or 0"))
 }
 
 fn parse_seconds(name: &str, value: &str) -> Result<Duration, String> {

@@ -2,15 +2,11 @@
 
 use crate::load::{CacheState, ModelState, Totals};
 
-/// A gauge that is read from a model's state: name, unit, description, value.
-pub(super) type Gauge = (
-    &'static str,
-    &'static str,
-    &'static str,
-    fn(&ModelState) -> f64,
-);
+/// A gauge that is read from a state: name, unit, description, value.
+pub(super) type Gauge<State> = (&'static str, &'static str, &'static str, fn(&State) -> f64);
 
-pub(super) const GAUGES: [Gauge; 14] = [
+/// Of each model.
+pub(super) const GAUGES: [Gauge<ModelState>; 14] = [
     (
         "crossgate.requests_in_flight",
         "",
@@ -129,15 +125,8 @@ pub(super) const COUNTS: [Count; 4] = [
     ),
 ];
 
-/// A gauge of what is kept of scores: name, unit, description, value.
-pub(super) type CacheGauge = (
-    &'static str,
-    &'static str,
-    &'static str,
-    fn(&CacheState) -> f64,
-);
-
-pub(super) const CACHE_GAUGES: [CacheGauge; 3] = [
+/// Of what is kept of scores.
+pub(super) const CACHE_GAUGES: [Gauge<CacheState>; 3] = [
     (
         "crossgate.cache_entries",
         "",
