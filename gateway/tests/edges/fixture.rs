@@ -12,7 +12,7 @@ use http_body_util::BodyExt as _;
 use serde_json::Value;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Once};
 use std::time::{Duration, Instant};
 use tokio::sync::Barrier;
 use tower::ServiceExt as _;
@@ -70,6 +70,7 @@ impl Fixture {
     }
 
     pub(crate) fn within(bounds: Bounds) -> Self {
+        hear_everything();
         let catalog = Arc::new(FakeCatalog {
             is_ready: AtomicBool::new(true),
         });
@@ -230,6 +231,20 @@ pub(crate) fn named_error(name: &str) -> Option<ScoreError> {
         "internal" => ScoreError::Internal { why },
         _ => return None,
     })
+}
+
+/// Has a logger for all threads that wants every line and keeps none. Whether anybody wants a line is
+/// decided when it is reached first; a thread that reaches it without a logger, while another one starts its
+/// own, would decide for both that nobody does.
+fn hear_everything() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let log = tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::TRACE)
+            .with_writer(std::io::sink)
+            .finish();
+        tracing::subscriber::set_global_default(log).expect("nobody else has set one");
+    });
 }
 
 /// Keeps so many pairs.

@@ -3,7 +3,7 @@
 use crate::fixture::{Fixture, JSON, block_on, send};
 use std::io;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use tracing::Level;
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -32,9 +32,6 @@ impl MakeWriter<'_> for Page {
 
 /// What `work` writes to the log, down to `level`.
 fn written(level: Level, work: impl FnOnce()) -> String {
-    // What is logged is remembered for all threads: two levels at once would come between each other.
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let page = Page::default();
     let log = tracing_subscriber::fmt()
         .with_writer(page.clone())
