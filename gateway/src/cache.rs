@@ -203,8 +203,9 @@ impl Cache {
             return Ok(hold);
         };
         asked.n_begun += indices.len();
-        if admission.is_none() {
-            // The flights that it counted on have ended meanwhile.
+        if new.len() < indices.len() {
+            // Flights that it counted on have ended meanwhile: it is asked again, for all of its own.
+            drop(admission.take());
             let ask = asked.ask(indices.iter().copied());
             let late = self.admit.admit(line, &ask).await;
             admission = Some(late.inspect_err(|error| {

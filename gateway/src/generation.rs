@@ -1,7 +1,9 @@
 //! A model as it serves: tokenizer, queue, backend and workers, replaced as a whole by a swap.
 
+pub mod backend;
 pub mod batch;
 pub mod cost;
+mod crew;
 mod crowd;
 pub mod forecast;
 pub mod hold;
@@ -12,8 +14,10 @@ pub mod queue;
 mod slots;
 pub mod text;
 pub mod work;
-pub mod worker;
+mod worker;
 
+pub use backend::Reopen;
+pub use crew::WorkerBounds;
 pub use identity::Identity;
 pub use slots::Slots;
 
@@ -22,15 +26,15 @@ use crate::model::{ModelInfo, TokenRows, Tokenizer};
 use crate::runtime::Runtime;
 use crate::score::{Activation, ScoreError};
 use crate::telemetry::ModelMetrics;
+use backend::Shared;
 use backend_api::{Description, Fault, OpenBackend, OpenWorker, RaggedBatch, RowControl};
 use cost::Size;
+use crew::{Crew, Members};
 use line::Line;
 use queue::{BatchBounds, QueueBounds};
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use worker::{Reopen, Shared, Worker};
 
 /// A model that serves.
 pub struct Generation {
@@ -38,8 +42,7 @@ pub struct Generation {
     tokenizer: Arc<Tokenizer>,
     line: Arc<Line>,
     identity: Identity,
-    metrics: Arc<ModelMetrics>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    crew: Arc<Crew>,
 }
 
 /// What a generation is, constant for its life.
@@ -72,6 +75,8 @@ pub struct Start {
     pub tokenizer: Tokenizer,
     /// Worker threads.
     pub n_workers: usize,
+    /// What becomes of a batch that fails.
+    pub worker: WorkerBounds,
     /// What may wait.
     pub queue: QueueBounds,
     /// What one batch may hold, at most what the backend can take.
@@ -108,43 +113,38 @@ impl Generation {
             ..start.batch
         };
         let row_tokens_max = start.tokenizer.row_tokens_max();
-        let generation = Self {
-            line: Arc::new(Line::new(start.queue, batch, start.tokenizer.n_special())),
-            tokenizer: Arc::new(start.tokenizer),
-            identity: start.facts.identity(row_tokens_max),
+        let facts = start.facts;
+        let n_workers_max = facts.description.n_workers_max as usize;
+        let line = Arc::new(Line::new(start.queue, batch, start.tokenizer.n_special()));
+        let crew = Arc::new(Crew {
+            line: Arc::clone(&line),
             metrics: Arc::new(start.metrics),
-            threads: Mutex::new(Vec::new()),
-            parts: start.facts,
+            limits,
+            n_labels: facts.description.n_labels as usize,
+            name: Arc::clone(&facts.name),
+            shared: Shared::new(start.backend, start.reopen),
+            bounds: start.worker,
+            n_workers: start.n_workers.min(n_workers_max).max(1),
+            n_workers_max,
+            runtime: runtime.clone(),
+            members: Mutex::new(Members::default()),
+        });
+        let generation = Self {
+            line,
+            tokenizer: Arc::new(start.tokenizer),
+            identity: facts.identity(row_tokens_max),
+            crew,
+            parts: facts,
         };
-        let shared = Arc::new(Shared::new(start.backend, start.reopen));
-        let n_workers = start
-            .n_workers
-            .min(generation.parts.description.n_workers_max as usize)
-            .max(1);
         // All workers stand before the first thread runs: none is left behind by a failure.
-        let mut workers = (0..n_workers)
-            .map(|_| shared.worker())
+        let mut workers = (0..generation.crew.n_workers)
+            .map(|_| generation.crew.shared.worker())
             .collect::<Result<Vec<_>, Fault>>()?;
         generation.warm_up(workers[0].worker(), &batch)?;
-        for (place, called) in workers.into_iter().enumerate() {
-            let worker = Worker {
-                line: Arc::clone(&generation.line),
-                shared: Arc::clone(&shared),
-                metrics: Arc::clone(&generation.metrics),
-                limits,
-                n_labels: generation.n_labels(),
-            };
-            // Counted before it runs: whoever asks next finds it.
-            generation.line.count_worker(1);
-            let name = format!("{}-{place}", generation.parts.name);
-            let thread = runtime
-                .thread(name, move || worker.run(called))
-                .map_err(|error| {
-                    generation.close();
-                    Fault::internal(format!("no thread for a worker: {error}"))
-                })?;
-            generation.threads().push(thread);
-        }
+        generation.crew.start(workers).map_err(|error| {
+            generation.close();
+            Fault::internal(format!("no thread for a worker: {error}"))
+        })?;
         Ok(Arc::new(generation))
     }
 
@@ -260,7 +260,7 @@ impl Generation {
 
     /// The model's instruments.
     pub fn metrics(&self) -> &Arc<ModelMetrics> {
-        &self.metrics
+        &self.crew.metrics
     }
 
     /// A snapshot.
@@ -302,26 +302,14 @@ impl Generation {
         self.line.close();
     }
 
-    /// After [`close`](Self::close): waits for the workers until `deadline`, then answers what is left
+    /// After [`close`](Self::close): waits for the workers until `deadline`, but not for those that are stuck, then answers what is left
     /// with an error. Blocks.
     pub fn join(&self, deadline: Instant) {
-        let threads = std::mem::take(&mut *self.threads());
-        while threads.iter().any(|thread| !thread.is_finished()) && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        self.crew.join(deadline);
         let why = "the server shut down first".to_owned();
         self.line.fail_all(&ScoreError::Unavailable {
             why,
             retry_after: Duration::from_secs(1),
         });
-        for thread in threads.into_iter().filter(JoinHandle::is_finished) {
-            if thread.join().is_err() {
-                tracing::error!(model = %self.parts.name, "a worker thread panicked");
-            }
-        }
-    }
-
-    fn threads(&self) -> std::sync::MutexGuard<'_, Vec<JoinHandle<()>>> {
-        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -69,6 +69,8 @@ pub struct Load {
     pub workers: usize,
     /// Workers that compute at this moment.
     pub workers_busy: usize,
+    /// Workers that have not come back from a batch in time.
+    pub workers_stuck: usize,
     /// What predictions are made of.
     pub learned: Learned,
 }
@@ -110,6 +112,10 @@ pub struct Totals {
     pub unwanted: u64,
     /// Rows that the backend passed over because their request was gone.
     pub skipped: u64,
+    /// Rows that were tried again, once for each try.
+    pub retried: u64,
+    /// Workers that did not come back from a batch in time.
+    pub stuck: u64,
     /// Rows that were not given to the backend.
     pub dropped: Dropped,
 }

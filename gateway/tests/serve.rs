@@ -12,6 +12,8 @@ mod redis;
 mod server;
 #[path = "serve/starter.rs"]
 mod starter;
+#[path = "serve/stuck.rs"]
+mod stuck;
 
 use serde_json::{Value, json};
 use server::{Server, plugin_dir, token};

@@ -226,7 +226,7 @@ impl Sim {
                 continue;
             }
             let mut taken = Vec::new();
-            let next = self.plan.cut(self.now(), &mut taken);
+            let next = self.plan.cut(self.now(), worker as u32, &mut taken);
             for (work, error) in self.plan.take_late() {
                 work.fail(&error);
             }

@@ -4,7 +4,7 @@ use super::StartError;
 use crate::config::{Config, Threads};
 use crate::generation::hold::HoldBounds;
 use crate::generation::queue::{BatchBounds, QueueBounds};
-use crate::generation::{Facts, Generation, Slots, Start};
+use crate::generation::{Facts, Generation, Slots, Start, WorkerBounds};
 use crate::host::Host;
 use crate::model::{self, ModelInfo, Source, Tokenizer, hub, progress};
 use crate::runtime::Runtime;
@@ -110,6 +110,7 @@ impl Loader {
             reopen,
             tokenizer,
             n_workers: self.threads.workers,
+            worker: self.worker_bounds(),
             queue: self.queue_bounds(),
             batch: self.batch_bounds(),
             metrics: self.metrics.for_model(name),
@@ -205,6 +206,14 @@ impl Loader {
             tokens_max: count(batch.tokens_max),
             row_tokens_max: count(row_tokens_max),
             options: settings.options.clone(),
+        }
+    }
+
+    fn worker_bounds(&self) -> WorkerBounds {
+        let worker = self.config.worker();
+        WorkerBounds {
+            timeout: worker.timeout,
+            retries_max: count(worker.retries_max),
         }
     }
 

@@ -236,6 +236,8 @@ fn since(before: &Totals, after: &Totals) -> Totals {
         inference: after.inference.saturating_sub(before.inference),
         unwanted: after.unwanted - before.unwanted,
         skipped: after.skipped - before.skipped,
+        retried: after.retried - before.retried,
+        stuck: after.stuck - before.stuck,
         dropped: Dropped {
             cancelled: after.dropped.cancelled - before.dropped.cancelled,
             expired: after.dropped.expired - before.dropped.expired,

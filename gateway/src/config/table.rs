@@ -455,7 +455,7 @@ pub static SETTINGS: &[Setting] = &[
             max: HOUR,
         },
         "30s",
-        "How long a worker may take for a batch before it counts as lost; not applied yet.",
+        "How long a worker may take for a batch. After that it counts as stuck: another one is started in its place, and its rows are tried again.",
     ),
     setting(
         "worker.retries_max",
@@ -467,7 +467,7 @@ pub static SETTINGS: &[Setting] = &[
             max: 16,
         },
         "2",
-        "How often rows that a backend failed are tried again, while there is time; not applied yet.",
+        "How often rows that a backend failed are tried again, by another worker, while there is time.",
     )
     .also(&["max-retries"]),
     log::LEVEL,

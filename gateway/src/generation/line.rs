@@ -2,8 +2,8 @@
 
 use crate::generation::cost::Size;
 use crate::generation::plan::{Ask, Computed, Cut, Next, Plan};
-use crate::generation::queue::{BatchBounds, Late, Promise, QueueBounds, Taken};
-use crate::generation::work::Work;
+use crate::generation::queue::{BatchBounds, Failure, Late, Promise, QueueBounds, Taken, WorkerId};
+use crate::generation::work::{RowFault, Work};
 use crate::load::{Load, Totals};
 use crate::model::TokenRows;
 use crate::score::{Priority, ScoreError};
@@ -60,13 +60,13 @@ impl Line {
         })
     }
 
-    /// Blocks until there are rows, and as long as they are held back, and takes a batch of them. `None`
-    /// when the line is closed and empty.
-    pub fn next(&self, batch: &mut Vec<Taken>) -> Option<Cut> {
+    /// Blocks until there are rows for worker `who`, and as long as they are held back, and takes a batch of
+    /// them. `None` when the line is closed and nothing that was admitted is left.
+    pub fn next(&self, who: WorkerId, batch: &mut Vec<Taken>) -> Option<Cut> {
         let mut plan = self.plan();
         loop {
             let now = Instant::now();
-            let next = plan.cut(now, batch);
+            let next = plan.cut(now, who, batch);
             let late = plan.take_late();
             if !late.is_empty() {
                 drop(plan);
@@ -81,7 +81,7 @@ impl Line {
                     let waited = self.rows_came.wait_timeout(plan, until - now);
                     waited.unwrap_or_else(PoisonError::into_inner).0
                 }
-                Next::Nothing if plan.is_closed() => return None,
+                Next::Nothing if plan.is_done() => return None,
                 Next::Nothing => {
                     let waited = self.rows_came.wait(plan);
                     waited.unwrap_or_else(PoisonError::into_inner)
@@ -100,6 +100,25 @@ impl Line {
         let mut plan = self.plan();
         // Behind the lock: what passes before it is part of what a batch takes.
         plan.returned(cut, is_whole, Instant::now());
+    }
+
+    /// A worker does not come back from a batch, and counts as one no more. How many are stuck now.
+    pub fn stuck(&self, cut: &Cut, now: Instant) -> usize {
+        self.plan().stuck(cut, now)
+    }
+
+    /// A worker that was stuck has come back; it serves again if it `is_needed`.
+    pub fn came_back(&self, is_needed: bool) {
+        self.plan().came_back(is_needed);
+    }
+
+    /// A batch has failed: its rows go to other workers, or are told so if they were tried often enough.
+    pub fn put_back(&self, batch: &[Taken], failure: &Failure) {
+        let given_up = self.plan().put_back(batch, failure);
+        self.rows_came.notify_all();
+        for (work, row) in given_up {
+            work.fail_row(row as usize, RowFault::Whole(failure.error.clone()));
+        }
     }
 
     /// A batch has come back from the plugin.
@@ -125,6 +144,8 @@ impl Line {
     /// A worker can be called from now on (`+1`) or not any more (`-1`).
     pub fn count_worker(&self, change: isize) {
         self.plan().count_worker(change);
+        // Whoever is the only one now tries its own failures again.
+        self.rows_came.notify_all();
     }
 
     /// No more requests are taken; workers end when the queue is empty.
@@ -206,6 +227,12 @@ impl Drop for Permit {
             plan.release(promise);
         }
         plan.leave(self.is_in_time);
+        let is_done = plan.is_done();
+        drop(plan);
+        if is_done {
+            // Workers waited for what was admitted before it closed.
+            self.line.rows_came.notify_all();
+        }
     }
 }
 

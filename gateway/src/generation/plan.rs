@@ -1,24 +1,24 @@
 //! All that a line decides, without a clock and without a lock: who is admitted, what a batch holds, what
 //! is learned. A simulation runs it in virtual time.
 
+mod admission;
+
+pub use admission::Ask;
+
 use crate::generation::cost::{Amount, Cost, Size};
 use crate::generation::crowd::Crowd;
-use crate::generation::forecast::{Forecast, Newcomer, Pace, Share, Verdict};
+use crate::generation::forecast::{Forecast, Pace, Share};
 use crate::generation::hold::{Arrivals, Held};
 use crate::generation::queue::{
-    BatchBounds, Full, Late, Promise, Queue, QueueBounds, Reservation, Taken, Waiting,
+    BatchBounds, Failure, Late, Promise, Queue, QueueBounds, Taken, WorkerId,
 };
 use crate::generation::text::TextRatio;
 use crate::generation::work::Work;
 use crate::load::{Learned, Load, Totals};
-use crate::score::{Priority, ScoreError};
+use crate::score::Priority;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// The least that `Retry-After` says: a client that comes back sooner finds the same queue.
-const RETRY_AFTER_MIN: Duration = Duration::from_secs(1);
-/// The most that `Retry-After` says: beyond this the prediction is no better than a guess.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
 /// What a batch costs beside its rows is at most this share of theirs, if they are divided among workers.
 const OWN_COST_SHARE_MAX: f64 = 0.1;
 
@@ -36,6 +36,7 @@ pub struct Plan {
     requests_in_flight: usize,
     workers: usize,
     workers_busy: usize,
+    workers_stuck: usize,
     // Predicted seconds of the batches that are being computed.
     running_s: f64,
     pace: Pace,
@@ -43,23 +44,6 @@ pub struct Plan {
     crowd: Crowd,
     totals: Totals,
     closed: bool,
-}
-
-/// A request that asks for room and time.
-#[derive(Clone, Copy, Debug)]
-pub struct Ask {
-    /// Rows.
-    pub rows: usize,
-    /// Bytes of text in the rows: the query's stand in each.
-    pub row_bytes: usize,
-    /// Bytes of text to tokenize: the query's once.
-    pub text_bytes: usize,
-    /// What the rows are cut to in all, however long the text is.
-    pub tokens_max: usize,
-    /// When the scores are of no use any more.
-    pub deadline: Instant,
-    /// How urgent it is.
-    pub priority: Priority,
 }
 
 /// What an idle worker does next.
@@ -74,10 +58,12 @@ pub enum Next {
 }
 
 /// A batch that a worker computes now.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Cut {
     /// When it was cut.
     pub at: Instant,
+    /// How often its rows have failed before.
+    pub tries: u32,
     predicted_s: f64,
 }
 
@@ -117,144 +103,13 @@ impl Plan {
             requests_in_flight: 0,
             workers: 0,
             workers_busy: 0,
+            workers_stuck: 0,
             running_s: 0.0,
             pace: Pace::default(),
             share: Share::default(),
             crowd: Crowd::default(),
             totals: Totals::default(),
             closed: false,
-        }
-    }
-
-    /// Decides whether a request will be in time and makes no other late, and keeps its place.
-    ///
-    /// # Errors
-    /// `Overloaded` when there is no room or no time before its deadline; `TooLarge` when it alone takes
-    /// longer than that; `Unavailable` when no worker lives.
-    pub fn admit(&mut self, ask: &Ask, now: Instant) -> Result<Promise, ScoreError> {
-        let admitted = self.try_admit(ask, now);
-        if let Err(ScoreError::Overloaded { .. }) = admitted {
-            self.crowd.refuse(now);
-        }
-        admitted
-    }
-
-    fn try_admit(&mut self, ask: &Ask, now: Instant) -> Result<Promise, ScoreError> {
-        self.check_serves()?;
-        let asked = self.estimate(ask);
-        // An empty queue admits whatever comes: the prediction may be wrong, and refusing it now would
-        // refuse it for ever.
-        if self.queue.amount().rows > 0 {
-            self.check_time(&asked, now)?;
-        }
-        let alone_s = self.forecast().alone_s(asked.waiting.amount);
-        let promise = self.queue.reserve(asked, alone_s).map_err(|full| {
-            let (rows, tokens) = (self.queue.n_rows(), self.queue.n_tokens());
-            let Full { bound, max } = full;
-            overloaded(
-                format!(
-                    "the queue is full: {rows} rows of {tokens} tokens wait, and this request would \
-                     exceed {bound} = {max}"
-                ),
-                self.forecast().done(self.queue.amount()),
-            )
-        })?;
-        self.arrivals.count(now);
-        self.requests_in_flight += 1;
-        Ok(promise)
-    }
-
-    fn check_serves(&self) -> Result<(), ScoreError> {
-        let why = if self.closed {
-            "the server is shutting down"
-        } else if self.workers == 0 {
-            "the model's backend is being restarted"
-        } else {
-            return Ok(());
-        };
-        Err(ScoreError::Unavailable {
-            why: why.to_owned(),
-            retry_after: RETRY_AFTER_MIN,
-        })
-    }
-
-    fn estimate(&self, ask: &Ask) -> Reservation {
-        let tokens = self
-            .text
-            .tokens(ask.rows, ask.row_bytes)
-            .min(ask.tokens_max);
-        let each = Size::row(tokens / ask.rows.max(1));
-        let size = Size {
-            tokens: tokens as f64,
-            squares: each.squares * ask.rows as f64,
-        };
-        Reservation {
-            waiting: Waiting {
-                amount: Amount {
-                    rows: ask.rows,
-                    size,
-                },
-                deadline: ask.deadline,
-            },
-            text_bytes: ask.text_bytes,
-            priority: ask.priority,
-        }
-    }
-
-    fn check_time(&self, asked: &Reservation, now: Instant) -> Result<(), ScoreError> {
-        let waiting = asked.waiting;
-        let text_bytes = self.queue.text_bytes_until(asked.text_bytes);
-        let newcomer = Newcomer {
-            place: self
-                .queue
-                .place(self.forecast().alone_s(waiting.amount), asked.priority),
-            waiting,
-            tokenizing_s: self.text.seconds(text_bytes),
-            is_too_much: self.crowd.is_too_much(now),
-        };
-        let left_s = waiting
-            .deadline
-            .saturating_duration_since(now)
-            .as_secs_f64();
-        match self.forecast().judge(&self.queue, &newcomer, now) {
-            Verdict::InTime => Ok(()),
-            // Not `Overloaded`, which comes with `Retry-After`: the same request is not done sooner when
-            // it comes again.
-            Verdict::TooMuch { needs } => Err(ScoreError::TooLarge {
-                param: "documents".to_owned(),
-                why: format!(
-                    "this request alone needs about {:.1} s, its deadline leaves {left_s:.1} s: send \
-                     fewer documents or allow more time",
-                    needs.as_secs_f64()
-                ),
-            }),
-            Verdict::Late { ahead, retry_after } => {
-                let ahead_s = ahead.as_secs_f64();
-                let why = match self.wait_max {
-                    Some(max) if max < ahead => format!(
-                        "{ahead_s:.1} s of queued work go first, more than queue.wait_max = {max:?}"
-                    ),
-                    _ => format!(
-                        "{ahead_s:.1} s of queued work go first, too much for the {left_s:.1} s that \
-                         the request's deadline leaves"
-                    ),
-                };
-                Err(overloaded(why, retry_after))
-            }
-            Verdict::Crowded { ahead, retry_after } => Err(overloaded(
-                format!(
-                    "there is more to do than can be done, and {:.2} s of queued work go first",
-                    ahead.as_secs_f64()
-                ),
-                retry_after,
-            )),
-            Verdict::Crowding { queued } => Err(overloaded(
-                format!(
-                    "{:.1} s of work are queued, and this request would make one of them late",
-                    queued.as_secs_f64()
-                ),
-                RETRY_AFTER_MIN,
-            )),
         }
     }
 
@@ -304,8 +159,13 @@ impl Plan {
         self.queue.take_late()
     }
 
-    /// Takes the next batch into `batch`, for a worker that is idle.
-    pub fn cut(&mut self, now: Instant, batch: &mut Vec<Taken>) -> Next {
+    /// Takes the next batch into `batch`, for worker `who` that is idle. What has failed goes first, and to
+    /// another worker than the one that failed it unless that is the only one.
+    pub fn cut(&mut self, now: Instant, who: WorkerId, batch: &mut Vec<Taken>) -> Next {
+        let who = (who, self.workers <= 1);
+        if let Some(tries) = self.queue.cut_again(now, who, batch) {
+            return Next::Batch(self.begin(now, tries, batch));
+        }
         if let Some(until) = self.hold_until(now) {
             batch.clear();
             return Next::Hold(until);
@@ -320,6 +180,11 @@ impl Plan {
         if batch.is_empty() {
             return Next::Nothing;
         }
+        Next::Batch(self.begin(now, 0, batch))
+    }
+
+    /// A worker computes this batch now.
+    fn begin(&mut self, now: Instant, tries: u32, batch: &[Taken]) -> Cut {
         let rows = batch
             .iter()
             .map(|(work, row)| Size::row(work.rows().row_len(*row as usize)));
@@ -328,10 +193,11 @@ impl Plan {
         self.running_s += predicted_s;
         self.workers_busy += 1;
         self.note_busy(now);
-        Next::Batch(Cut {
+        Cut {
             at: now,
+            tries,
             predicted_s,
-        })
+        }
     }
 
     /// Until when what waits is held back; `None` to cut it now. Never when a batch of it would be full.
@@ -393,6 +259,29 @@ impl Plan {
         }
     }
 
+    /// A worker does not come back from a batch, and counts as one no more. How many are stuck now.
+    pub fn stuck(&mut self, cut: &Cut, now: Instant) -> usize {
+        self.returned(cut, false, now);
+        self.count_worker(-1);
+        self.workers_stuck += 1;
+        self.totals.stuck += 1;
+        self.workers_stuck
+    }
+
+    /// A worker that was stuck has come back; it serves again if it `is_needed`.
+    pub fn came_back(&mut self, is_needed: bool) {
+        self.workers_stuck -= 1;
+        self.count_worker(isize::from(is_needed));
+    }
+
+    /// A batch has failed: the rows are tried again, but for those that are given back.
+    pub fn put_back(&mut self, batch: &[Taken], failure: &Failure) -> Vec<Taken> {
+        let n_before = self.queue.again().rows;
+        let given_up = self.queue.put_back(batch, failure);
+        self.totals.retried += (self.queue.again().rows - n_before) as u64;
+        given_up
+    }
+
     fn note_busy(&mut self, now: Instant) {
         let share = self.workers_busy as f64 / self.workers.max(1) as f64;
         self.crowd.busy(share, now);
@@ -442,6 +331,11 @@ impl Plan {
         self.closed
     }
 
+    /// It is closed, and nothing that was admitted is left to be taken.
+    pub fn is_done(&self) -> bool {
+        self.closed && self.queue.is_empty()
+    }
+
     /// How busy it is.
     pub fn load(&self) -> Load {
         Load {
@@ -452,6 +346,7 @@ impl Plan {
             queue_time: self.forecast().done(self.queue.amount()),
             workers: self.workers,
             workers_busy: self.workers_busy,
+            workers_stuck: self.workers_stuck,
             learned: self.learned(),
         }
     }
@@ -480,18 +375,11 @@ impl Plan {
             cost: &self.cost,
             batch: &self.batch,
             n_workers: self.workers,
-            running_s: self.running_s,
+            running_s: self.running_s + self.cost.rows_s(self.queue.again().size),
             pace: self.pace.ratio(),
             share: self.share.value(),
             wait_max: self.wait_max,
         }
-    }
-}
-
-fn overloaded(why: String, wait: Duration) -> ScoreError {
-    ScoreError::Overloaded {
-        why,
-        retry_after: wait.clamp(RETRY_AFTER_MIN, RETRY_AFTER_MAX),
     }
 }
 

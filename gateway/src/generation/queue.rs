@@ -10,18 +10,23 @@
 //! A request's part of the workers has a weight, by its priority. Virtual time runs on whenever rows are
 //! taken, so that a request of any priority comes first at last, whatever comes after it.
 //!
+//! Rows whose batch failed go before all others; see `again.rs`.
+//!
 //! A request has its place from its admission on, while it is still being tokenized: whoever is admitted
 //! next can count on what stands before it.
 
+mod again;
 mod bounds;
 mod flow;
 
+pub use again::{Failure, WorkerId};
 pub use bounds::{BatchBounds, Full, QueueBounds};
 
 use crate::generation::cost::{Amount, Cost, Size};
 use crate::generation::work::Work;
 use crate::load::Dropped;
 use crate::score::{Priority, ScoreError};
+use again::{Again, Retry};
 use bounds::bytes;
 use flow::{Flow, Why, weight};
 use std::cmp::Ordering;
@@ -40,6 +45,8 @@ pub type Late = (Arc<Work>, ScoreError);
 pub struct Queue {
     bounds: QueueBounds,
     flows: BTreeMap<Place, Flow>,
+    // Cut before, and failed.
+    again: Again,
     // Admitted, and still being tokenized.
     promised: BTreeMap<Place, Reservation>,
     pushed_sum: Amount,
@@ -100,6 +107,7 @@ impl Queue {
         Self {
             bounds,
             flows: BTreeMap::new(),
+            again: Again::default(),
             promised: BTreeMap::new(),
             pushed_sum: Amount::default(),
             promised_sum: Amount::default(),
@@ -114,12 +122,12 @@ impl Queue {
 
     /// Rows that wait.
     pub fn n_rows(&self) -> usize {
-        self.pushed_sum.rows
+        self.pushed_sum.rows + self.again.amount().rows
     }
 
     /// Tokens that wait.
     pub fn n_tokens(&self) -> usize {
-        self.pushed_sum.size.tokens as usize
+        (self.pushed_sum + self.again.amount()).size.tokens as usize
     }
 
     /// Bytes of tokens that wait or are promised room, and of texts that are being tokenized.
@@ -137,7 +145,7 @@ impl Queue {
         self.flows.len()
     }
 
-    /// Rows that wait, without those that are being tokenized.
+    /// Rows that wait for their first try.
     pub fn pushed(&self) -> Amount {
         self.pushed_sum
     }
@@ -154,7 +162,17 @@ impl Queue {
 
     /// What waits or is promised room.
     pub fn amount(&self) -> Amount {
-        self.pushed_sum + self.promised_sum
+        self.pushed_sum + self.promised_sum + self.again.amount()
+    }
+
+    /// Nothing waits, and nothing is promised room.
+    pub fn is_empty(&self) -> bool {
+        self.flows.is_empty() && self.promised.is_empty() && self.again.is_empty()
+    }
+
+    /// Rows that wait to be tried again.
+    pub fn again(&self) -> Amount {
+        self.again.amount()
     }
 
     /// What waits or is promised room, in the order in which it will be served.
@@ -310,6 +328,41 @@ impl Queue {
         self.rest();
     }
 
+    /// Rows of a batch that failed go before all others, each request's by themselves; gives those back
+    /// that were tried often enough.
+    pub fn put_back(&mut self, batch: &[Taken], failure: &Failure) -> Vec<Taken> {
+        self.again.put_back(batch, failure)
+    }
+
+    /// Takes what worker `who` is to try again into `batch` (emptied first): rows of one request that
+    /// another one has failed, or any if it `is_alone`. How often they have failed; `None` if there are none.
+    pub fn cut_again(
+        &mut self,
+        now: Instant,
+        (who, is_alone): (WorkerId, bool),
+        batch: &mut Vec<Taken>,
+    ) -> Option<u32> {
+        batch.clear();
+        while let Some(Retry { rows, tries, .. }) = self.again.take(who, is_alone) {
+            let n_rows = rows.len();
+            let is_useful = |(work, row): &Taken| work.alive(now) && work.is_wanted(*row as usize);
+            let first = rows.first().map(|(work, _)| Arc::clone(work));
+            batch.extend(rows.into_iter().filter(is_useful));
+            if let Some(work) = first {
+                let why = Why::of_unwanted(&work, now);
+                why.count(n_rows - batch.len(), &mut self.dropped);
+                if work.deadline() <= now {
+                    let error = why.error(work.waited(now));
+                    self.late.push((work, error));
+                }
+            }
+            if !batch.is_empty() {
+                return Some(tries);
+            }
+        }
+        None
+    }
+
     /// What was passed over because it will not be in time, or nobody waits for it. It is to be failed by
     /// whoever takes it, outside of locks: an answer wakes a task.
     pub fn take_late(&mut self) -> Vec<Late> {
@@ -318,6 +371,8 @@ impl Queue {
 
     /// Forgets the waiting rows that nobody wants any more.
     pub fn forget(&mut self, work: &Arc<Work>, now: Instant) {
+        let n_again = self.again.forget(work);
+        Why::of_unwanted(work, now).count(n_again, &mut self.dropped);
         let is_its = |flow: &Flow| Arc::ptr_eq(&flow.work, work);
         let mut found = self.flows.iter_mut().filter(|(_, flow)| is_its(flow));
         let Some((&place, flow)) = found.next() else {
@@ -377,7 +432,8 @@ impl Queue {
     pub fn drain(&mut self) -> Vec<Arc<Work>> {
         let flows = std::mem::take(&mut self.flows);
         self.rest();
-        flows.into_values().map(|flow| flow.work).collect()
+        let works = flows.into_values().map(|flow| flow.work);
+        works.chain(self.again.drain()).collect()
     }
 
     /// Where nothing is left, sums of small differences end at nothing: they never lose precision.

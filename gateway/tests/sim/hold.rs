@@ -130,7 +130,7 @@ impl Sim {
                 continue;
             }
             let mut taken = Vec::new();
-            match self.plan.cut(self.now, &mut taken) {
+            match self.plan.cut(self.now, worker as u32, &mut taken) {
                 Next::Batch(cut) => {
                     let took = self.backend.takes(size(&taken));
                     let at = self.now - self.start;

@@ -81,7 +81,7 @@ impl Backend for FakeBackend {
                 .unwrap_or(self.request.row_tokens_max),
             layout: Layout::Ragged,
             preferred_multiple: 1,
-            n_workers_max: self.request.n_workers.max(4),
+            n_workers_max: self.request.n_workers.max(16),
             cancels: true,
             bitwise: true,
             memory_bytes: 0,
@@ -112,7 +112,7 @@ impl Worker for FakeWorker {
         let started = Instant::now();
         self.options.misbehave(Entry::Score)?;
         for row in 0..batch.n_rows() {
-            self.options.hold_back();
+            self.options.hold_back(batch.row(row).input_ids);
             match batch.state(row) {
                 RowStatus::Scored => self.score_row(row, batch.row(row), out)?,
                 status => out.fail(row, status),

@@ -22,6 +22,10 @@ pub(crate) struct Options {
     pub(crate) row_us: u64,
     /// While this file exists, every row waits.
     pub(crate) hold: Option<PathBuf>,
+    /// Only rows with this id wait for it, and whether anybody wants them or not.
+    pub(crate) hold_on: Option<u32>,
+    /// Where this file exists, a batch removes it and fails.
+    pub(crate) fault_once: Option<PathBuf>,
     /// While this file exists, no backend opens.
     pub(crate) broken: Option<PathBuf>,
     /// Panic in this entry.
@@ -59,6 +63,8 @@ impl Default for Options {
             bias: 0.0,
             row_us: 0,
             hold: None,
+            hold_on: None,
+            fault_once: None,
             broken: None,
             panic_in: None,
             fault_in: None,
@@ -87,6 +93,13 @@ impl Options {
             panic!("asked to panic in {entry:?}");
         }
         let is_broken = || self.broken.as_deref().is_some_and(|broken| broken.exists());
+        let is_once = || {
+            let once = self.fault_once.as_deref();
+            once.is_some_and(|once| std::fs::remove_file(once).is_ok())
+        };
+        if entry == Entry::Score && is_once() {
+            return Err(Fault::internal("asked to fail once".to_owned()));
+        }
         if entry == Entry::Open && is_broken() {
             return Err(Fault::internal("asked to be broken".to_owned()));
         }
@@ -96,8 +109,11 @@ impl Options {
         Ok(())
     }
 
-    /// Waits while the file that holds rows back exists.
-    pub(crate) fn hold_back(&self) {
+    /// Has a row of these ids wait while the file that holds rows back exists.
+    pub(crate) fn hold_back(&self, input_ids: &[u32]) {
+        if self.hold_on.is_some_and(|id| !input_ids.contains(&id)) {
+            return;
+        }
         while self.hold.as_deref().is_some_and(|hold| hold.exists()) {
             std::thread::sleep(Duration::from_millis(1));
         }

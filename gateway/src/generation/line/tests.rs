@@ -42,19 +42,28 @@ fn line(wait_max: Duration) -> Arc<Line> {
     Arc::new(line)
 }
 
-fn push(line: &Arc<Line>, n: usize) -> Ticket {
-    let now = Instant::now();
-    let ask = Ask {
+fn ask(n: usize, now: Instant) -> Ask {
+    Ask {
         rows: n,
         row_bytes: n,
         text_bytes: n,
         tokens_max: n,
         deadline: now + Duration::from_secs(60),
         priority: Priority::Normal,
-    };
-    let permit = line.admit(&ask, now).unwrap();
-    let nobody = Weak::<Nobody>::new();
-    let work = Work::new(n, ask.priority, ask.deadline, now, nobody);
+    }
+}
+
+fn push(line: &Arc<Line>, n: usize) -> Ticket {
+    let now = Instant::now();
+    let permit = line.admit(&ask(n, now), now).unwrap();
+    push_admitted(permit, n, now)
+}
+
+fn push_admitted(permit: Permit, n: usize, now: Instant) -> Ticket {
+    let Ask {
+        priority, deadline, ..
+    } = ask(n, now);
+    let work = Work::new(n, priority, deadline, now, Weak::<Nobody>::new());
     permit.push(work, rows(n), now)
 }
 
@@ -64,7 +73,7 @@ fn a_held_batch_is_cut_when_its_time_is_up() {
     let (line, mut batch) = (line(wait_max), Vec::new());
     let started = Instant::now();
     let _ticket = push(&line, 1);
-    line.next(&mut batch).unwrap();
+    line.next(0, &mut batch).unwrap();
     assert_eq!(batch.len(), 1);
     assert!(wait_max <= started.elapsed());
 }
@@ -79,7 +88,7 @@ fn a_held_batch_is_cut_when_rows_come_or_nobody_does() {
         let worker = &line;
         scope.spawn(move || {
             let mut batch = Vec::new();
-            while worker.next(&mut batch).is_some() {
+            while worker.next(0, &mut batch).is_some() {
                 // So that it is the only idle one again.
                 worker.count_worker(1);
                 cut.send(batch.len()).unwrap();
@@ -90,5 +99,31 @@ fn a_held_batch_is_cut_when_rows_come_or_nobody_does() {
         tickets.push(push(&line, 1));
         line.close();
         assert_eq!(cuts.recv(), Ok(1));
+    });
+}
+
+#[test]
+fn what_was_admitted_before_it_closed_is_still_served() {
+    let line = line(Duration::ZERO);
+    let (now, mut batch) = (Instant::now(), Vec::new());
+    let admitted: Vec<_> = (0..2)
+        .map(|_| line.admit(&ask(1, now), now).unwrap())
+        .collect();
+    line.close();
+    std::thread::scope(|scope| {
+        let (cut, cuts) = crossbeam_channel::bounded(2);
+        let worker = &line;
+        scope.spawn(move || {
+            while worker.next(0, &mut batch).is_some() {
+                cut.send(batch.len()).unwrap();
+            }
+            drop(cut);
+        });
+        let mut admitted = admitted.into_iter();
+        let _ticket = push_admitted(admitted.next().unwrap(), 1, now);
+        assert_eq!(cuts.recv(), Ok(1));
+        // The other one never comes: only now is everything done.
+        drop(admitted);
+        assert!(cuts.recv().is_err());
     });
 }

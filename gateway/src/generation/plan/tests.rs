@@ -2,6 +2,7 @@ use super::*;
 use crate::generation::hold::HoldBounds;
 use crate::generation::work::{RowFault, Scored, Sink};
 use crate::model::TokenRows;
+use crate::score::ScoreError;
 use std::sync::Weak;
 
 struct Nobody;
@@ -102,6 +103,7 @@ fn push(plan: &mut Plan, rows: usize, now: Instant) -> Arc<Work> {
 /// A worker comes back from a batch that teaches nothing.
 fn back(plan: &mut Plan, now: Instant) {
     let cut = Cut {
+        tries: 0,
         at: now,
         predicted_s: 0.0,
     };
@@ -111,7 +113,7 @@ fn back(plan: &mut Plan, now: Instant) {
 /// Rows of the next batch; 0 for none, -1 for one that is held back.
 fn cut(plan: &mut Plan, now: Instant) -> i32 {
     let mut batch = Vec::new();
-    match plan.cut(now, &mut batch) {
+    match plan.cut(now, 0, &mut batch) {
         Next::Batch(_) => batch.len() as i32,
         Next::Nothing => 0,
         Next::Hold(until) => {
@@ -182,7 +184,7 @@ fn adaptive_it_is_held_back_while_others_are_expected() {
     back(&mut plan, now);
     push(&mut plan, 1, now);
     let mut batch = Vec::new();
-    let Next::Hold(until) = plan.cut(now, &mut batch) else {
+    let Next::Hold(until) = plan.cut(now, 0, &mut batch) else {
         panic!("four more are expected in the time of a batch")
     };
     // 5 ms less twice the one that waits.

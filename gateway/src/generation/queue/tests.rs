@@ -6,6 +6,8 @@ use crate::score::ScoreError;
 use std::sync::Weak;
 use std::time::Duration;
 
+/// What failed.
+mod again;
 /// Priorities.
 mod urgent;
 

@@ -6,7 +6,7 @@ use crate::load::{CacheState, ModelState, Totals};
 pub(super) type Gauge<State> = (&'static str, &'static str, &'static str, fn(&State) -> f64);
 
 /// Of each model.
-pub(super) const GAUGES: [Gauge<ModelState>; 14] = [
+pub(super) const GAUGES: [Gauge<ModelState>; 15] = [
     (
         "crossgate.requests_in_flight",
         "",
@@ -48,6 +48,12 @@ pub(super) const GAUGES: [Gauge<ModelState>; 14] = [
         "",
         "Workers that compute at this moment.",
         |model| model.load.workers_busy as f64,
+    ),
+    (
+        "crossgate.workers_stuck",
+        "",
+        "Workers that have not come back from a batch in time.",
+        |model| model.load.workers_stuck as f64,
     ),
     (
         "crossgate.model_generation",
@@ -98,7 +104,7 @@ pub(super) const GAUGES: [Gauge<ModelState>; 14] = [
 pub(super) type Count = (&'static str, &'static str, &'static [Reason]);
 pub(super) type Reason = (Option<&'static str>, fn(&Totals) -> u64);
 
-pub(super) const COUNTS: [Count; 4] = [
+pub(super) const COUNTS: [Count; 6] = [
     (
         "crossgate.requests_late",
         "Requests that were admitted and had no scores at their deadline.",
@@ -113,6 +119,16 @@ pub(super) const COUNTS: [Count; 4] = [
         "crossgate.rows_skipped",
         "Rows that the plugin passed over because their request was gone.",
         &[(None, |totals| totals.skipped)],
+    ),
+    (
+        "crossgate.rows_retried",
+        "Rows that were tried again after a fault of the backend.",
+        &[(None, |totals| totals.retried)],
+    ),
+    (
+        "crossgate.workers_lost",
+        "Workers that did not come back from a batch in time.",
+        &[(None, |totals| totals.stuck)],
     ),
     (
         "crossgate.rows_dropped",
