@@ -2,13 +2,16 @@
 
 pub(crate) mod core;
 mod models;
+mod plugins;
+
+pub use plugins::plugins;
 
 use crate::cache::Levels;
 use crate::config::{Config, ConfigError};
 use crate::control::Control;
-use crate::edge::{self, Connections, Edge, Exposition, HealthReport, Listener, PluginRow};
+use crate::edge::{self, Connections, Edge, Exposition, HealthReport, Listener};
 use crate::generation::Slots;
-use crate::host::{Host, Listing, PluginFile};
+use crate::host::Host;
 use crate::intake::{Bounds, Door};
 use crate::load::{CacheState, Catalog};
 use crate::model::{Source, hub};
@@ -16,10 +19,8 @@ use crate::runtime::Runtime;
 use crate::shared::{Fault, Shared};
 use crate::telemetry::Metrics;
 use core::{Core, Reuse};
-use std::collections::BTreeSet;
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -76,6 +77,8 @@ impl App {
         core.metrics.observe(&catalog);
         let levels = core.levels.clone();
         core.metrics.observe_cache(move || levels.state());
+        let host = Arc::clone(&core.host);
+        core.metrics.observe_images(move || host.n_images());
         let edge = Edge {
             core: BoxCloneSyncService::new(core.intake.clone()),
             catalog,
@@ -164,89 +167,12 @@ impl App {
     }
 }
 
-/// The plugins that a configuration leads to, for `crossgate plugins`.
-///
-/// # Errors
-/// When what was named as a folder of plugins is none.
-pub fn plugins(config: &Config) -> Result<(Vec<PathBuf>, Vec<PluginFile>), ConfigError> {
-    check_plugin_dirs(config)?;
-    let host = scan(config);
-    Ok((host.dirs().to_vec(), host.files().to_vec()))
-}
-
-/// A folder that is not there holds no plugin, and would be missed where one is searched for.
-fn check_plugin_dirs(config: &Config) -> Result<(), ConfigError> {
-    let is_wrong = |dir: &&PathBuf| !dir.is_dir();
-    match config.plugins().dirs.iter().find(is_wrong) {
-        Some(dir) if dir.exists() => {
-            let why = format!("{} is a file; expected a folder", dir.display());
-            Err(config.refuse("plugins.dir", why))
-        }
-        Some(dir) => {
-            let why = format!("there is no folder {}", dir.display());
-            Err(config.refuse("plugins.dir", why))
-        }
-        None => Ok(()),
-    }
-}
-
 fn sources(config: &Config) -> Result<Vec<Source>, StartError> {
     let parse = |named: &crate::config::NamedSource| {
         Source::parse(&named.source)
             .map_err(|why| StartError::Config(config.refuse("model.sources", why)))
     };
     config.models().sources.iter().map(parse).collect()
-}
-
-fn scan(config: &Config) -> Host {
-    let dirs = &config.plugins().dirs;
-    if !dirs.is_empty() {
-        return Host::scan(dirs, Listing::All);
-    }
-    // Beside the program, links resolved: where `make` and the packages put them.
-    let program = std::env::current_exe().and_then(std::fs::canonicalize);
-    let dir = program
-        .ok()
-        .and_then(|path| Some(path.parent()?.to_owned()));
-    Host::scan(&Vec::from_iter(dir), Listing::Named)
-}
-
-/// Refuses names that no plugin knows before a port opens. What a plugin says of the model comes later.
-fn check_backend(config: &Config, host: &Host) -> Result<(), StartError> {
-    for PluginFile { found, .. } in host.files() {
-        if let Err(why) = found {
-            tracing::warn!("a plugin is refused: {why}");
-        }
-    }
-    let (models, refuse) = (config.models(), |key, why: String| {
-        Err(StartError::Config(config.refuse(key, why)))
-    });
-    let backend = models.backend.as_deref();
-    let named: Vec<_> = host.named(backend).map(|plugin| plugin.card()).collect();
-    if let (Some(backend), []) = (backend, &named[..]) {
-        let what = format!("there is no plugin {backend:?}");
-        return refuse("model.backend", host.no_plugin(&what));
-    }
-    let device = models.device.split(':').next().unwrap_or_default();
-    let devices: BTreeSet<_> = named.iter().flat_map(|card| &card.devices).collect();
-    let has_device = devices.iter().any(|known| *known == device);
-    // Without any plugin the model's own refusal says more.
-    if device != "auto" && !devices.is_empty() && !has_device {
-        let known: Vec<_> = devices.into_iter().map(String::as_str).collect();
-        let known = known.join(", ");
-        return refuse(
-            "model.device",
-            format!("no plugin computes on it; expected auto or one of {known}"),
-        );
-    }
-    let mut dtypes = named.iter().flat_map(|card| &card.dtypes).peekable();
-    let is_known = models.dtype == "auto" || dtypes.peek().is_none();
-    if !is_known && !dtypes.clone().any(|dtype| *dtype == models.dtype) {
-        let known: BTreeSet<_> = dtypes.map(String::as_str).collect();
-        let known = Vec::from_iter(known).join(", ");
-        return refuse("model.dtype", format!("expected auto or one of {known}"));
-    }
-    Ok(())
 }
 
 fn bounds(config: &Config) -> Bounds {
@@ -329,7 +255,7 @@ impl Ports {
         })?;
         let host = Arc::clone(host);
         let admin = edge::admin(edge.clone(), move || {
-            host.files().iter().map(plugin_row).collect()
+            host.files().iter().map(plugins::row).collect()
         });
         connections.serve(self.http, edge::http(edge));
         connections.serve(self.grpc, grpc);
@@ -400,23 +326,6 @@ async fn announce(shared: Shared, catalog: Arc<dyn Catalog>) {
         });
         shared.announce(faults.collect());
         tokio::time::sleep(FAULTS_PERIOD).await;
-    }
-}
-
-fn plugin_row(file: &PluginFile) -> PluginRow {
-    let card = file
-        .found
-        .as_ref()
-        .map(|plugin| plugin.card().clone())
-        .unwrap_or_default();
-    PluginRow {
-        path: file.path.display().to_string(),
-        name: card.name,
-        version: card.version,
-        devices: card.devices,
-        dtypes: card.dtypes,
-        architectures: card.architectures,
-        refused: file.found.as_ref().err().cloned(),
     }
 }
 

@@ -71,6 +71,10 @@ pub struct NamedSource {
 pub struct Plugins {
     /// Empty for the folder of the program.
     pub dirs: Vec<PathBuf>,
+    /// Images in one process.
+    pub images_max: usize,
+    /// SHA-256 of the files that may be loaded, in lower-case hexadecimal; empty for any.
+    pub sha256: Vec<String>,
 }
 
 /// Where the server listens and how long things may take. Port 0 is any free port.

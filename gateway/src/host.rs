@@ -1,11 +1,15 @@
 //! Plugins: the only place that knows library files.
 
 mod image;
+mod store;
+
+pub use store::ImageBounds;
 
 use backend_api::{Fault, FaultCode, OpenBackend, OpenRequest, PluginLibrary};
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use store::Store;
 
 /// Devices in the order in which `auto` prefers them.
 const DEVICES: [&str; 3] = ["cuda", "metal", "cpu"];
@@ -14,6 +18,7 @@ const DEVICES: [&str; 3] = ["cuda", "metal", "cpu"];
 pub struct Host {
     files: Vec<PluginFile>,
     dirs: Vec<PathBuf>,
+    store: Store,
 }
 
 /// A library file that was looked at.
@@ -21,6 +26,8 @@ pub struct Host {
 pub struct PluginFile {
     /// The file.
     pub path: PathBuf,
+    /// Of its content, in hexadecimal; `None` if it could not be read as one of ours.
+    pub sha256: Option<String>,
     /// The plugin, or why it was refused.
     pub found: Result<Arc<PluginLibrary>, String>,
 }
@@ -52,25 +59,40 @@ pub struct Opened {
     pub request: OpenRequest,
 }
 
-// dlopen runs constructors and abi_stable fills its globals: one library at a time.
-static LOADING: Mutex<()> = Mutex::new(());
-
 // === impl Host ===
 
 impl Host {
-    /// Looks for plugins in `dirs`. A file that is refused is kept with the reason.
-    pub fn scan(dirs: &[PathBuf], listing: Listing) -> Self {
-        let files = dirs
-            .iter()
-            .flat_map(|dir| image::find_in(dir, listing))
-            .map(|path| PluginFile {
-                found: load(&path),
+    /// Looks for plugins in `dirs`. A file that is refused is kept with the reason. Copies of what is mapped
+    /// are kept in `images_dir`.
+    ///
+    /// # Errors
+    /// That there is no place for copies.
+    pub fn scan(
+        dirs: &[PathBuf],
+        listing: Listing,
+        images_dir: &Path,
+        bounds: ImageBounds,
+    ) -> Result<Self, String> {
+        let store = Store::new(images_dir, bounds)?;
+        let paths = dirs.iter().flat_map(|dir| image::find_in(dir, listing));
+        let files = paths.map(|path| {
+            let (sha256, found) = store.load(&path);
+            PluginFile {
                 path,
-            });
-        Self {
+                sha256,
+                found,
+            }
+        });
+        Ok(Self {
             files: files.collect(),
             dirs: dirs.to_vec(),
-        }
+            store,
+        })
+    }
+
+    /// Images that this process has mapped: none ever goes.
+    pub fn n_images(&self) -> usize {
+        self.store.n_images()
     }
 
     /// Every file that was looked at.
@@ -215,11 +237,3 @@ impl fmt::Display for NoBackend {
 }
 
 impl std::error::Error for NoBackend {}
-
-fn load(path: &Path) -> Result<Arc<PluginLibrary>, String> {
-    let _one_at_a_time = LOADING.lock().unwrap_or_else(PoisonError::into_inner);
-    image::check(path)?;
-    PluginLibrary::load(path)
-        .map(Arc::new)
-        .map_err(|error| error.to_string())
-}

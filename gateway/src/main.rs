@@ -26,10 +26,13 @@ fn main() -> ExitCode {
     match cli::parse(std::env::args_os(), cli::env) {
         Ok(Command::Serve(config)) => run(&config),
         Ok(Command::Bench(config, options)) => measure(&config, &options),
-        Ok(Command::Plugins(config)) => match app::plugins(&config) {
-            Ok((dirs, files)) => print(&plugins(&dirs, &files)),
-            Err(error) => fail(&StartError::Config(error)),
-        },
+        Ok(Command::Plugins(config)) => {
+            let found = hub_settings(&config).and_then(|hub| app::plugins(&config, &hub));
+            match found {
+                Ok((dirs, files)) => print(&plugins(&dirs, &files)),
+                Err(error) => fail(&error),
+            }
+        }
         Ok(Command::Print(text)) => print(&text),
         Err(error) => {
             error.print();
@@ -172,16 +175,22 @@ fn plugins(dirs: &[PathBuf], files: &[PluginFile]) -> String {
     if files.is_empty() {
         text.push_str("no plugin found; build them with `make plugins` or name their folder with --plugin-dir\n");
     }
-    for PluginFile { path, found } in files {
+    for PluginFile {
+        path,
+        sha256,
+        found,
+    } in files
+    {
         text.push_str(&match found {
             Err(why) => format!("\nrefused  {why}\n"),
             Ok(plugin) => {
                 let card = plugin.card();
                 format!(
-                    "\n{} {}\n  file           {}\n  devices        {}\n  dtypes         {}\n  architectures  {}\n",
+                    "\n{} {}\n  file           {}\n  sha256         {}\n  devices        {}\n  dtypes         {}\n  architectures  {}\n",
                     card.name,
                     card.version,
                     path.display(),
+                    sha256.as_deref().unwrap_or_default(),
                     card.devices.join(", "),
                     card.dtypes.join(", "),
                     card.architectures.join(", ")

@@ -3,6 +3,8 @@
 
 #[path = "serve/distributed.rs"]
 mod distributed;
+#[path = "serve/images.rs"]
+mod images;
 #[path = "serve/process.rs"]
 mod process;
 #[path = "shared/fixture.rs"]
@@ -26,6 +28,12 @@ fn documents(n: usize) -> Vec<String> {
     (0..n)
         .map(|idx| format!("document number {idx} about plants and light"))
         .collect()
+}
+
+/// What a plugin of this name is called as a file.
+fn file_name(stem: &str) -> String {
+    let (prefix, suffix) = (std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
+    format!("{prefix}{stem}{suffix}")
 }
 
 #[test]
@@ -343,13 +351,7 @@ fn too_many_requests_at_once_are_refused_before_their_body_is_read() {
 
 #[test]
 fn a_broken_plugin_is_refused_by_name_and_the_server_goes_on() {
-    let name = |stem: &str| {
-        format!(
-            "{}{stem}{}",
-            std::env::consts::DLL_PREFIX,
-            std::env::consts::DLL_SUFFIX
-        )
-    };
+    let name = file_name;
     let dir = tempfile::tempdir().unwrap();
     let good = std::fs::read(plugin_dir().join(name("fake"))).unwrap();
     std::fs::write(dir.path().join(name("good")), &good).unwrap();

@@ -2,7 +2,8 @@
 //! puts ports before it; measuring calls it directly, so that both run the same code.
 
 use super::models::Loader;
-use super::{StartError, bounds, check_backend, check_plugin_dirs, scan, sources};
+use super::plugins::{check_backend, check_plugin_dirs, scan};
+use super::{StartError, bounds, sources};
 use crate::admit::Admit;
 use crate::cache::{Board, Cache, Levels, Store};
 use crate::config::{Config, Threads};
@@ -59,7 +60,7 @@ impl Core {
         let threads = threads.resolve(runtime.n_threads());
         let sources = sources(config)?;
         check_plugin_dirs(config).map_err(StartError::Config)?;
-        let host = Arc::new(scan(config));
+        let host = Arc::new(scan(config, &hub)?);
         check_backend(config, &host)?;
         let metrics = Metrics::new().map_err(StartError::Other)?;
         let share = |settings| {

@@ -85,6 +85,8 @@ impl<'a> Reader<'a> {
                     .iter()
                     .map(|dir| value::expand_home(dir))
                     .collect(),
+                images_max: self.size("plugins.images_max"),
+                sha256: self.hashes("plugins.sha256"),
             },
             server: Server {
                 host: self.text("server.host"),
@@ -238,6 +240,22 @@ impl Reader<'_> {
             Some(Value::None) => Vec::new(),
             other => panic!("{key} is {other:?}, no list"),
         }
+    }
+
+    fn hashes(&mut self, key: &str) -> Vec<String> {
+        let hashes: Vec<_> = self
+            .list(key)
+            .iter()
+            .map(|hash| hash.to_lowercase())
+            .collect();
+        let is_hash = |hash: &str| hash.len() == 64 && hash.bytes().all(|c| c.is_ascii_hexdigit());
+        if let Some(wrong) = hashes.iter().find(|hash| !is_hash(hash)) {
+            let said = self.raw.said(key);
+            self.errors.push(format!(
+                "{said}: {wrong:?} is no SHA-256; expected 64 hexadecimal digits, as sha256sum prints them"
+            ));
+        }
+        hashes
     }
 
     fn number(&self, key: &str) -> u64 {

@@ -3,6 +3,7 @@
 mod cache;
 mod distributed;
 mod log;
+mod plugins;
 
 use super::setting::{Kind, Setting, Unit, setting};
 use std::time::Duration;
@@ -110,15 +111,9 @@ pub static SETTINGS: &[Setting] = &[
         "The folder that keeps downloaded models; unset: the hub's own cache.",
     )
     .value_name("FOLDER"),
-    setting(
-        "plugins.dir",
-        "plugin-dir",
-        &["CROSSGATE_PLUGIN_DIR"],
-        Kind::List { unit: "folders" },
-        "",
-        "Folders with plugins; unset: the folder of the program.",
-    )
-    .value_name("FOLDER,..."),
+    plugins::DIR,
+    plugins::IMAGES_MAX,
+    plugins::SHA256,
     setting(
         "server.host",
         "host",

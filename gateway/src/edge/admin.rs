@@ -33,6 +33,8 @@ pub struct PluginRow {
     pub version: String,
     /// The library file.
     pub path: String,
+    /// Of its content, in hexadecimal; none if it could not be read as a plugin.
+    pub sha256: Option<String>,
     /// Devices it can run on, best first.
     pub devices: Vec<String>,
     /// Data types it can compute in, best first.

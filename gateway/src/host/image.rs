@@ -42,37 +42,41 @@ pub(super) fn find_in(dir: &Path, listing: Listing) -> Vec<PathBuf> {
     files
 }
 
+/// The bytes of a file that says that it is one of ours.
+///
+/// # Errors
+/// The file, and what is wrong with it.
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, String> {
+    let named = |what: String| format!("{}: {what}", path.display());
+    let bytes = read_whole(path).map_err(named)?;
+    let symbol = backend_api::abi::STAMP_SYMBOL;
+    match content(&bytes) {
+        Content::NamesOurSymbol => Ok(bytes),
+        Content::OtherLibrary => Err(named(format!(
+            "a library but not a Crossgate plugin: it holds no symbol {symbol}; \
+             export_plugin! of backend-api makes it"
+        ))),
+        Content::Other => Err(named(format!(
+            "not a shared library; expected one with the symbol {symbol}, which \
+             export_plugin! of backend-api makes"
+        ))),
+    }
+}
+
 /// Maps the library with all its symbols resolved at once and keeps it for ever: `PluginLibrary::load`
 /// opens lazily, and a symbol that is missing would then end the process at its first call.
 ///
 /// # Errors
-/// The file, and what the dynamic loader says.
-pub(super) fn check(path: &Path) -> Result<(), String> {
-    let named = |what: String| format!("{}: {what}", path.display());
-    let symbol = backend_api::abi::STAMP_SYMBOL;
-    match look_into(path).map_err(named)? {
-        Content::NamesOurSymbol => {}
-        Content::OtherLibrary => {
-            return Err(named(format!(
-                "a library but not a Crossgate plugin: it holds no symbol {symbol}; \
-                 export_plugin! of backend-api makes it"
-            )));
-        }
-        Content::Other => {
-            return Err(named(format!(
-                "not a shared library; expected one with the symbol {symbol}, which \
-                 export_plugin! of backend-api makes"
-            )));
-        }
-    }
-    // The dynamic loader trusts a file's headers: a truncated one would end the process by SIGBUS.
-    PluginLibrary::check_file(path).map_err(|error| error.to_string())?;
+/// The file, and what the dynamic loader or the checks of the interface say.
+pub(super) fn open(path: &Path) -> Result<PluginLibrary, String> {
     open_now(path).map_err(|error| {
-        named(format!(
-            "not a shared library that can be loaded here: {}",
+        format!(
+            "{}: not a shared library that can be loaded here: {}",
+            path.display(),
             reason(&error)
-        ))
-    })
+        )
+    })?;
+    PluginLibrary::load(path).map_err(|error| error.to_string())
 }
 
 /// The error with its sources: what `dlerror` says, such as the symbol that is missing, is in the last.
@@ -102,6 +106,10 @@ enum Content {
 }
 
 fn look_into(path: &Path) -> Result<Content, String> {
+    Ok(content(&read_whole(path)?))
+}
+
+fn read_whole(path: &Path) -> Result<Vec<u8>, String> {
     let cannot_read = |error: std::io::Error| format!("it cannot be read: {error}");
     let n_bytes = fs::metadata(path).map_err(cannot_read)?.len();
     if IMAGE_BYTES_MAX < n_bytes {
@@ -109,13 +117,16 @@ fn look_into(path: &Path) -> Result<Content, String> {
             "{n_bytes} bytes are more than a plugin may have ({IMAGE_BYTES_MAX})"
         ));
     }
-    let bytes = fs::read(path).map_err(cannot_read)?;
+    fs::read(path).map_err(cannot_read)
+}
+
+fn content(bytes: &[u8]) -> Content {
     let symbol = backend_api::abi::STAMP_SYMBOL.as_bytes();
-    Ok(if memchr::memmem::find(&bytes, symbol).is_some() {
+    if memchr::memmem::find(bytes, symbol).is_some() {
         Content::NamesOurSymbol
     } else if LIBRARY_MAGICS.iter().any(|magic| bytes.starts_with(magic)) {
         Content::OtherLibrary
     } else {
         Content::Other
-    })
+    }
 }

@@ -8,7 +8,7 @@ pub use distributed::DistributedMetrics;
 
 use crate::load::{CacheState, Catalog, Origins};
 use backend_api::Phases;
-use observed::{CACHE_GAUGES, COUNTS, GAUGES, Gauge};
+use observed::{CACHE_GAUGES, COUNTS, GAUGES, Gauge, HOST_GAUGES};
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{
     Counter, Histogram, Meter, MeterProvider, ObservableCounter, ObservableGauge,
@@ -192,6 +192,11 @@ impl Metrics {
     /// Reads what is kept of scores from `state` whenever somebody asks for the metrics.
     pub fn observe_cache(&self, state: impl Fn() -> CacheState + Clone + Send + Sync + 'static) {
         self.gauges(&CACHE_GAUGES, move |see| see(&state(), &[]));
+    }
+
+    /// Reads how many plugin images are mapped whenever somebody asks for the metrics.
+    pub fn observe_images(&self, n_images: impl Fn() -> usize + Clone + Send + Sync + 'static) {
+        self.gauges(&HOST_GAUGES, move |see| see(&n_images(), &[]));
     }
 
     /// Reads each of `rows` from what `visit` shows, whenever somebody asks for the metrics.

@@ -111,6 +111,7 @@ impl Fixture {
                 name: "fake".to_owned(),
                 version: "0.1.0".to_owned(),
                 path: "built in".to_owned(),
+                sha256: Some("0".repeat(64)),
                 devices: vec!["cpu".to_owned()],
                 dtypes: vec!["f32".to_owned()],
                 architectures: Vec::new(),

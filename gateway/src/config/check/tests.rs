@@ -94,3 +94,17 @@ fn threads_that_are_not_said_follow_the_cpus() {
     assert_eq!(threads("0", "1", "0"), [8, 1, 8]);
     assert_eq!(Config::of(&[]).unwrap().threads().resolve(0).total, 1);
 }
+
+#[test]
+fn hashes_are_hashes() {
+    let upper = "AB".repeat(32);
+    let config = set("plugins.sha256", &upper).unwrap();
+    assert_eq!(config.plugins().sha256, [upper.to_lowercase()]);
+    for wrong in ["abc", &"g".repeat(64), &"a".repeat(63)] {
+        let error = set("plugins.sha256", wrong).unwrap_err().to_string();
+        assert!(
+            error.contains("plugins.sha256") && error.contains(wrong),
+            "{error}"
+        );
+    }
+}

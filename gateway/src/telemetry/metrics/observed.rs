@@ -141,6 +141,14 @@ pub(super) const COUNTS: [Count; 6] = [
     ),
 ];
 
+/// Of the number of plugin images.
+pub(super) const HOST_GAUGES: [Gauge<usize>; 1] = [(
+    "crossgate.plugin_images",
+    "",
+    "Plugin images that are mapped; none goes before the process ends.",
+    |n_images| *n_images as f64,
+)];
+
 /// Of what is kept of scores.
 pub(super) const CACHE_GAUGES: [Gauge<CacheState>; 3] = [
     (

@@ -1,0 +1,196 @@
+//! The images of this process: each library file is copied to a name made of its content, and that copy is
+//! mapped. The dynamic loader knows files by path, so a changed file needs a new one; and who overwrites a
+//! plugin that serves changes a file that nobody has mapped.
+
+use super::image;
+use backend_api::PluginLibrary;
+use sha2::{Digest, Sha256};
+use std::collections::HashMap;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Permission bits that let others than the owner change what is in a folder.
+const OTHERS_WRITE: u32 = 0o022;
+/// Copies of earlier processes that are kept.
+const COPIES_MAX: usize = 64;
+
+/// What may be mapped.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ImageBounds {
+    /// Images in one process: they stay mapped for ever.
+    pub images_max: usize,
+    /// SHA-256 of the files that may be mapped, in lower-case hexadecimal; empty for any.
+    pub allowed: Vec<String>,
+}
+
+/// The mapped images.
+pub(super) struct Store {
+    dir: PathBuf,
+    bounds: ImageBounds,
+    // By the SHA-256 of their file.
+    mapped: Mutex<HashMap<String, Result<Arc<PluginLibrary>, String>>>,
+}
+
+// dlopen runs constructors and abi_stable fills its globals: one library at a time.
+static LOADING: Mutex<()> = Mutex::new(());
+
+// === impl Store ===
+
+impl Store {
+    /// Keeps copies in `dir`, or where that cannot be written in a new folder among the system's temporary
+    /// ones.
+    ///
+    /// # Errors
+    /// That there is no such place.
+    pub(super) fn new(dir: &Path, bounds: ImageBounds) -> Result<Self, String> {
+        let dir = match make_private(dir) {
+            Ok(()) => dir.to_owned(),
+            Err(error) => {
+                let name = format!("crossgate-plugins-{}", uuid::Uuid::new_v4());
+                let elsewhere = std::env::temp_dir().join(name);
+                make_private(&elsewhere).map_err(|also| {
+                    format!("no folder for copies of plugins: {error}; nor elsewhere: {also}")
+                })?;
+                tracing::warn!(dir = %elsewhere.display(), "plugins are not copied to the cache: {error}");
+                elsewhere
+            }
+        };
+        forget_old(&dir);
+        Ok(Self {
+            dir,
+            bounds,
+            mapped: Mutex::default(),
+        })
+    }
+
+    /// Images that are mapped, refused ones among them.
+    pub(super) fn n_images(&self) -> usize {
+        self.mapped().len()
+    }
+
+    /// The SHA-256 of a file's content and the plugin that it is. The same content is mapped once.
+    ///
+    /// # Errors
+    /// Why it is none, or is not allowed; with its hash if it could be read.
+    pub(super) fn load(&self, path: &Path) -> (Option<String>, Result<Arc<PluginLibrary>, String>) {
+        let bytes = match image::read(path) {
+            Ok(bytes) => bytes,
+            Err(why) => return (None, Err(why)),
+        };
+        let hash = hex(&Sha256::digest(&bytes));
+        let found = self.map(path, &hash, &bytes);
+        (Some(hash), found)
+    }
+
+    fn map(&self, path: &Path, hash: &str, bytes: &[u8]) -> Result<Arc<PluginLibrary>, String> {
+        let named = |what: String| format!("{}: {what}", path.display());
+        let allowed = &self.bounds.allowed;
+        if !allowed.is_empty() && !allowed.iter().any(|known| known == hash) {
+            return Err(named(format!(
+                "its SHA-256 is {hash}, which plugins.sha256 does not allow"
+            )));
+        }
+        let _one_at_a_time = LOADING.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut mapped = self.mapped();
+        if let Some(found) = mapped.get(hash) {
+            return found.clone();
+        }
+        if self.bounds.images_max <= mapped.len() {
+            return Err(named(format!(
+                "{} plugin images are mapped, as many as plugins.images_max allows, and an image stays \
+                 until the process ends: restart the server, or allow more",
+                mapped.len()
+            )));
+        }
+        let copy = self.copy(path, hash, bytes).map_err(|error| {
+            named(format!(
+                "it cannot be copied to {}: {error}",
+                self.dir.display()
+            ))
+        })?;
+        // Users know the file, not the copy.
+        let of_file =
+            |why: String| why.replace(&copy.display().to_string(), &path.display().to_string());
+        // The dynamic loader trusts a file's headers: a truncated one would end the process by SIGBUS.
+        PluginLibrary::check_file(&copy).map_err(|error| of_file(error.to_string()))?;
+        let found = image::open(&copy).map(Arc::new).map_err(of_file);
+        mapped.insert(hash.to_owned(), found.clone());
+        found
+    }
+
+    /// The copy of a file with this content, made unless it is there.
+    fn copy(&self, path: &Path, hash: &str, bytes: &[u8]) -> io::Result<PathBuf> {
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+        let extension = path.extension().unwrap_or_default().to_string_lossy();
+        let copy = self.dir.join(format!("{stem}-{hash}.{extension}"));
+        // A name says what should be in it; what is in it may have suffered.
+        if fs::read(&copy).is_ok_and(|found| found == bytes) {
+            return Ok(copy);
+        }
+        let aside = self.dir.join(format!(".{}", uuid::Uuid::new_v4()));
+        let written = write_whole(&aside, bytes).and_then(|()| fs::rename(&aside, &copy));
+        if written.is_err() {
+            let _ = fs::remove_file(&aside);
+        }
+        written.map(|()| copy)
+    }
+
+    fn mapped(&self) -> MutexGuard<'_, HashMap<String, Result<Arc<PluginLibrary>, String>>> {
+        // Nothing in here is left half-done.
+        self.mapped.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A folder that nobody else can write: what is in it is run.
+fn make_private(dir: &Path) -> Result<(), String> {
+    let named = |what: String| format!("{}: {what}", dir.display());
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(|error| named(error.to_string()))?;
+    let mode = fs::metadata(dir)
+        .map_err(|error| named(error.to_string()))?
+        .mode();
+    if mode & OTHERS_WRITE != 0 {
+        return Err(named(format!(
+            "others can write it (mode {:o}); take that from them",
+            mode & 0o777
+        )));
+    }
+    let probe = dir.join(format!(".{}", uuid::Uuid::new_v4()));
+    File::create_new(&probe).map_err(|error| named(error.to_string()))?;
+    let _ = fs::remove_file(&probe);
+    Ok(())
+}
+
+fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+/// Removes the oldest copies. A process that has one mapped keeps it: only the name goes.
+fn forget_old(dir: &Path) {
+    let Ok(entries) = fs::read_dir(dir) else {
+        return;
+    };
+    let mut copies: Vec<_> = entries
+        .filter_map(|entry| {
+            let entry = entry.ok()?;
+            Some((entry.metadata().ok()?.modified().ok()?, entry.path()))
+        })
+        .collect();
+    copies.sort();
+    let n_old = copies.len().saturating_sub(COPIES_MAX);
+    for (_, path) in copies.drain(..n_old) {
+        let _ = fs::remove_file(path);
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
