@@ -2,10 +2,10 @@
 
 use crate::generation::line::{Line, Permit};
 use crate::generation::plan::Ask;
+use crate::runtime::now;
 use crate::score::ScoreError;
 use crate::shared::{Lease, Shared};
 use std::sync::Arc;
-use std::time::Instant;
 
 /// Decides who is computed. Asked for what is not known yet, and for that alone: what costs nothing is
 /// never refused.
@@ -33,7 +33,7 @@ impl Admit {
     /// # Errors
     /// [`Line::admit`]'s and [`Shared::enter`]'s.
     pub async fn admit(&self, line: &Arc<Line>, ask: &Ask) -> Result<Admission, ScoreError> {
-        let permit = line.admit(ask, Instant::now())?;
+        let permit = line.admit(ask, now())?;
         let lease = match &self.shared {
             Some(shared) => shared.enter().await?,
             None => None,

@@ -15,7 +15,7 @@ use crate::host::Host;
 use crate::intake::{Bounds, Door};
 use crate::load::{CacheState, Catalog};
 use crate::model::{Source, hub};
-use crate::runtime::Runtime;
+use crate::runtime::{Runtime, now};
 use crate::shared::{Fault, Shared};
 use crate::telemetry::Metrics;
 use core::{Core, Reuse};
@@ -23,7 +23,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tower::util::BoxCloneSyncService;
@@ -142,10 +142,10 @@ impl App {
     /// Stops: new requests are refused with 503, admitted ones are answered (at most `drain_timeout`
     /// long), then the ports close. How many were not answered in time.
     pub async fn shut_down(self) -> usize {
-        let deadline = Instant::now() + self.drain_timeout;
+        let deadline = now() + self.drain_timeout;
         self.slots.drain();
         tracing::info!(in_flight = self.door.inside(), "draining");
-        while !self.door.is_idle() && Instant::now() < deadline {
+        while !self.door.is_idle() && now() < deadline {
             tokio::time::sleep(DRAIN_PERIOD).await;
         }
         // Counted before what is left gets an error or a closed connection, and is gone as well.
@@ -158,7 +158,7 @@ impl App {
         let slots = Arc::clone(&self.slots);
         let joined = self
             .runtime
-            .blocking(move || slots.shut_down(deadline.max(Instant::now() + DRAIN_PERIOD)));
+            .blocking(move || slots.shut_down(deadline.max(now() + DRAIN_PERIOD)));
         if joined.await.is_err() {
             tracing::error!("the workers could not be waited for");
         }

@@ -17,7 +17,7 @@ use crate::admit::Admit;
 use crate::generation::Generation;
 use crate::generation::plan::Ask;
 use crate::load::{CacheState, Origins};
-use crate::runtime::{Runtime, aside};
+use crate::runtime::{Runtime, aside, now};
 use crate::score::{Answer, Priority, ScoreError, ScoreRequest, ScoreResponse, Times};
 use crate::shared::{Lease, Shared};
 use crate::tokenize::{Admitted, Tokenize};
@@ -197,7 +197,7 @@ impl Cache {
             levels: &self.levels,
             line,
         };
-        let mut hold = gate.claim(&asked.misses, asker, asked.claim(), Instant::now());
+        let mut hold = gate.claim(&asked.misses, asker, asked.claim(), now());
         asked.n_landed += hold.n_landed;
         let Some((fleet, indices)) = hold.own.take() else {
             return Ok(hold);
@@ -331,7 +331,7 @@ impl Asked {
                 | ScoreError::Cancelled
                 | ScoreError::Overloaded { .. }
         );
-        is_theirs && !failed.is_own && Instant::now() < self.deadline
+        is_theirs && !failed.is_own && now() < self.deadline
     }
 }
 

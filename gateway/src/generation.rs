@@ -23,7 +23,7 @@ pub use slots::Slots;
 
 use crate::load::ModelState;
 use crate::model::{ModelInfo, TokenRows, Tokenizer};
-use crate::runtime::Runtime;
+use crate::runtime::{Runtime, now};
 use crate::score::{Activation, ScoreError};
 use crate::telemetry::ModelMetrics;
 use backend::Shared;
@@ -193,7 +193,7 @@ impl Generation {
             n_rows
         ];
         let (mut logits, mut statuses) = (vec![0.0; n_rows * self.n_labels()], vec![0; n_rows]);
-        let started = Instant::now();
+        let started = now();
         let batch = RaggedBatch::check(
             &ids,
             &types,
@@ -205,7 +205,7 @@ impl Generation {
         )
         .map_err(Fault::bad_batch)?;
         let (_, scores) = worker.score(&batch, &mut logits, &mut statuses)?;
-        let took = started.elapsed();
+        let took = now() - started;
         if let Err(status) = scores.row(0) {
             return Err(Fault::internal(format!(
                 "the first row of the warm-up came back as {status:?}"

@@ -3,10 +3,11 @@
 
 use crate::cache::Routed;
 use crate::generation::Slots;
+use crate::runtime::now;
 use crate::score::{Answer, Priority, ScoreError, ScoreRequest, ScoreResponse};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower::Service;
 
@@ -222,7 +223,7 @@ where
     }
 
     fn call(&mut self, request: ScoreRequest) -> Answer {
-        let (came, deadline) = (Instant::now(), request.deadline);
+        let (came, deadline) = (now(), request.deadline);
         let routed = match self.route(request) {
             Ok(routed) => routed,
             Err(error) => return Box::pin(std::future::ready(Err(error))),
@@ -330,6 +331,7 @@ fn within(
 mod tests {
     use super::*;
     use crate::score::RequestId;
+    use std::time::Instant;
 
     #[test]
     fn a_request_is_at_most_as_urgent_as_it_may_be() {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::thread::{self, JoinHandle};
+use std::time::Instant;
 use tokio::runtime::{Handle, RuntimeFlavor};
 
 /// Handed out by `app`.
@@ -34,7 +35,12 @@ impl Runtime {
         name: String,
         run: impl FnOnce() + Send + 'static,
     ) -> io::Result<JoinHandle<()>> {
-        thread::Builder::new().name(name).spawn(run)
+        let tasks = self.tasks.clone();
+        thread::Builder::new().name(name).spawn(move || {
+            // For the clock.
+            let _entered = tasks.enter();
+            run();
+        })
     }
 
     /// Work that blocks for a while, awaited by a task.
@@ -52,6 +58,11 @@ impl Runtime {
     ) -> tokio::task::JoinHandle<()> {
         self.tasks.spawn(run)
     }
+}
+
+/// The time by the clock of the stages' timers, which a test may stop and turn on.
+pub fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
 }
 
 /// To read or write so many bytes takes a millisecond or so: what is larger must not stand in the

@@ -9,6 +9,7 @@ use super::key::Key;
 use super::pair::Pair;
 use crate::generation::line::Line;
 use crate::generation::work::{RowFault, Scored, Sink, Work};
+use crate::runtime::now;
 use crate::score::{Priority, Times};
 use smallvec::{SmallVec, smallvec};
 use std::collections::HashMap;
@@ -75,6 +76,8 @@ pub struct Claim {
 pub struct Hold {
     asker: Arc<Asker>,
     seats: Vec<Seat>,
+    // When it left, if it was told.
+    left: Option<Instant>,
     /// The flights that it began, and the documents' indices of their rows; `None` if others had begun all.
     pub own: Option<(Arc<Fleet>, Vec<usize>)>,
     /// Documents that had just landed.
@@ -127,6 +130,7 @@ impl Gate<'_> {
         let mut hold = Hold {
             asker: Arc::clone(asker),
             seats: Vec::with_capacity(misses.len()),
+            left: None,
             own: None,
             n_landed: 0,
         };
@@ -258,9 +262,9 @@ impl Fleet {
     }
 
     /// What nobody waits for any more need not wait in the line.
-    fn forget(&self) {
+    fn forget(&self, now: Instant) {
         if !self.work.is_over() {
-            self.line.forget(&self.work, Instant::now());
+            self.line.forget(&self.work, now);
         }
     }
 
@@ -310,19 +314,27 @@ fn board_key(line: &Arc<Line>, key: Key) -> BoardKey {
 
 // === impl Hold ===
 
+impl Hold {
+    /// Leaves at `now`.
+    pub fn leave(mut self, now: Instant) {
+        self.left = Some(now);
+    }
+}
+
 impl Drop for Hold {
     fn drop(&mut self) {
+        let now = self.left.unwrap_or_else(now);
         let mut last: Option<&Arc<Fleet>> = None;
         for Seat { fleet, row } in &self.seats {
             fleet.leave(*row, &self.asker);
             // Seats of one fleet follow each other, more or less.
             if let Some(left) = last.filter(|last| !Arc::ptr_eq(last, fleet)) {
-                left.forget();
+                left.forget(now);
             }
             last = Some(fleet);
         }
         if let Some(left) = last {
-            left.forget();
+            left.forget(now);
         }
     }
 }

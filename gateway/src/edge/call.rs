@@ -1,5 +1,6 @@
 //! One call as it passes the edge: its name, its start, its size.
 
+use crate::runtime::now;
 use crate::score::{Priority, RequestId, ScoreRequest};
 use axum::http::{Extensions, HeaderMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -37,7 +38,7 @@ impl Call {
             .unwrap_or_else(RequestId::random);
         Self(Arc::new(Facts {
             id,
-            started: Instant::now(),
+            started: now(),
             n_rows: AtomicUsize::new(0),
             reason: OnceLock::new(),
         }))
@@ -58,7 +59,7 @@ impl Call {
 
     /// Since the head of the request was read.
     pub(super) fn elapsed(&self) -> Duration {
-        self.0.started.elapsed()
+        now() - self.0.started
     }
 
     /// When the answer is of no use any more: the server's bound, or the client's if that is

@@ -1,7 +1,7 @@
 //! Ports and connections: HTTP/1 and HTTP/2 on each, bounded and drained.
 
 use super::stream::{Traffic, Watched};
-use crate::runtime::Runtime;
+use crate::runtime::{Runtime, now};
 use axum::Router;
 use axum::http::Request;
 use hyper::body::Incoming;
@@ -245,7 +245,7 @@ impl Connections {
             .unwrap_or_else(PoisonError::into_inner)
             .take();
         if let Some(graceful) = graceful {
-            let deadline = deadline.min(Instant::now() + LINGER);
+            let deadline = deadline.min(now() + LINGER);
             let _ = tokio::time::timeout_at(deadline.into(), graceful.shutdown()).await;
         }
         self.cut.cancel();

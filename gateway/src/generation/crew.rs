@@ -9,7 +9,7 @@ use crate::generation::line::Line;
 use crate::generation::plan::Cut;
 use crate::generation::queue::{Failure, Taken, WorkerId};
 use crate::generation::worker::Worker;
-use crate::runtime::Runtime;
+use crate::runtime::{Runtime, now};
 use crate::score::ScoreError;
 use crate::telemetry::ModelMetrics;
 use backend_api::{Fault, FaultCode, Limits};
@@ -271,7 +271,7 @@ impl Crew {
             let mut threads = members.threads.iter();
             threads.all(|(seat, thread)| thread.is_finished() || seat.is_stuck())
         };
-        while !is_served(&self.members()) && Instant::now() < deadline {
+        while !is_served(&self.members()) && now() < deadline {
             std::thread::sleep(Duration::from_millis(5));
         }
         self.members().bury();
@@ -294,7 +294,7 @@ async fn look(crew: Weak<Crew>, every: Duration) {
     loop {
         ticks.tick().await;
         let Some(crew) = crew.upgrade() else { return };
-        crew.look(Instant::now());
+        crew.look(now());
     }
 }
 

@@ -6,6 +6,7 @@ use crate::generation::queue::{BatchBounds, Failure, Late, Promise, QueueBounds,
 use crate::generation::work::{RowFault, Work};
 use crate::load::{Load, Totals};
 use crate::model::TokenRows;
+use crate::runtime::now;
 use crate::score::{Priority, ScoreError};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -34,6 +35,8 @@ pub struct Ticket {
     work: Arc<Work>,
     // Holds the count of requests in flight.
     permit: Permit,
+    // When it ended, if it was told.
+    ended: Option<Instant>,
 }
 
 // === impl Line ===
@@ -65,28 +68,49 @@ impl Line {
     pub fn next(&self, who: WorkerId, batch: &mut Vec<Taken>) -> Option<Cut> {
         let mut plan = self.plan();
         loop {
-            let now = Instant::now();
-            let next = plan.cut(now, who, batch);
-            let late = plan.take_late();
-            if !late.is_empty() {
-                drop(plan);
-                fail_late(&late);
-                plan = self.plan();
-            }
+            let now = now();
+            let (looked, next) = self.cut(plan, now, who, batch);
             plan = match next {
                 Next::Batch(cut) => return Some(cut),
-                // What came while the lock was away has woken nobody.
-                _ if !late.is_empty() => plan,
                 Next::Hold(until) => {
-                    let waited = self.rows_came.wait_timeout(plan, until - now);
+                    let waited = self.rows_came.wait_timeout(looked, until - now);
                     waited.unwrap_or_else(PoisonError::into_inner).0
                 }
-                Next::Nothing if plan.is_done() => return None,
+                Next::Nothing if looked.is_done() => return None,
                 Next::Nothing => {
-                    let waited = self.rows_came.wait(plan);
+                    let waited = self.rows_came.wait(looked);
                     waited.unwrap_or_else(PoisonError::into_inner)
                 }
             };
+        }
+    }
+
+    /// What worker `who` does at `now`, without waiting for anything; see [`next`](Self::next).
+    pub fn look(&self, now: Instant, who: WorkerId, batch: &mut Vec<Taken>) -> Next {
+        self.cut(self.plan(), now, who, batch).1
+    }
+
+    /// Cuts a batch and tells those whose rows were passed over.
+    fn cut<'a>(
+        &'a self,
+        mut plan: MutexGuard<'a, Plan>,
+        now: Instant,
+        who: WorkerId,
+        batch: &mut Vec<Taken>,
+    ) -> (MutexGuard<'a, Plan>, Next) {
+        loop {
+            let next = plan.cut(now, who, batch);
+            let late = plan.take_late();
+            if late.is_empty() {
+                return (plan, next);
+            }
+            drop(plan);
+            fail_late(&late);
+            plan = self.plan();
+            if let Next::Batch(_) = next {
+                return (plan, next);
+            }
+            // What came while the lock was away has woken nobody.
         }
     }
 
@@ -96,10 +120,10 @@ impl Line {
     }
 
     /// A worker has come back from a batch, of which every row was scored if it `is_whole`.
-    pub fn returned(&self, cut: &Cut, is_whole: bool) {
+    pub fn returned(&self, cut: &Cut, is_whole: bool, clock: impl FnOnce() -> Instant) {
         let mut plan = self.plan();
         // Behind the lock: what passes before it is part of what a batch takes.
-        plan.returned(cut, is_whole, Instant::now());
+        plan.returned(cut, is_whole, clock());
     }
 
     /// A worker does not come back from a batch, and counts as one no more. How many are stuck now.
@@ -216,7 +240,11 @@ impl Permit {
         } else {
             self.line.rows_came.notify_all()
         }
-        Ticket { work, permit: self }
+        Ticket {
+            work,
+            permit: self,
+            ended: None,
+        }
     }
 }
 
@@ -243,12 +271,17 @@ impl Ticket {
     pub async fn over(&self) {
         self.work.over().await;
     }
+
+    /// Gives the place back.
+    pub fn end(mut self, now: Instant) {
+        self.ended = Some(now);
+    }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
         self.work.fail(&ScoreError::Cancelled);
-        let now = Instant::now();
+        let now = self.ended.unwrap_or_else(now);
         self.permit.line.forget(&self.work, now);
         // Whoever goes away before is just impatient.
         let is_late = self.work.deadline() <= now;

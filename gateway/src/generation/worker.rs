@@ -7,10 +7,11 @@ use crate::generation::crew::{Crew, Seat};
 use crate::generation::plan::{Computed, Cut};
 use crate::generation::queue::Taken;
 use crate::generation::work::RowFault;
+use crate::runtime::now;
 use crate::score::ScoreError;
 use backend_api::{Fault, FaultCode, RaggedBatch, RowStatus, Scores};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// One worker thread's own.
 pub(super) struct Worker {
@@ -41,7 +42,7 @@ impl Worker {
             }
             let Returned { is_own, scored } = self.serve(cut, &mut batch);
             if is_own {
-                crew.line.returned(&cut, matches!(scored, Ok(true)));
+                crew.line.returned(&cut, matches!(scored, Ok(true)), now);
             } else if !crew.come_back(self.seat.id) {
                 return;
             }
@@ -62,7 +63,7 @@ impl Worker {
     fn serve(&mut self, cut: Cut, batch: &mut Batch) -> Returned {
         let (crew, seat) = (&self.crew, &self.seat);
         let worker = self.called.worker();
-        let started = Instant::now();
+        let started = now();
         seat.start(cut, &batch.taken, started);
         let mut is_own = None;
         let scored = batch.with(
@@ -73,7 +74,7 @@ impl Worker {
                 let result = worker.score(rows, logits, statuses);
                 let is_own = *is_own.insert(seat.finish());
                 let (phases, scores) = result?;
-                let done = computed(rows, &scores, started.elapsed());
+                let done = computed(rows, &scores, now() - started);
                 // What was given up counts for nothing. Its scores are as good as any.
                 if is_own {
                     let n_tokens = done.size.tokens as usize;
@@ -155,6 +156,7 @@ mod tests {
     use super::*;
     use backend_api::{OpenRequest, RowControl};
     use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Instant;
 
     #[test]
     fn only_scored_rows_count_as_computed() {

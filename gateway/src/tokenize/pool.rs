@@ -2,13 +2,13 @@
 
 use crate::generation::work::{RowFault, Work};
 use crate::model::{Cut, Query, TokenRows, Tokenizer};
-use crate::runtime::Runtime;
+use crate::runtime::{Runtime, now};
 use crate::score::ScoreError;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::oneshot;
 
 /// Documents in a piece: about a millisecond of passages, so that threads share a large request.
@@ -195,7 +195,7 @@ impl Job {
         let failed = |why: String| ScoreError::Internal {
             why: format!("the tokenizer failed: {why}"),
         };
-        let started = Instant::now();
+        let started = now();
         let mut rows = TokenRows::none();
         for index in documents {
             if !self.work.is_wanted(index) {
@@ -214,7 +214,7 @@ impl Job {
                 self.work.fail_row(index, RowFault::Empty);
             }
         }
-        let took = started.elapsed() / self.n_threads;
+        let took = (now() - started) / self.n_threads;
         Ok(Tokenized { rows, took })
     }
 
@@ -276,6 +276,7 @@ mod tests {
     use super::*;
     use crate::generation::work::{Scored, Sink};
     use crate::score::Priority;
+    use std::time::Instant;
 
     #[track_caller]
     fn check(lengths: &[usize], want: &[Range<usize>]) {

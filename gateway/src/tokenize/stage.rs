@@ -5,11 +5,11 @@ use crate::generation::Generation;
 use crate::generation::line::{Permit, Ticket};
 use crate::generation::work::Work;
 use crate::model::Cut;
+use crate::runtime::now;
 use crate::score::ScoreError;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
 use tower::Service;
 
 /// Tokenizes on the pool's threads and hands the rows to their generation.
@@ -62,14 +62,14 @@ async fn push(pool: Arc<Pool>, admitted: Admitted) -> Result<Ticket, ScoreError>
         generation,
         permit,
     } = admitted;
-    let started = Instant::now();
+    let started = now();
     let documents_bytes: usize = documents.iter().map(String::len).sum();
     let (n_documents, query_bytes) = (documents.len(), query.len());
     let tokenizer = Arc::clone(generation.tokenizer());
     let tokenized = pool
         .tokenize(tokenizer, query, documents, Arc::clone(&work))
         .await?;
-    work.note_tokenized(started.elapsed());
+    work.note_tokenized(now() - started);
     let (line, rows) = (generation.line(), &tokenized.rows);
     line.learn_text_time(documents_bytes + query_bytes, tokenized.took);
     // What was cut, or passed over, says nothing about the ratio.
@@ -79,5 +79,5 @@ async fn push(pool: Arc<Pool>, admitted: Admitted) -> Result<Ticket, ScoreError>
         let row_bytes = documents_bytes + n_documents * query_bytes;
         line.learn_text(n_documents, row_bytes, rows.input_ids.len());
     }
-    Ok(permit.push(work, tokenized.rows, Instant::now()))
+    Ok(permit.push(work, tokenized.rows, now()))
 }

@@ -53,8 +53,9 @@ impl Again {
             .iter()
             .filter(|(work, row)| work.is_wanted(*row as usize));
         let mut rows: Vec<_> = wanted.cloned().collect();
-        // Fair queueing mixes requests: bring each one's rows together.
-        rows.sort_by_key(|(work, row)| (Arc::as_ptr(work).addr(), *row));
+        // Fair queueing mixes requests: bring each one's rows together, in the order in which they were cut.
+        let first = |work: &Arc<Work>| batch.iter().position(|(its, _)| Arc::ptr_eq(its, work));
+        rows.sort_by_cached_key(|(work, row)| (first(work), *row));
         let is_together = batch
             .iter()
             .any(|(work, _)| !Arc::ptr_eq(work, &batch[0].0));
