@@ -3,12 +3,13 @@
 pub(crate) mod core;
 mod models;
 mod plugins;
+mod swap;
 
 pub use plugins::plugins;
 
 use crate::cache::Levels;
 use crate::config::{Config, ConfigError};
-use crate::control::Control;
+use crate::control::{Control, SwapError, SwapOrder, SwapStep};
 use crate::edge::{self, Connections, Edge, Exposition, HealthReport, Listener};
 use crate::generation::Slots;
 use crate::host::Host;
@@ -24,7 +25,8 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::watch;
+use swap::Swaps;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tower::util::BoxCloneSyncService;
 
@@ -84,6 +86,7 @@ impl App {
             catalog,
             control: Arc::new(Controls {
                 levels: core.levels.clone(),
+                swaps: core.swaps(),
             }),
             door: door.clone(),
             metrics: Arc::new(Shown(Arc::clone(&core.metrics))),
@@ -296,11 +299,20 @@ async fn clear_with_others(levels: Levels, mut cleared: watch::Receiver<u64>) {
 /// What operators can do.
 struct Controls {
     levels: Levels,
+    swaps: Swaps,
 }
 
 impl Control for Controls {
     fn cache(&self) -> CacheState {
         self.levels.state()
+    }
+
+    fn swap(&self, order: SwapOrder) -> Result<mpsc::Receiver<SwapStep>, SwapError> {
+        self.swaps.start(order)
+    }
+
+    fn rollback(&self, model: &str) -> Result<(), SwapError> {
+        self.swaps.rollback(model)
     }
 
     fn clear_cache(&self) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + '_>> {

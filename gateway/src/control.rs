@@ -1,7 +1,10 @@
 //! What operators do: the trait by which the admin listener acts.
 
 use crate::load::CacheState;
+use crate::score::ScoreError;
 use std::pin::Pin;
+use std::time::Duration;
+use tokio::sync::mpsc;
 
 /// Whoever can do it.
 pub trait Control: Send + Sync + 'static {
@@ -13,4 +16,109 @@ pub trait Control: Send + Sync + 'static {
     /// # Errors
     /// Says what could not be cleared; what could has been.
     fn clear_cache(&self) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + '_>>;
+
+    /// Begins to have a model served by something else. What it reaches comes one after the other; the last
+    /// step says how it ended. Whoever stops listening does not stop it.
+    ///
+    /// # Errors
+    /// [`SwapError`].
+    fn swap(&self, order: SwapOrder) -> Result<mpsc::Receiver<SwapStep>, SwapError>;
+
+    /// Has what served before a swap serve again, as long as that is in its probation.
+    ///
+    /// # Errors
+    /// [`SwapError`].
+    fn rollback(&self, model: &str) -> Result<(), SwapError>;
+}
+
+/// What a model is to be served by from now on. What is not said stays as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SwapOrder {
+    /// The model's name.
+    pub model: String,
+    /// A plugin's name, or a file in a folder of plugins.
+    pub plugin: Option<String>,
+    /// The SHA-256 that the plugin's file must have, in hexadecimal.
+    pub sha256: Option<String>,
+    /// As plugins spell it.
+    pub dtype: Option<String>,
+    /// As plugins spell it.
+    pub device: Option<String>,
+    /// A JSON object of the plugin's own options.
+    pub options: Option<String>,
+    /// Where the model comes from: another revision, another model.
+    pub source: Option<String>,
+    /// Other weights may give other scores.
+    pub expect_change: bool,
+    /// How long what serves then is watched, and what served before is kept.
+    pub probation: Duration,
+}
+
+/// What a swap has reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SwapState {
+    /// The plugin's file is there.
+    Found,
+    /// It is a plugin, and is mapped.
+    Loaded,
+    /// It has opened the model, and computed.
+    Warm,
+    /// Its scores are what they should be.
+    Proven,
+    /// It serves. What served before is kept.
+    Live,
+    /// It has served through its probation; what served before is gone.
+    Confirmed,
+    /// Nothing has changed.
+    Refused,
+    /// What served before serves again.
+    RolledBack,
+}
+
+/// One step of a swap.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SwapStep {
+    /// What is reached.
+    pub state: SwapState,
+    /// What there is to say of it: for a refusal why, and what to do.
+    pub detail: String,
+    /// Since the order.
+    pub after: Duration,
+}
+
+/// Why a swap does not even begin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SwapError {
+    /// No such model, or it does not serve yet.
+    Model(ScoreError),
+    /// Not now: says why.
+    NotNow(String),
+}
+
+// === impl SwapState ===
+
+impl SwapState {
+    /// As operators read it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Found => "found",
+            Self::Loaded => "loaded",
+            Self::Warm => "warm",
+            Self::Proven => "proven",
+            Self::Live => "live",
+            Self::Confirmed => "confirmed",
+            Self::Refused => "refused",
+            Self::RolledBack => "rolled_back",
+        }
+    }
+
+    /// Whether requests are answered by the new generation from here on.
+    pub fn is_served(self) -> bool {
+        matches!(self, Self::Live | Self::Confirmed)
+    }
+
+    /// Whether nothing comes after it.
+    pub fn is_last(self) -> bool {
+        matches!(self, Self::Confirmed | Self::Refused | Self::RolledBack)
+    }
 }

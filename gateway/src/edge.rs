@@ -27,6 +27,7 @@ mod post;
 mod problem;
 mod rerank;
 mod stream;
+mod swap;
 mod tally;
 mod tei;
 mod wire;

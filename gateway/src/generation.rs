@@ -6,10 +6,12 @@ pub mod cost;
 mod crew;
 mod crowd;
 pub mod forecast;
+mod golden;
 pub mod hold;
 mod identity;
 pub mod line;
 pub mod plan;
+pub mod probation;
 pub mod queue;
 mod slots;
 pub mod text;
@@ -18,6 +20,7 @@ mod worker;
 
 pub use backend::Reopen;
 pub use crew::WorkerBounds;
+pub use golden::{Agreement, Golden, Tolerance};
 pub use identity::Identity;
 pub use slots::Slots;
 
@@ -27,7 +30,9 @@ use crate::runtime::{Runtime, now};
 use crate::score::{Activation, ScoreError};
 use crate::telemetry::ModelMetrics;
 use backend::Shared;
-use backend_api::{Description, Fault, OpenBackend, OpenWorker, RaggedBatch, RowControl};
+use backend_api::{
+    Description, Fault, OpenBackend, OpenRequest, OpenWorker, RaggedBatch, RowControl,
+};
 use cost::Size;
 use crew::{Crew, Members};
 use line::Line;
@@ -59,7 +64,11 @@ pub struct Facts {
     pub activation: Activation,
     /// The plugin's name and version.
     pub plugin: (String, String),
-    /// What the plugin opened.
+    /// The SHA-256 of the plugin's file.
+    pub image: String,
+    /// What the plugin was asked to open.
+    pub request: OpenRequest,
+    /// What it opened.
     pub description: Description,
 }
 
@@ -269,6 +278,7 @@ impl Generation {
             info,
             description,
             plugin,
+            image,
             ..
         } = &self.parts;
         let load = self.line.load();
@@ -282,6 +292,7 @@ impl Generation {
             num_parameters: Some(info.num_parameters),
             row_tokens_max: self.tokenizer.row_tokens_max(),
             plugin: plugin.clone(),
+            image: image.clone(),
             device: description.device.clone(),
             dtype: description.dtype.clone(),
             kernel: description.kernel.clone(),
@@ -294,6 +305,7 @@ impl Generation {
             },
             load,
             totals: self.line.totals(),
+            last_swap: None,
         }
     }
 

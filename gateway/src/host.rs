@@ -5,10 +5,10 @@ mod store;
 
 pub use store::ImageBounds;
 
-use backend_api::{Fault, FaultCode, OpenBackend, OpenRequest, PluginLibrary};
+use backend_api::{Fault, FaultCode, OpenBackend, OpenRequest, PluginCard, PluginLibrary};
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use store::Store;
 
 /// Devices in the order in which `auto` prefers them.
@@ -16,7 +16,8 @@ const DEVICES: [&str; 3] = ["cuda", "metal", "cpu"];
 
 /// The plugins that were found.
 pub struct Host {
-    files: Vec<PluginFile>,
+    // By path; one for each.
+    files: Mutex<Vec<PluginFile>>,
     dirs: Vec<PathBuf>,
     store: Store,
 }
@@ -53,10 +54,18 @@ pub enum Listing {
 pub struct Opened {
     /// The plugin.
     pub library: Arc<PluginLibrary>,
+    /// The SHA-256 of its file.
+    pub sha256: String,
     /// What it opened.
     pub backend: OpenBackend,
     /// How to open the same again.
     pub request: OpenRequest,
+}
+
+/// A plugin that may open the model.
+struct Candidate {
+    library: Arc<PluginLibrary>,
+    sha256: String,
 }
 
 // === impl Host ===
@@ -74,20 +83,69 @@ impl Host {
         bounds: ImageBounds,
     ) -> Result<Self, String> {
         let store = Store::new(images_dir, bounds)?;
-        let paths = dirs.iter().flat_map(|dir| image::find_in(dir, listing));
-        let files = paths.map(|path| {
-            let (sha256, found) = store.load(&path);
-            PluginFile {
-                path,
-                sha256,
-                found,
-            }
-        });
-        Ok(Self {
-            files: files.collect(),
+        let host = Self {
+            files: Mutex::default(),
             dirs: dirs.to_vec(),
             store,
-        })
+        };
+        for path in dirs.iter().flat_map(|dir| image::find_in(dir, listing)) {
+            host.load(&path);
+        }
+        Ok(host)
+    }
+
+    /// Looks at a file as it is now.
+    pub fn load(&self, path: &Path) -> PluginFile {
+        let (sha256, found) = self.store.load(path);
+        let file = PluginFile {
+            path: path.to_owned(),
+            sha256,
+            found,
+        };
+        let mut files = self.known();
+        files.retain(|known| known.path != path);
+        files.push(file.clone());
+        files.sort_by(|a, b| a.path.cmp(&b.path));
+        file
+    }
+
+    /// The file that operators mean by `name`: a plugin's name, a file's, or a path; inside the folders of
+    /// plugins in any case, because a plugin is code.
+    ///
+    /// # Errors
+    /// That there is none, or that it lies elsewhere.
+    pub fn find(&self, name: &str) -> Result<PathBuf, String> {
+        let is_inside = |path: &Path| {
+            let path = path.canonicalize().ok()?;
+            let mut dirs = self.dirs.iter().filter_map(|dir| dir.canonicalize().ok());
+            (path.is_file() && dirs.any(|dir| path.starts_with(dir))).then_some(())
+        };
+        if name.contains('/') {
+            let path = PathBuf::from(name);
+            return match is_inside(&path) {
+                Some(()) => Ok(path),
+                None => Err(self.no_plugin(&format!("{name} is no file in a folder of plugins"))),
+            };
+        }
+        let is_named = |file: &PluginFile| {
+            let plugin = file.found.as_ref();
+            plugin.is_ok_and(|plugin| plugin.card().name == name)
+        };
+        let known = self.known().iter().find(|file| is_named(file)).cloned();
+        let in_dirs = self.dirs.iter().map(|dir| dir.join(name));
+        let mut paths = known.map(|file| file.path).into_iter().chain(in_dirs);
+        paths
+            .find(|path| is_inside(path).is_some())
+            .ok_or_else(|| self.no_plugin(&format!("there is no plugin {name:?}")))
+    }
+
+    /// The plugin of a file of this content.
+    pub fn by_hash(&self, hash: &str) -> Option<Arc<PluginLibrary>> {
+        let files = self.known();
+        let file = files
+            .iter()
+            .find(|file| file.sha256.as_deref() == Some(hash));
+        file.and_then(|file| file.found.clone().ok())
     }
 
     /// Images that this process has mapped: none ever goes.
@@ -96,8 +154,8 @@ impl Host {
     }
 
     /// Every file that was looked at.
-    pub fn files(&self) -> &[PluginFile] {
-        &self.files
+    pub fn files(&self) -> Vec<PluginFile> {
+        self.known().clone()
     }
 
     /// The folders that were looked in.
@@ -106,15 +164,22 @@ impl Host {
     }
 
     /// The plugins of this name; with none, all.
-    pub fn named<'a>(
-        &'a self,
-        backend: Option<&'a str>,
-    ) -> impl Iterator<Item = &'a Arc<PluginLibrary>> {
-        let plugins = self
-            .files
-            .iter()
-            .filter_map(|file| file.found.as_ref().ok());
-        plugins.filter(move |plugin| backend.is_none_or(|backend| plugin.card().name == backend))
+    pub fn named(&self, backend: Option<&str>) -> Vec<Arc<PluginLibrary>> {
+        let candidates = self.candidates(|card| backend.is_none_or(|backend| card.name == backend));
+        candidates.into_iter().map(|found| found.library).collect()
+    }
+
+    fn candidates(&self, is_one: impl Fn(&PluginCard) -> bool) -> Vec<Candidate> {
+        let files = self.known();
+        let plugins = files.iter().filter_map(|file| {
+            Some(Candidate {
+                library: Arc::clone(file.found.as_ref().ok()?),
+                sha256: file.sha256.clone()?,
+            })
+        });
+        plugins
+            .filter(|found| is_one(found.library.card()))
+            .collect()
     }
 
     /// Opens a model with the plugin named `backend`, or without a name by the first one that says it
@@ -129,21 +194,15 @@ impl Host {
         request: &OpenRequest,
     ) -> Result<Opened, NoBackend> {
         let candidates = self
-            .candidates(backend, architecture)
+            .choose(backend, architecture)
             .map_err(|why| NoBackend {
                 why: vec![why],
                 is_by_options: false,
             })?;
         let (mut why, mut is_by_options) = (Vec::new(), false);
-        for library in candidates {
-            match library.open(request) {
-                Ok(backend) => {
-                    return Ok(Opened {
-                        library,
-                        backend,
-                        request: request.clone(),
-                    });
-                }
+        for Candidate { library, sha256 } in candidates {
+            match Opened::by(&library, &sha256, request) {
+                Ok(opened) => return Ok(opened),
                 Err(fault) => {
                     why.push(format!("{}: {fault}", library.card().name));
                     is_by_options |= fault.code == FaultCode::BadRequest;
@@ -160,27 +219,21 @@ impl Host {
         Err(NoBackend { why, is_by_options })
     }
 
-    fn candidates(
-        &self,
-        backend: Option<&str>,
-        architecture: &str,
-    ) -> Result<Vec<Arc<PluginLibrary>>, String> {
-        let plugins = self.named(backend);
+    fn choose(&self, backend: Option<&str>, architecture: &str) -> Result<Vec<Candidate>, String> {
         if let Some(backend) = backend {
-            let named: Vec<_> = plugins.cloned().collect();
+            let named = self.candidates(|card| card.name == backend);
             return if named.is_empty() {
                 Err(self.no_plugin(&format!("there is no plugin {backend:?}")))
             } else {
                 Ok(named)
             };
         }
-        let serves = |plugin: &&Arc<PluginLibrary>| {
-            let served = &plugin.card().architectures;
+        let mut serving = self.candidates(|card| {
+            let served = &card.architectures;
             served.iter().any(|name| name == architecture)
-        };
-        let mut serving: Vec<_> = plugins.filter(serves).cloned().collect();
-        serving.sort_by_key(|plugin| {
-            let card = plugin.card();
+        });
+        serving.sort_by_key(|found| {
+            let card = found.library.card();
             let preference = |device: &String| {
                 DEVICES
                     .iter()
@@ -198,7 +251,7 @@ impl Host {
     /// `what` is missing, what was found instead, and what to do.
     pub fn no_plugin(&self, what: &str) -> String {
         let names: Vec<_> = self
-            .files
+            .known()
             .iter()
             .map(|file| match &file.found {
                 Ok(plugin) => plugin.card().name.clone(),
@@ -222,7 +275,31 @@ impl Host {
     }
 }
 
+impl Host {
+    fn known(&self) -> MutexGuard<'_, Vec<PluginFile>> {
+        // Nothing in here can panic half-way; a poisoned lock is still sound.
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Opened {
+    /// Opens a model by the plugin of a file with this SHA-256.
+    ///
+    /// # Errors
+    /// The plugin's own.
+    pub fn by(
+        library: &Arc<PluginLibrary>,
+        sha256: &str,
+        request: &OpenRequest,
+    ) -> Result<Self, Fault> {
+        Ok(Self {
+            backend: library.open(request)?,
+            library: Arc::clone(library),
+            sha256: sha256.to_owned(),
+            request: request.clone(),
+        })
+    }
+
     /// A function that opens the same model by the same plugin again.
     pub fn reopen(&self) -> impl Fn() -> Result<OpenBackend, Fault> + Send + Sync + use<> {
         let (library, request) = (Arc::clone(&self.library), self.request.clone());

@@ -1,6 +1,7 @@
 //! What serves and how busy it is: read-only snapshots, for health, admission and metrics.
 
 use crate::score::Activation;
+use std::ops::AddAssign;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,6 +35,8 @@ pub struct ModelState {
     pub row_tokens_max: usize,
     /// The plugin's name and version.
     pub plugin: (String, String),
+    /// The SHA-256 of the plugin's file.
+    pub image: String,
     /// The device in use.
     pub device: String,
     /// The arithmetic in use.
@@ -48,8 +51,19 @@ pub struct ModelState {
     pub state: &'static str,
     /// How busy it is.
     pub load: Load,
-    /// What it has done since the start.
+    /// What it and those before it have done since the start.
     pub totals: Totals,
+    /// What the last swap of it has reached; `None` if there was none.
+    pub last_swap: Option<LastSwap>,
+}
+
+/// What a swap has reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LastSwap {
+    /// `found`, `loaded`, `warm`, `proven`, `live`, `confirmed`, `refused`, `rolled_back`.
+    pub state: &'static str,
+    /// What there is to say of it: for a refusal why.
+    pub detail: String,
 }
 
 /// How busy a generation is.
@@ -116,6 +130,8 @@ pub struct Totals {
     pub retried: u64,
     /// Workers that did not come back from a batch in time.
     pub stuck: u64,
+    /// Batches that the backend failed.
+    pub faults: u64,
     /// Rows that were not given to the backend.
     pub dropped: Dropped,
 }
@@ -155,4 +171,67 @@ pub struct CacheState {
     pub bytes: u64,
     /// Pairs that are being computed and can be waited for.
     pub flights: usize,
+}
+
+// === impl Totals ===
+
+impl Totals {
+    /// What was done after `before`.
+    #[must_use]
+    pub fn since(&self, before: &Self) -> Self {
+        Self {
+            requests: self.requests - before.requests,
+            late: self.late - before.late,
+            batches: self.batches - before.batches,
+            rows: self.rows - before.rows,
+            tokens: self.tokens - before.tokens,
+            rectangle_tokens: self.rectangle_tokens - before.rectangle_tokens,
+            inference: self.inference.saturating_sub(before.inference),
+            unwanted: self.unwanted - before.unwanted,
+            skipped: self.skipped - before.skipped,
+            retried: self.retried - before.retried,
+            stuck: self.stuck - before.stuck,
+            faults: self.faults - before.faults,
+            dropped: Dropped {
+                cancelled: self.dropped.cancelled - before.dropped.cancelled,
+                expired: self.dropped.expired - before.dropped.expired,
+                hopeless: self.dropped.hopeless - before.dropped.hopeless,
+            },
+        }
+    }
+}
+
+impl AddAssign for Totals {
+    fn add_assign(&mut self, other: Self) {
+        let Self {
+            requests,
+            late,
+            batches,
+            rows,
+            tokens,
+            rectangle_tokens,
+            inference,
+            unwanted,
+            skipped,
+            retried,
+            stuck,
+            faults,
+            dropped,
+        } = other;
+        self.requests += requests;
+        self.late += late;
+        self.batches += batches;
+        self.rows += rows;
+        self.tokens += tokens;
+        self.rectangle_tokens += rectangle_tokens;
+        self.inference += inference;
+        self.unwanted += unwanted;
+        self.skipped += skipped;
+        self.retried += retried;
+        self.stuck += stuck;
+        self.faults += faults;
+        self.dropped.cancelled += dropped.cancelled;
+        self.dropped.expired += dropped.expired;
+        self.dropped.hopeless += dropped.hopeless;
+    }
 }

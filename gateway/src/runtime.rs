@@ -51,6 +51,11 @@ impl Runtime {
         self.tasks.spawn_blocking(run)
     }
 
+    /// Waits for a future on a thread that may block.
+    pub fn wait<T>(&self, future: impl Future<Output = T>) -> T {
+        self.tasks.block_on(future)
+    }
+
     /// A task.
     pub fn task(
         &self,

@@ -3,6 +3,7 @@
 
 use super::models::Loader;
 use super::plugins::{check_backend, check_plugin_dirs, scan};
+use super::swap::Swaps;
 use super::{StartError, bounds, sources};
 use crate::admit::Admit;
 use crate::cache::{Board, Cache, Levels, Store};
@@ -40,7 +41,7 @@ pub(crate) struct Core {
     pub(crate) shared: Option<Shared>,
     /// How many threads there are for what; none is 0.
     pub(crate) threads: Threads,
-    loader: Loader,
+    loader: Arc<Loader>,
     sources: Vec<Source>,
 }
 
@@ -91,14 +92,14 @@ impl Core {
                 runtime.clone(),
             ),
         );
-        let loader = Loader {
+        let loader = Arc::new(Loader {
             config: config.clone(),
             host: Arc::clone(&host),
             hub,
             runtime: runtime.clone(),
             metrics: Arc::clone(&metrics),
             threads,
-        };
+        });
         Ok(Self {
             intake,
             pool,
@@ -112,6 +113,15 @@ impl Core {
             loader,
             sources,
         })
+    }
+
+    /// What replaces models while they serve.
+    pub(super) fn swaps(&self) -> Swaps {
+        Swaps::new(
+            Arc::clone(&self.loader),
+            Arc::clone(&self.slots),
+            self.runtime.clone(),
+        )
     }
 
     /// Loads every model on a thread of its own, and publishes each as soon as it is warm.

@@ -5,14 +5,42 @@ use crate::config::{Config, Threads};
 use crate::generation::hold::HoldBounds;
 use crate::generation::queue::{BatchBounds, QueueBounds};
 use crate::generation::{Facts, Generation, Slots, Start, WorkerBounds};
-use crate::host::Host;
+use crate::host::{Host, Opened};
 use crate::model::{self, ModelInfo, Source, Tokenizer, hub, progress};
 use crate::runtime::Runtime;
 use crate::score::Activation;
 use crate::telemetry::Metrics;
-use backend_api::OpenRequest;
+use backend_api::{OpenRequest, PluginLibrary};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+/// What a generation is made of.
+pub(super) struct Recipe {
+    /// What requests name.
+    pub(super) name: String,
+    /// Where the model comes from, as the user wrote it.
+    pub(super) written: String,
+    /// The same, understood.
+    pub(super) source: Source,
+    /// Who opens it.
+    pub(super) plugin: By,
+    /// As plugins spell it.
+    pub(super) dtype: String,
+    /// As plugins spell it.
+    pub(super) device: String,
+    /// A JSON object of the plugin's own options.
+    pub(super) options: String,
+    /// Counts up with every swap, from 1.
+    pub(super) number: u64,
+}
+
+/// Who opens a model.
+pub(super) enum By {
+    /// The plugin of this name; without one, the first that serves the model.
+    Name(Option<String>),
+    /// The plugin of the file with this SHA-256.
+    Library(Arc<PluginLibrary>, String),
+}
 
 /// Loads models. Blocks: it runs on a thread of its own.
 pub(super) struct Loader {
@@ -29,14 +57,23 @@ impl Loader {
     pub(super) fn load_all(&self, sources: Vec<Source>, slots: &Slots) -> Result<(), StartError> {
         for (named, source) in self.config.models().sources.iter().zip(sources) {
             let started = Instant::now();
-            let generation = self
-                .load(&named.name, &named.source, &source)
-                .map_err(|error| match error {
-                    StartError::Other(why) => {
-                        StartError::Other(format!("the model {} does not load: {why}", named.name))
-                    }
-                    wrong_value => wrong_value,
-                })?;
+            let settings = self.config.models();
+            let recipe = Recipe {
+                name: named.name.clone(),
+                written: named.source.clone(),
+                source,
+                plugin: By::Name(settings.backend.clone()),
+                dtype: settings.dtype.clone(),
+                device: settings.device.clone(),
+                options: settings.options.clone(),
+                number: slots.next_number(&named.name),
+            };
+            let generation = self.load(recipe).map_err(|error| match error {
+                StartError::Other(why) => {
+                    StartError::Other(format!("the model {} does not load: {why}", named.name))
+                }
+                wrong_value => wrong_value,
+            })?;
             let state = generation.state();
             tracing::info!(
                 model = %state.name, source = %state.source, architecture = %state.architecture,
@@ -49,15 +86,14 @@ impl Loader {
         Ok(())
     }
 
-    fn load(
-        &self,
-        name: &str,
-        written: &str,
-        source: &Source,
-    ) -> Result<Arc<Generation>, StartError> {
-        let settings = self.config.models();
-        let folder =
-            model::fetch(source, &self.hub, &*progress::for_stderr()).map_err(StartError::other)?;
+    /// Fetches, reads and opens a model, and warms it up.
+    ///
+    /// # Errors
+    /// Which step failed, and what to do.
+    pub(super) fn load(&self, recipe: Recipe) -> Result<Arc<Generation>, StartError> {
+        let name = recipe.name.as_str();
+        let folder = model::fetch(&recipe.source, &self.hub, &*progress::for_stderr())
+            .map_err(StartError::other)?;
         let info = ModelInfo::read(&folder).map_err(StartError::other)?;
         for warning in &info.warnings {
             tracing::warn!(model = name, "{warning}");
@@ -65,14 +101,8 @@ impl Loader {
         let activation = self.activation(name, &info)?;
         let row_tokens_max = self.row_tokens_max(name, &info)?;
         let tokenizer = self.tokenizer(name, &info, row_tokens_max)?;
-        let request = self.open_request(&info, row_tokens_max);
-        let opened = self
-            .host
-            .open(settings.backend.as_deref(), &info.architecture, &request)
-            .map_err(|error| match error.is_by_options {
-                true => StartError::Config(self.config.refuse("model.options", error)),
-                false => StartError::other(error),
-            })?;
+        let request = self.open_request(&info, row_tokens_max, &recipe);
+        let opened = self.open(&recipe.plugin, &info, &request)?;
         let description = opened.backend.description().clone();
         if description.n_labels as usize != info.labels.len() {
             return Err(StartError::other(format!(
@@ -96,10 +126,12 @@ impl Loader {
         let card = opened.library.card();
         let facts = Facts {
             name: name.into(),
-            source: written.to_owned(),
-            number: 1,
+            source: recipe.written.clone(),
+            number: recipe.number,
             activation,
             plugin: (card.name.clone(), card.version.clone()),
+            image: opened.sha256.clone(),
+            request,
             description,
             info,
         };
@@ -116,6 +148,20 @@ impl Loader {
             metrics: self.metrics.for_model(name),
         };
         Generation::start(start, &self.runtime).map_err(StartError::other)
+    }
+
+    fn open(&self, by: &By, info: &ModelInfo, request: &OpenRequest) -> Result<Opened, StartError> {
+        match by {
+            By::Name(name) => self
+                .host
+                .open(name.as_deref(), &info.architecture, request)
+                .map_err(|error| match error.is_by_options {
+                    true => StartError::Config(self.config.refuse("model.options", error)),
+                    false => StartError::other(error),
+                }),
+            By::Library(library, sha256) => Opened::by(library, sha256, request)
+                .map_err(|fault| StartError::Other(format!("{}: {fault}", library.card().name))),
+        }
     }
 
     /// What makes scores of logits: the model's own unless configured.
@@ -193,19 +239,24 @@ impl Loader {
         Ok(asked.unwrap_or(batch).min(reads))
     }
 
-    fn open_request(&self, info: &ModelInfo, row_tokens_max: usize) -> OpenRequest {
-        let (settings, batch) = (self.config.models(), self.config.batch());
+    fn open_request(
+        &self,
+        info: &ModelInfo,
+        row_tokens_max: usize,
+        recipe: &Recipe,
+    ) -> OpenRequest {
+        let batch = self.config.batch();
         OpenRequest {
             model_dir: info.path.clone(),
-            device: settings.device.clone(),
-            dtype: settings.dtype.clone(),
+            device: recipe.device.clone(),
+            dtype: recipe.dtype.clone(),
             cpus: Vec::new(),
             n_threads: 1,
             n_workers: count(self.threads.workers),
             rows_max: count(batch.rows_max),
             tokens_max: count(batch.tokens_max),
             row_tokens_max: count(row_tokens_max),
-            options: settings.options.clone(),
+            options: recipe.options.clone(),
         }
     }
 

@@ -18,7 +18,7 @@ pub fn plugins(
 ) -> Result<(Vec<PathBuf>, Vec<PluginFile>), StartError> {
     check_plugin_dirs(config).map_err(StartError::Config)?;
     let host = scan(config, hub)?;
-    Ok((host.dirs().to_vec(), host.files().to_vec()))
+    Ok((host.dirs().to_vec(), host.files()))
 }
 
 /// A folder that is not there holds no plugin, and would be missed where one is searched for.
@@ -73,7 +73,8 @@ pub(super) fn check_backend(config: &Config, host: &Host) -> Result<(), StartErr
         Err(StartError::Config(config.refuse(key, why)))
     });
     let backend = models.backend.as_deref();
-    let named: Vec<_> = host.named(backend).map(|plugin| plugin.card()).collect();
+    let plugins = host.named(backend);
+    let named: Vec<_> = plugins.iter().map(|plugin| plugin.card()).collect();
     if let (Some(backend), []) = (backend, &named[..]) {
         let what = format!("there is no plugin {backend:?}");
         return refuse("model.backend", host.no_plugin(&what));

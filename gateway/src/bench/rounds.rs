@@ -7,7 +7,7 @@ use crate::generation::Generation;
 use crate::generation::plan::Ask;
 use crate::generation::work::{Sink, Work};
 use crate::intake::Intake;
-use crate::load::{Dropped, Totals};
+use crate::load::Totals;
 use crate::model::TokenRows;
 use crate::runtime::Runtime;
 use crate::score::{Priority, RequestId, ScoreError, ScoreRequest, Times};
@@ -109,7 +109,7 @@ impl Driver {
         Ok(Round {
             took,
             answers: answers.collect::<Result<_, String>>()?,
-            done: since(&before, &self.generation.line().totals()),
+            done: self.generation.line().totals().since(&before),
         })
     }
 
@@ -223,27 +223,6 @@ pub(super) fn unheard(n_rows: usize) -> Arc<Work> {
         now,
         Weak::<Asker>::new(),
     )
-}
-
-fn since(before: &Totals, after: &Totals) -> Totals {
-    Totals {
-        requests: after.requests - before.requests,
-        late: after.late - before.late,
-        batches: after.batches - before.batches,
-        rows: after.rows - before.rows,
-        tokens: after.tokens - before.tokens,
-        rectangle_tokens: after.rectangle_tokens - before.rectangle_tokens,
-        inference: after.inference.saturating_sub(before.inference),
-        unwanted: after.unwanted - before.unwanted,
-        skipped: after.skipped - before.skipped,
-        retried: after.retried - before.retried,
-        stuck: after.stuck - before.stuck,
-        dropped: Dropped {
-            cancelled: after.dropped.cancelled - before.dropped.cancelled,
-            expired: after.dropped.expired - before.dropped.expired,
-            hopeless: after.dropped.hopeless - before.dropped.hopeless,
-        },
-    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

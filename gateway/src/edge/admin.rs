@@ -6,12 +6,13 @@ use super::http::{no_route, panicked, wrong_method};
 use super::layers::{Protocol, Watch, watch};
 use super::problem::Problem;
 use super::wire::Refusal;
-use super::{health, models};
+use super::{health, models, swap};
 use axum::Router;
-use axum::extract::{Request, State};
-use axum::http::StatusCode;
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, Path, Request, State};
 use axum::http::header::{HOST, ORIGIN};
 use axum::http::uri::Authority;
+use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::Response;
 use axum::routing::{get, post};
@@ -20,9 +21,20 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use tower_http::catch_panic::CatchPanicLayer;
 
-const ROUTES: [&str; 4] = ["/plugins", "/models", "/health", CLEAR];
+const ROUTES: [&str; 8] = [
+    "/plugins",
+    "/models",
+    "/health",
+    CLEAR,
+    "/models/{model}/swap",
+    "/models/{owner}/{model}/swap",
+    "/models/{model}/rollback",
+    "/models/{owner}/{model}/rollback",
+];
 /// Forgets all kept scores.
 const CLEAR: &str = "/cache/clear";
+/// An order is a few names and options.
+const ORDER_BYTES_MAX: usize = 64 << 10;
 
 /// One library file that the gateway looked at.
 #[derive(Clone, Debug, Serialize)]
@@ -61,9 +73,17 @@ pub fn admin(edge: Edge, plugins: impl Fn() -> Vec<PluginRow> + Send + Sync + 's
         .route("/models", get(list_models))
         .route("/health", get(show_health))
         .route(CLEAR, post(clear_cache))
+        .route("/models/{model}/swap", post(swap_model))
+        .route("/models/{owner}/{model}/swap", post(swap_model_of_owner))
+        .route("/models/{model}/rollback", post(roll_back))
+        .route("/models/{owner}/{model}/rollback", post(roll_back_of_owner))
+        .layer(DefaultBodyLimit::max(ORDER_BYTES_MAX))
         .fallback(async |request: Request| no_route(&request, &ROUTES))
         .method_not_allowed_fallback(async |request: Request| {
-            let allowed = if request.uri().path() == CLEAR {
+            let is_deed = |path: &str| {
+                path == CLEAR || path.ends_with("/swap") || path.ends_with("/rollback")
+            };
+            let allowed = if is_deed(request.uri().path()) {
                 "POST"
             } else {
                 "GET"
@@ -89,6 +109,40 @@ async fn list_models(State(admin): State<Arc<Admin>>) -> Response {
 
 async fn show_health(State(admin): State<Arc<Admin>>) -> Response {
     health::view(&admin.edge)
+}
+
+async fn swap_model(
+    State(admin): State<Arc<Admin>>,
+    Path(model): Path<String>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Response, Problem> {
+    swap::swap(&admin.edge, model, &headers, &body).await
+}
+
+/// The same for a name such as the hub has: `owner/name`.
+async fn swap_model_of_owner(
+    State(admin): State<Arc<Admin>>,
+    Path((owner, model)): Path<(String, String)>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Response, Problem> {
+    swap::swap(&admin.edge, format!("{owner}/{model}"), &headers, &body).await
+}
+
+async fn roll_back(
+    State(admin): State<Arc<Admin>>,
+    Path(model): Path<String>,
+) -> Result<Response, Problem> {
+    swap::rollback(&admin.edge, &model)
+}
+
+/// The same for a name such as the hub has: `owner/name`.
+async fn roll_back_of_owner(
+    State(admin): State<Arc<Admin>>,
+    Path((owner, model)): Path<(String, String)>,
+) -> Result<Response, Problem> {
+    swap::rollback(&admin.edge, &format!("{owner}/{model}"))
 }
 
 /// What came of clearing the cache.

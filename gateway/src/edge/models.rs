@@ -30,6 +30,8 @@ pub(super) struct Model {
     backend: String,
     #[schema(example = "0.1.0")]
     plugin_version: String,
+    /// The SHA-256 of the plugin's file.
+    plugin_sha256: String,
     /// The kernel in use.
     kernel: String,
     /// Tokens that a query and a document may have together, special tokens included.
@@ -52,7 +54,19 @@ pub(super) struct Model {
     /// `live`, `draining`, `failed`.
     #[schema(example = "live")]
     state: &'static str,
+    /// What its last swap has reached; null if there was none.
+    last_swap: Option<LastSwap>,
     load: Load,
+}
+
+/// What a swap has reached.
+#[derive(Serialize, ToSchema)]
+pub(super) struct LastSwap {
+    /// `found`, `loaded`, `warm`, `proven`, `live`, `confirmed`, `refused`, `rolled_back`.
+    #[schema(example = "confirmed")]
+    state: &'static str,
+    /// What there is to say of it: for a refusal why.
+    detail: String,
 }
 
 /// How busy a model is at this moment.
@@ -180,6 +194,7 @@ impl From<ModelState> for Model {
             dtype: state.dtype,
             backend,
             plugin_version,
+            plugin_sha256: state.image,
             kernel: state.kernel,
             max_length: state.row_tokens_max,
             labels: state.labels,
@@ -190,6 +205,10 @@ impl From<ModelState> for Model {
             numerics_id: state.numerics_id,
             generation: state.generation,
             state: state.state,
+            last_swap: state.last_swap.map(|swap| LastSwap {
+                state: swap.state,
+                detail: swap.detail,
+            }),
             load: Load {
                 requests_in_flight: load.requests_in_flight,
                 queue_rows: load.queue_rows,

@@ -46,6 +46,8 @@ pub(super) enum Refusal {
     BodyBroken { why: String },
     /// The admin listener was called by a name that is not this machine's.
     ForeignHost { found: String },
+    /// A model is served as it was.
+    NotSwapped { why: String },
 }
 
 /// One line of the table.
@@ -108,6 +110,7 @@ pub(super) fn wire(refusal: &Refusal) -> Wire {
         Refusal::BodyTooLarge { .. } => line(413, 413, Code::InvalidArgument,    REQUEST,   "body_too_large",     "Validation"),
         Refusal::BodyLate { .. }     => line(408, 408, Code::DeadlineExceeded,   TIMEOUT,   "body_late",          "Validation"),
         Refusal::BodyBroken { .. }   => line(400, 400, Code::InvalidArgument,    REQUEST,   "body_broken",        "Validation"),
+        Refusal::NotSwapped { .. }   => line(409, 409, Code::FailedPrecondition, REQUEST,   "not_swapped",        "Validation"),
         Refusal::ForeignHost { .. }  => line(403, 403, Code::PermissionDenied,   REQUEST,   "foreign_host",       "Validation"),
     }
 }
@@ -270,6 +273,7 @@ impl fmt::Display for Refusal {
                 after.as_secs_f64()
             ),
             Self::BodyBroken { why } => write!(f, "the body broke off: {why}; send it again"),
+            Self::NotSwapped { why } => write!(f, "nothing has changed: {why}"),
             Self::ForeignHost { found } => write!(
                 f,
                 "the Host is {found}; call the admin listener as localhost or by its IP address"

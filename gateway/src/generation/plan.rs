@@ -276,6 +276,7 @@ impl Plan {
 
     /// A batch has failed: the rows are tried again, but for those that are given back.
     pub fn put_back(&mut self, batch: &[Taken], failure: &Failure) -> Vec<Taken> {
+        self.totals.faults += 1;
         let n_before = self.queue.again().rows;
         let given_up = self.queue.put_back(batch, failure);
         self.totals.retried += (self.queue.again().rows - n_before) as u64;

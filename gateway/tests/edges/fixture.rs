@@ -3,7 +3,7 @@
 use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, Request};
-use gateway::control::Control;
+use gateway::control::{Control, SwapError, SwapOrder, SwapStep};
 use gateway::edge::{Core, Edge, Exposition, PluginRow, Settings};
 use gateway::intake::{Bounds, Door};
 use gateway::load::{CacheState, Catalog, Load, ModelState, Totals};
@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Once};
 use std::time::{Duration, Instant};
 use tokio::sync::Barrier;
+use tokio::sync::mpsc;
 use tower::ServiceExt as _;
 use tower::util::BoxCloneSyncService;
 
@@ -258,6 +259,17 @@ impl Default for FakeControl {
 }
 
 impl Control for FakeControl {
+    fn swap(&self, order: SwapOrder) -> Result<mpsc::Receiver<SwapStep>, SwapError> {
+        Err(SwapError::NotNow(format!(
+            "{} is not swapped here",
+            order.model
+        )))
+    }
+
+    fn rollback(&self, model: &str) -> Result<(), SwapError> {
+        Err(SwapError::NotNow(format!("{model} is not swapped here")))
+    }
+
     fn cache(&self) -> CacheState {
         CacheState {
             is_enabled: true,
@@ -301,6 +313,8 @@ fn model(name: &str, labels: &[&str], activation: Activation) -> ModelState {
         num_parameters: Some(22_713_601),
         row_tokens_max: 512,
         plugin: ("fake".to_owned(), "0.1.0".to_owned()),
+        image: "0".repeat(64),
+        last_swap: None,
         device: "cpu".to_owned(),
         dtype: "f32".to_owned(),
         kernel: "scalar".to_owned(),

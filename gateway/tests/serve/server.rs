@@ -156,6 +156,21 @@ impl Server {
         ask(self.admin, "POST", path, Some(&Value::Null), PATIENCE)
     }
 
+    /// The same with a body.
+    pub(crate) fn order(&self, path: &str, body: &Value) -> Answer {
+        ask(self.admin, "POST", path, Some(body), PATIENCE)
+    }
+
+    /// The same, answered by a stream of events, to its end.
+    pub(crate) fn order_stream(&self, path: &str, body: &Value) -> String {
+        let response = agent(PATIENCE)
+            .post(format!("http://{}{path}", self.admin))
+            .content_type("application/json")
+            .header("accept", "text/event-stream")
+            .send(body.to_string());
+        answer(response.unwrap_or_else(|error| panic!("{error}"))).text
+    }
+
     /// Asks the operators' listener.
     pub(crate) fn admin(&self, path: &str) -> Answer {
         ask(self.admin, "GET", path, None, PATIENCE)

@@ -151,7 +151,7 @@ impl FakeWorker {
         let logit = if has(options.nan_on) {
             f32::NAN
         } else {
-            overlap(row) + options.bias
+            overlap(row) + options.bias + options.skew
         };
         let logits: Vec<f32> = (0..options.labels)
             .map(|label| logit + label as f32)

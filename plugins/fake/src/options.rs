@@ -18,6 +18,8 @@ pub(crate) struct Options {
     pub(crate) row_tokens_max: Option<u32>,
     /// Added to every logit: another value is another numerics id.
     pub(crate) bias: f32,
+    /// Added to every logit, and no part of the numerics id: a backend that computes wrongly.
+    pub(crate) skew: f32,
     /// Microseconds that each row takes.
     pub(crate) row_us: u64,
     /// While this file exists, every row waits.
@@ -61,6 +63,7 @@ impl Default for Options {
             vocab_size: 1 << 20,
             row_tokens_max: None,
             bias: 0.0,
+            skew: 0.0,
             row_us: 0,
             hold: None,
             hold_on: None,

@@ -1,0 +1,111 @@
+//! Whether a generation that went live shall stay: decided from what it has done, without a clock.
+
+use crate::load::{Load, Totals};
+use std::time::Duration;
+
+/// So many batches may fail by bad luck.
+const FAULTS_MAX: u64 = 2;
+/// Beyond that, this share of all of them.
+const FAULT_SHARE_MAX: f64 = 0.05;
+/// Before so many tokens were computed, speed says nothing.
+const TOKENS_MIN: u64 = 10_000;
+/// How much slower the same arithmetic may be.
+const SLOWDOWN_MAX: f64 = 2.0;
+/// The same for another one: f32 is some five times slower than int8, and whoever asks for it knows.
+const OTHER_SLOWDOWN_MAX: f64 = 20.0;
+
+/// What served before, to compare with.
+#[derive(Clone, Copy, Debug)]
+pub struct Before {
+    /// What it had done.
+    pub totals: Totals,
+    /// Whether the new one computes the same.
+    pub is_same_numerics: bool,
+}
+
+/// Why a generation must go that has done `totals` since it went live, if it must.
+pub fn why_not(before: &Before, totals: &Totals, load: &Load) -> Option<String> {
+    if load.workers_stuck > 0 {
+        return Some(format!(
+            "{} of its workers do not come back",
+            load.workers_stuck
+        ));
+    }
+    let (faults, batches) = (totals.faults, totals.batches + totals.faults);
+    if FAULTS_MAX < faults && FAULT_SHARE_MAX * (batches as f64) < faults as f64 {
+        return Some(format!("{faults} of its {batches} batches failed"));
+    }
+    let (now, then) = (per_token(totals)?, per_token(&before.totals)?);
+    let most = if before.is_same_numerics {
+        SLOWDOWN_MAX
+    } else {
+        OTHER_SLOWDOWN_MAX
+    };
+    let ratio = now.as_secs_f64() / then.as_secs_f64();
+    (most < ratio).then(|| {
+        format!(
+            "a token takes {now:?}, {ratio:.1} times as long as before; {most} times are tolerated"
+        )
+    })
+}
+
+/// Time of a worker for a token.
+fn per_token(totals: &Totals) -> Option<Duration> {
+    let is_known = TOKENS_MIN <= totals.tokens && !totals.inference.is_zero();
+    is_known.then(|| Duration::from_secs_f64(totals.inference.as_secs_f64() / totals.tokens as f64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn did(batches: u64, faults: u64, us_per_token: u64) -> Totals {
+        let tokens = 1_000 * batches;
+        Totals {
+            batches,
+            faults,
+            tokens,
+            inference: Duration::from_micros(us_per_token * tokens),
+            ..Totals::default()
+        }
+    }
+
+    #[track_caller]
+    fn check(is_same_numerics: bool, totals: &Totals, n_stuck: usize, word: Option<&str>) {
+        let before = Before {
+            totals: did(100, 0, 10),
+            is_same_numerics,
+        };
+        let load = Load {
+            workers_stuck: n_stuck,
+            ..Load::default()
+        };
+        let why = why_not(&before, totals, &load);
+        match word {
+            None => assert_eq!(why, None),
+            Some(word) => assert!(
+                why.as_ref().is_some_and(|why| why.contains(word)),
+                "{why:?}"
+            ),
+        }
+    }
+
+    #[test]
+    fn who_does_as_well_stays() {
+        check(true, &did(0, 0, 10), 0, None);
+        check(true, &did(100, 2, 10), 0, None);
+        check(true, &did(100, 4, 19), 0, None);
+        check(false, &did(100, 0, 190), 0, None);
+        // Nothing is known of its speed yet.
+        check(true, &did(5, 0, 1_000), 0, None);
+    }
+
+    #[test]
+    fn who_fails_hangs_or_is_slow_goes() {
+        check(true, &did(0, 3, 10), 0, Some("3 of its 3"));
+        check(true, &did(90, 10, 10), 0, Some("10 of its 100"));
+        check(true, &did(100, 0, 10), 1, Some("come back"));
+        check(true, &did(100, 0, 21), 0, Some("2.1 times"));
+        check(false, &did(100, 0, 210), 0, Some("21.0 times"));
+    }
+}

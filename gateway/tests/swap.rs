@@ -1,0 +1,477 @@
+//! Backends that are replaced while they serve, on real sockets and with real library files.
+
+#[path = "serve/server.rs"]
+mod server;
+
+use serde_json::{Value, json};
+use server::{Server, plugin_dir, token};
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// A document with a rare word; the fake can be told what to do when it sees it.
+const RARE: &str = "a volcano";
+
+fn file_name(stem: &str) -> String {
+    let (prefix, suffix) = (std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
+    format!("{prefix}{stem}{suffix}")
+}
+
+/// A folder of plugins of its own, and a server on it.
+struct Swapping {
+    server: Server,
+    dir: tempfile::TempDir,
+}
+
+impl Swapping {
+    fn start(options: &Value, settings: &[(&str, &str)]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().display().to_string();
+        put(dir.path(), "fake", "");
+        let mut all = vec![("plugins.dir", path.as_str()), ("threads.total", "2")];
+        all.extend(settings);
+        let server = Server::start(&options.to_string(), &all);
+        Self { server, dir }
+    }
+
+    /// Orders a swap and waits for it.
+    fn swap(&self, order: &Value) -> server::Answer {
+        self.server.order("/models/starter/swap", order)
+    }
+
+    fn model(&self) -> Value {
+        let models: Value = serde_json::from_str(&self.server.get("/models").text).unwrap();
+        models["starter"].clone()
+    }
+
+    fn scores(&self) -> Vec<f64> {
+        let answer = self
+            .server
+            .rerank(&json!({"query": "green plants", "documents": ["green plants", "red cars"]}));
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let results = answer.results();
+        results
+            .iter()
+            .map(|result| result["relevance_score"].as_f64().unwrap())
+            .collect()
+    }
+
+    /// Waits until the last swap has reached this.
+    fn until(&self, state: &str) -> Value {
+        self.server.until(|| {
+            let swap = self.model()["last_swap"].clone();
+            (swap["state"] == state).then_some(swap)
+        })
+    }
+}
+
+/// A build of the fake of its own: what follows an ELF's last section belongs to nobody.
+fn put(dir: &Path, stem: &str, more: &str) {
+    let path = dir.join(file_name(stem));
+    std::fs::copy(plugin_dir().join(file_name("fake")), &path).unwrap();
+    let mut file = OpenOptions::new().append(true).open(path).unwrap();
+    file.write_all(more.as_bytes()).unwrap();
+}
+
+#[test]
+fn a_new_build_goes_live_and_is_confirmed() {
+    let swapping = Swapping::start(&json!({}), &[]);
+    let (before, was) = (swapping.scores(), swapping.model());
+    put(swapping.dir.path(), "fake", "a new build");
+    let answer = swapping.swap(&json!({"plugin": "fake", "probation_s": 0.3}));
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let told: Value = serde_json::from_str(&answer.text).unwrap();
+    assert_eq!(told["state"], "live");
+    let states: Vec<_> = told["steps"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|step| step["state"].clone())
+        .collect();
+    assert_eq!(states, ["found", "loaded", "warm", "proven", "live"]);
+
+    let now = swapping.model();
+    assert_eq!(
+        (was["generation"].as_u64(), now["generation"].as_u64()),
+        (Some(1), Some(2))
+    );
+    assert_ne!(was["plugin_sha256"], now["plugin_sha256"]);
+    assert_eq!(swapping.scores(), before);
+    swapping.until("confirmed");
+    assert_eq!(swapping.scores(), before);
+    assert_eq!(swapping.server.metric("crossgate_plugin_images"), 2.0);
+}
+
+#[test]
+fn fifty_swaps_to_fifty_images_under_load_fail_no_request() {
+    const SWAPS: usize = 50;
+    let settings = [
+        ("plugins.images_max", "51"),
+        ("server.request_timeout", "10s"),
+    ];
+    let swapping = Swapping::start(&json!({"row_us": 200}), &settings);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..4)
+            .map(|client: usize| {
+                let (swapping, stop) = (&swapping, &stop);
+                scope.spawn(move || {
+                    let mut n_answered = 0;
+                    let text = |idx: usize| format!("number {idx} of {client} about plants");
+                    let documents: Vec<_> = (0..1 + 5 * client).map(text).collect();
+                    while !stop.load(Ordering::Relaxed) {
+                        let answer = swapping
+                            .server
+                            .rerank(&json!({"query": "plants", "documents": documents}));
+                        assert_eq!(
+                            (answer.status, answer.results().len()),
+                            (200, documents.len()),
+                            "{answer:?}"
+                        );
+                        n_answered += 1;
+                    }
+                    n_answered
+                })
+            })
+            .collect();
+        for n in 0..SWAPS {
+            put(swapping.dir.path(), "fake", &format!("build {n}"));
+            let answer = swapping.swap(&json!({"plugin": "fake", "probation_s": 0}));
+            if answer.status != 200 {
+                stop.store(true, Ordering::Relaxed);
+            }
+            assert_eq!(answer.status, 200, "swap {n}: {answer:?}");
+            swapping.until("confirmed");
+        }
+        // One more than there may be images.
+        put(swapping.dir.path(), "fake", "one too many");
+        let answer = swapping.swap(&json!({"plugin": "fake"}));
+        stop.store(true, Ordering::Relaxed);
+        assert_eq!(answer.status, 409, "{answer:?}");
+        assert!(answer.text.contains("plugins.images_max"), "{answer:?}");
+        for client in clients {
+            assert!(client.join().unwrap() > 50);
+        }
+    });
+    assert_eq!(swapping.server.metric("crossgate_plugin_images"), 51.0);
+    assert_eq!(swapping.model()["generation"], 1 + SWAPS);
+    // The old ones are gone: each had two workers.
+    swapping
+        .server
+        .until(|| (swapping.server.metric("crossgate_workers") == 2.0).then_some(()));
+    let server = &swapping.server;
+    // What counts up does not begin again with each generation.
+    assert!(server.metric("crossgate_requests_in_flight") == 0.0);
+}
+
+#[test]
+fn a_request_under_way_is_answered_by_the_generation_that_began_it() {
+    let swapping = Swapping::start(&json!({"bias": 1.0}), &[]);
+    let before = swapping.scores();
+    let hold = swapping.server.hold();
+    let waits = swapping
+        .server
+        .rerank_later(&json!({"query": "green plants", "documents": ["green plants", "red cars"]}));
+    swapping
+        .server
+        .until(|| (swapping.server.metric("crossgate_workers_busy") > 0.0).then_some(()));
+    // Its golden rows wait for the file as well: the swap goes on only when all do.
+    let (server, order) = (
+        &swapping.server,
+        json!({"options": {"bias": 3.0}, "probation_s": 0}),
+    );
+    std::thread::scope(|scope| {
+        let swap = scope.spawn(|| server.order("/models/starter/swap", &order));
+        swapping.until("warm");
+        drop(hold);
+        assert_eq!(swap.join().unwrap().status, 409);
+    });
+    let found = waits.join().unwrap().results();
+    let found: Vec<_> = found
+        .iter()
+        .map(|result| result["relevance_score"].as_f64().unwrap())
+        .collect();
+    assert_eq!(found, before);
+}
+
+#[test]
+fn equal_numerics_and_wrong_scores_are_refused_with_row_scores_and_tolerance() {
+    let swapping = Swapping::start(&json!({}), &[]);
+    let before = swapping.scores();
+    let answer = swapping.swap(&json!({"options": {"skew": 0.01}}));
+    assert_eq!(answer.status, 409, "{answer:?}");
+    for word in [
+        "golden row",
+        "a difference of 0.0100",
+        "0 is tolerated",
+        "same numerics id",
+    ] {
+        assert!(
+            answer.text.contains(word),
+            "{answer:?} does not say {word:?}"
+        );
+    }
+    assert_eq!(swapping.model()["generation"], 1);
+    assert_eq!(swapping.until("refused")["state"], "refused");
+    assert_eq!(swapping.scores(), before);
+    // And nothing is in the way of the next one.
+    assert_eq!(swapping.swap(&json!({"probation_s": 0})).status, 200);
+}
+
+#[test]
+fn another_arithmetic_may_differ_a_little() {
+    let swapping = Swapping::start(&json!({}), &[]);
+    // The fake computes in f32: 2e-3 is tolerated.
+    let answer = swapping.swap(&json!({"options": {"bias": 0.001}, "probation_s": 0}));
+    assert_eq!(answer.status, 200, "{answer:?}");
+    swapping.until("confirmed");
+    let answer = swapping.swap(&json!({"options": {"bias": 1.0}}));
+    assert_eq!(answer.status, 409, "{answer:?}");
+    assert!(answer.text.contains("both compute in f32"), "{answer:?}");
+}
+
+#[test]
+fn one_that_fails_after_going_live_is_rolled_back_by_itself() {
+    let swapping = Swapping::start(&json!({}), &[("worker.retries_max", "0")]);
+    let order = json!({"options": {"fault_on": token("volcano")}, "probation_s": 600});
+    assert_eq!(swapping.swap(&order).status, 200);
+    assert_eq!(swapping.model()["generation"], 2);
+    let swap = swapping.server.until(|| {
+        let _ = swapping
+            .server
+            .rerank(&json!({"query": "q", "documents": [RARE]}));
+        let swap = swapping.model()["last_swap"].clone();
+        (swap["state"] == "rolled_back").then_some(swap)
+    });
+    assert!(
+        swap["detail"].as_str().unwrap().contains("batches failed"),
+        "{swap}"
+    );
+    assert_eq!(swapping.model()["generation"], 1);
+    assert_eq!(
+        swapping
+            .server
+            .rerank(&json!({"query": "q", "documents": [RARE]}))
+            .status,
+        200
+    );
+}
+
+#[test]
+fn one_that_is_slower_than_before_is_rolled_back_by_itself() {
+    let swapping = Swapping::start(&json!({"row_us": 100}), &[]);
+    let documents: Vec<_> = (0..200)
+        .map(|idx| format!("document {idx} about plants and the light of day"))
+        .collect();
+    let busy = json!({"query": "how do plants grow", "documents": documents});
+    for _ in 0..10 {
+        assert_eq!(swapping.server.rerank(&busy).status, 200);
+    }
+    assert_eq!(
+        swapping
+            .swap(&json!({"options": {"row_us": 2_000}, "probation_s": 600}))
+            .status,
+        200
+    );
+    let swap = swapping.server.until(|| {
+        assert_eq!(swapping.server.rerank(&busy).status, 200);
+        let swap = swapping.model()["last_swap"].clone();
+        (swap["state"] == "rolled_back").then_some(swap)
+    });
+    assert!(
+        swap["detail"]
+            .as_str()
+            .unwrap()
+            .contains("times as long as before"),
+        "{swap}"
+    );
+    assert_eq!(swapping.server.rerank(&busy).status, 200);
+}
+
+#[test]
+fn an_operator_rolls_back() {
+    let swapping = Swapping::start(&json!({}), &[]);
+    let before = swapping.scores();
+    let refused = swapping
+        .server
+        .order("/models/starter/rollback", &Value::Null);
+    assert_eq!(refused.status, 409, "{refused:?}");
+    let order = json!({"options": {"bias": 0.001}, "probation_s": 600});
+    assert_eq!(swapping.swap(&order).status, 200);
+    assert_ne!(swapping.scores(), before);
+    let again = swapping.swap(&json!({}));
+    assert_eq!(again.status, 409, "{again:?}");
+    assert!(again.text.contains("probation"), "{again:?}");
+    assert_eq!(
+        swapping
+            .server
+            .order("/models/starter/rollback", &Value::Null)
+            .status,
+        202
+    );
+    let swap = swapping.until("rolled_back");
+    assert!(
+        swap["detail"].as_str().unwrap().contains("operator"),
+        "{swap}"
+    );
+    assert_eq!(swapping.scores(), before);
+}
+
+/// Orders, and what the answer must say.
+fn wrong_orders(elsewhere: &str) -> Vec<(Value, &'static str)> {
+    vec![
+        (json!({"plugin": "nobody"}), "there is no plugin"),
+        (
+            json!({"plugin": elsewhere}),
+            "no file in a folder of plugins",
+        ),
+        (
+            json!({"plugin": "../../etc/passwd"}),
+            "no file in a folder of plugins",
+        ),
+        (json!({"plugin": file_name("half")}), "half"),
+        (json!({"plugin": file_name("text")}), "text"),
+        (json!({"plugin": file_name("changed")}), "types differ"),
+        (
+            json!({"plugin": "fake", "sha256": "0".repeat(64)}),
+            "the order says",
+        ),
+        (json!({"dtype": "int7"}), "int7"),
+        (json!({"device": "moon"}), "moon"),
+        (json!({"options": {"nonsense": 1}}), "nonsense"),
+        (json!({"options": {"panic_in": "open"}}), "panic"),
+        (
+            json!({"options": {"fault_in": "open"}}),
+            "asked to fail in Open",
+        ),
+        (json!({"options": {"panic_in": "worker"}}), "panic"),
+        (json!({"options": {"panic_in": "score"}}), "panic"),
+        (
+            json!({"options": {"fault_in": "score"}}),
+            "asked to fail in Score",
+        ),
+        (
+            json!({"options": {"nan_on": token("plants")}}),
+            "not a number",
+        ),
+        (
+            json!({"options": {"skip_on": token("plants")}}),
+            "without score",
+        ),
+        (json!({"options": {"labels": 2}}), "labels"),
+        (json!({"source": "/no/such/folder"}), "/no/such/folder"),
+    ]
+}
+
+#[test]
+fn what_cannot_be_swapped_to_is_refused_and_the_cause_is_named() {
+    let swapping = Swapping::start(&json!({}), &[]);
+    let dir = swapping.dir.path();
+    let outside = tempfile::tempdir().unwrap();
+    put(outside.path(), "fake", "elsewhere");
+    let elsewhere = outside.path().join(file_name("fake")).display().to_string();
+    let good = std::fs::read(dir.join(file_name("fake"))).unwrap();
+    std::fs::write(dir.join(file_name("half")), &good[..good.len() / 2]).unwrap();
+    std::fs::write(
+        dir.join(file_name("text")),
+        "CROSSGATE_PLUGIN_ABI, but not a library",
+    )
+    .unwrap();
+    std::fs::copy(
+        plugin_dir().join(file_name("changed")),
+        dir.join(file_name("changed")),
+    )
+    .unwrap();
+    for (order, word) in wrong_orders(&elsewhere) {
+        let answer = swapping.swap(&order);
+        assert_eq!(answer.status, 409, "{order}: {answer:?}");
+        assert!(
+            answer.text.contains(word),
+            "{order}: {answer:?} does not say {word:?}"
+        );
+        assert_eq!(swapping.model()["generation"], 1, "{order}");
+    }
+    assert_eq!(
+        swapping
+            .server
+            .order("/models/nobody/swap", &json!({}))
+            .status,
+        404
+    );
+    assert_eq!(swapping.scores().len(), 2);
+    let wrong = swapping.swap(&json!({"probation_s": -1}));
+    assert_eq!(wrong.status, 422, "{wrong:?}");
+    assert_eq!(swapping.swap(&json!({"plugins": "x"})).status, 422);
+}
+
+#[test]
+fn the_cache_does_not_mix_generations() {
+    let swapping = Swapping::start(
+        &json!({}),
+        &[("cache.enabled", "true"), ("cache.coalesce", "true")],
+    );
+    let before = swapping.scores();
+    let order = json!({"options": {"bias": 0.001}, "probation_s": 600});
+    assert_eq!(swapping.swap(&order).status, 200);
+    let after = swapping.scores();
+    assert!(
+        before.iter().zip(&after).all(|(a, b)| a < b),
+        "{before:?} {after:?}"
+    );
+    assert_eq!(
+        swapping
+            .server
+            .order("/models/starter/rollback", &Value::Null)
+            .status,
+        202
+    );
+    swapping.until("rolled_back");
+    assert_eq!(swapping.scores(), before);
+    // The first generation's pairs are good again.
+    assert!(
+        swapping
+            .server
+            .metric_of("crossgate_cache_rows_total", "outcome=\"hit\"")
+            >= 2.0
+    );
+}
+
+#[test]
+fn every_step_is_streamed_to_the_end_of_the_probation() {
+    let swapping = Swapping::start(&json!({}), &[]);
+    let events = swapping
+        .server
+        .order_stream("/models/starter/swap", &json!({"probation_s": 0.2}));
+    let names: Vec<_> = events
+        .lines()
+        .filter_map(|line| line.strip_prefix("event: "))
+        .collect();
+    assert_eq!(
+        names,
+        ["found", "loaded", "warm", "proven", "live", "confirmed"]
+    );
+    let data = events
+        .lines()
+        .find_map(|line| line.strip_prefix("data: "))
+        .unwrap();
+    let data: Value = serde_json::from_str(data).unwrap();
+    assert!(data["detail"].as_str().unwrap().contains("fake"), "{data}");
+    let events = swapping
+        .server
+        .order_stream("/models/starter/swap", &json!({"options": {"skew": 1}}));
+    assert!(
+        events.contains("event: refused") && events.contains("golden row"),
+        "{events}"
+    );
+}
+
+#[test]
+fn a_server_stops_in_the_middle_of_a_probation() {
+    let swapping = Swapping::start(&json!({}), &[]);
+    assert_eq!(swapping.swap(&json!({"probation_s": 600})).status, 200);
+    let started = std::time::Instant::now();
+    swapping.server.shut_down_later().join().unwrap();
+    assert!(started.elapsed() < Duration::from_secs(5));
+}
