@@ -4,6 +4,9 @@
 //! a line in [`program`], an arm in [`parse`] and a variant of [`Command`].
 
 mod bench;
+mod swap;
+
+pub use swap::Order;
 
 use crate::bench::Options;
 use crate::config::raw::Raw;
@@ -29,6 +32,8 @@ pub enum Command {
     Plugins(Box<Config>),
     /// Measure a stage and print what came of it.
     Bench(Box<Config>, Box<Options>),
+    /// Have a running server replace a model's backend.
+    Swap(Box<Order>),
     /// Write this to standard output; nothing else.
     Print(String),
 }
@@ -51,6 +56,12 @@ where
     let (command, of_command) = matches.subcommand().unwrap_or(("serve", &matches));
     if command == "version" {
         return Ok(Command::Print(format!("crossgate {VERSION}\n")));
+    }
+    if command == "swap" {
+        // A server's settings are not its operators'.
+        let order = swap::order(of_command);
+        let wrong = |why| program().error(ErrorKind::InvalidValue, why);
+        return Ok(Command::Swap(Box::new(order.map_err(wrong)?)));
     }
     if command == "config" && of_command.get_flag("reference") {
         return Ok(Command::Print(show::reference()));
@@ -204,6 +215,11 @@ pub fn program() -> clap::Command {
                 .after_help(bench::EXAMPLES)
                 .args(bench::args())
                 .args(flags()),
+        )
+        .subcommand(
+            command("swap", swap::ABOUT)
+                .after_help(swap::EXAMPLES)
+                .args(swap::args()),
         )
         .subcommand(command("plugins", "List the plugins that are found").args(flags()))
         .subcommand(command("version", "Print the version"))

@@ -33,6 +33,10 @@ fn main() -> ExitCode {
                 Err(error) => fail(&error),
             }
         }
+        Ok(Command::Swap(order)) => match order.run() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(why) => fail(&StartError::Other(why)),
+        },
         Ok(Command::Print(text)) => print(&text),
         Err(error) => {
             error.print();

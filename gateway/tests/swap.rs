@@ -475,3 +475,48 @@ fn a_server_stops_in_the_middle_of_a_probation() {
     swapping.server.shut_down_later().join().unwrap();
     assert!(started.elapsed() < Duration::from_secs(5));
 }
+
+/// `crossgate swap` with these arguments: its exit code, and what it says.
+fn command(swapping: &Swapping, args: &[&str]) -> (Option<i32>, String) {
+    let admin = swapping.server.admin_address().to_string();
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_crossgate"))
+        .args(["swap", "starter", "--admin", &admin])
+        .args(args)
+        .output()
+        .unwrap();
+    (
+        output.status.code(),
+        String::from_utf8_lossy(&output.stderr).into_owned(),
+    )
+}
+
+#[test]
+fn the_command_shows_each_step_and_fails_when_it_is_refused() {
+    let swapping = Swapping::start(&json!({}), &[]);
+    let (code, said) = command(&swapping, &["fake", "--probation", "0.2"]);
+    assert_eq!(code, Some(0), "{said}");
+    for state in ["found", "loaded", "warm", "proven", "live", "confirmed"] {
+        assert!(said.contains(&format!("starter: {state}")), "{said}");
+    }
+    let (code, said) = command(&swapping, &["--options", r#"{"skew": 1}"#]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(
+        said.contains("refused") && said.contains("golden row"),
+        "{said}"
+    );
+    let (code, said) = command(&swapping, &["--rollback"]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("probation"), "{said}");
+    let (code, said) = command(&swapping, &["--no-wait"]);
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(command(&swapping, &["--rollback"]).0, Some(0));
+    swapping.until("rolled_back");
+    for wrong in [
+        &["--probation", "soon"][..],
+        &["--options", "x"],
+        &["--rollback", "--dtype", "f32"],
+    ] {
+        let (code, said) = command(&swapping, wrong);
+        assert_eq!(code, Some(2), "{wrong:?}: {said}");
+    }
+}

@@ -171,6 +171,11 @@ impl Server {
         answer(response.unwrap_or_else(|error| panic!("{error}"))).text
     }
 
+    /// Where operators are listened to.
+    pub(crate) fn admin_address(&self) -> SocketAddr {
+        self.admin
+    }
+
     /// Asks the operators' listener.
     pub(crate) fn admin(&self, path: &str) -> Answer {
         ask(self.admin, "GET", path, None, PATIENCE)
