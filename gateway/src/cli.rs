@@ -34,6 +34,8 @@ pub enum Command {
     Bench(Box<Config>, Box<Options>),
     /// Have a running server replace a model's backend.
     Swap(Box<Order>),
+    /// Try a plugin out, for a server that asks for it.
+    Probe,
     /// Write this to standard output; nothing else.
     Print(String),
 }
@@ -56,6 +58,9 @@ where
     let (command, of_command) = matches.subcommand().unwrap_or(("serve", &matches));
     if command == "version" {
         return Ok(Command::Print(format!("crossgate {VERSION}\n")));
+    }
+    if command == "probe" {
+        return Ok(Command::Probe);
     }
     if command == "swap" {
         // A server's settings are not its operators'.
@@ -220,6 +225,13 @@ pub fn program() -> clap::Command {
             command("swap", swap::ABOUT)
                 .after_help(swap::EXAMPLES)
                 .args(swap::args()),
+        )
+        .subcommand(
+            command(
+                "probe",
+                "Try a plugin out, as a server's standard input says",
+            )
+            .hide(true),
         )
         .subcommand(command("plugins", "List the plugins that are found").args(flags()))
         .subcommand(command("version", "Print the version"))

@@ -73,6 +73,12 @@ pub struct Plugins {
     pub dirs: Vec<PathBuf>,
     /// Images in one process.
     pub images_max: usize,
+    /// What tries new plugins out; `None` for this program.
+    pub prober: Option<PathBuf>,
+    /// For trying one out.
+    pub probe_timeout: Duration,
+    /// Bytes of memory that one may take when it is tried out; `None` for what is available.
+    pub probe_memory_max: Option<u64>,
     /// SHA-256 of the files that may be loaded, in lower-case hexadecimal; empty for any.
     pub sha256: Vec<String>,
 }

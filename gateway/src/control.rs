@@ -59,6 +59,8 @@ pub struct SwapOrder {
 pub enum SwapState {
     /// The plugin's file is there.
     Found,
+    /// It is what was ordered, and has done its work in a process of its own.
+    Verified,
     /// It is a plugin, and is mapped.
     Loaded,
     /// It has opened the model, and computed.
@@ -102,6 +104,7 @@ impl SwapState {
     pub fn name(self) -> &'static str {
         match self {
             Self::Found => "found",
+            Self::Verified => "verified",
             Self::Loaded => "loaded",
             Self::Warm => "warm",
             Self::Proven => "proven",

@@ -20,7 +20,7 @@ mod worker;
 
 pub use backend::Reopen;
 pub use crew::WorkerBounds;
-pub use golden::{Agreement, Golden, Tolerance};
+pub use golden::{Agreement, Golden, Tolerance, golden_rows};
 pub use identity::Identity;
 pub use slots::Slots;
 

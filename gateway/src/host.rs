@@ -1,8 +1,12 @@
 //! Plugins: the only place that knows library files.
 
 mod image;
+mod memory;
+pub mod probe;
 mod store;
 
+pub use memory::available as memory_available;
+pub use probe::{ProbeRows, Probed, Prober};
 pub use store::ImageBounds;
 
 use backend_api::{Fault, FaultCode, OpenBackend, OpenRequest, PluginCard, PluginLibrary};
@@ -20,6 +24,7 @@ pub struct Host {
     files: Mutex<Vec<PluginFile>>,
     dirs: Vec<PathBuf>,
     store: Store,
+    prober: Prober,
 }
 
 /// A library file that was looked at.
@@ -81,12 +86,14 @@ impl Host {
         listing: Listing,
         images_dir: &Path,
         bounds: ImageBounds,
+        prober: Prober,
     ) -> Result<Self, String> {
         let store = Store::new(images_dir, bounds)?;
         let host = Self {
             files: Mutex::default(),
             dirs: dirs.to_vec(),
             store,
+            prober,
         };
         for path in dirs.iter().flat_map(|dir| image::find_in(dir, listing)) {
             host.load(&path);
@@ -107,6 +114,25 @@ impl Host {
         files.push(file.clone());
         files.sort_by(|a, b| a.path.cmp(&b.path));
         file
+    }
+
+    /// Tries a file as it is now out in a process of its own, by a model and rows that it must score. Its
+    /// SHA-256, and what came of it. Blocks.
+    ///
+    /// # Errors
+    /// What is wrong with the file, what the plugin answered, or how its process ended.
+    pub fn probe(
+        &self,
+        path: &Path,
+        request: &OpenRequest,
+        rows: ProbeRows,
+    ) -> Result<(String, Probed), String> {
+        let (sha256, copy) = self.store.stage(path)?;
+        let probed = self
+            .prober
+            .probe(&copy, request, rows)
+            .map_err(|why| why.replace(&copy.display().to_string(), &path.display().to_string()))?;
+        Ok((sha256, probed))
     }
 
     /// The file that operators mean by `name`: a plugin's name, a file's, or a path; inside the folders of

@@ -5,7 +5,7 @@ use gateway::bench;
 use gateway::cli::{self, Command};
 use gateway::config::Config;
 use gateway::config::raw::unknown_env;
-use gateway::host::PluginFile;
+use gateway::host::{self, PluginFile};
 use gateway::model::hub;
 use gateway::telemetry::{self, LogFormat};
 use std::io::Write as _;
@@ -33,6 +33,10 @@ fn main() -> ExitCode {
                 Err(error) => fail(&error),
             }
         }
+        Ok(Command::Probe) => match host::probe::run() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(why) => fail(&StartError::Other(why)),
+        },
         Ok(Command::Swap(order)) => match order.run() {
             Ok(()) => ExitCode::SUCCESS,
             Err(why) => fail(&StartError::Other(why)),

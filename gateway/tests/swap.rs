@@ -90,7 +90,10 @@ fn a_new_build_goes_live_and_is_confirmed() {
         .iter()
         .map(|step| step["state"].clone())
         .collect();
-    assert_eq!(states, ["found", "loaded", "warm", "proven", "live"]);
+    assert_eq!(
+        states,
+        ["found", "verified", "loaded", "warm", "proven", "live"]
+    );
 
     let now = swapping.model();
     assert_eq!(
@@ -352,10 +355,7 @@ fn wrong_orders(elsewhere: &str) -> Vec<(Value, &'static str)> {
             json!({"options": {"fault_in": "score"}}),
             "asked to fail in Score",
         ),
-        (
-            json!({"options": {"nan_on": token("plants")}}),
-            "not a number",
-        ),
+        (json!({"options": {"nan_on": token("plants")}}), "NotFinite"),
         (
             json!({"options": {"skip_on": token("plants")}}),
             "without score",
@@ -407,6 +407,33 @@ fn what_cannot_be_swapped_to_is_refused_and_the_cause_is_named() {
 }
 
 #[test]
+fn what_crashes_hangs_or_eats_memory_does_so_in_a_process_of_its_own() {
+    let settings = [
+        ("plugins.probe_timeout", "3s"),
+        ("plugins.probe_memory_max", "1GiB"),
+    ];
+    let swapping = Swapping::start(&json!({}), &settings);
+    let cases = [
+        ("abort", "signal 6 (abort)"),
+        ("exit", "ended with code 0 and without a report"),
+        ("hang", "plugins.probe_timeout"),
+        ("eat", "memory allocation of"),
+    ];
+    for (crash, word) in cases {
+        let answer = swapping.swap(&json!({"options": {"crash": crash}}));
+        assert_eq!(answer.status, 409, "{crash}: {answer:?}");
+        assert!(
+            answer.text.contains(word),
+            "{crash}: {answer:?} does not say {word:?}"
+        );
+        assert_eq!(swapping.scores().len(), 2);
+    }
+    // Nothing of it was mapped here, and nothing is in the way of a good one.
+    assert_eq!(swapping.server.metric("crossgate_plugin_images"), 1.0);
+    assert_eq!(swapping.swap(&json!({"probation_s": 0})).status, 200);
+}
+
+#[test]
 fn the_cache_does_not_mix_generations() {
     let swapping = Swapping::start(
         &json!({}),
@@ -450,7 +477,15 @@ fn every_step_is_streamed_to_the_end_of_the_probation() {
         .collect();
     assert_eq!(
         names,
-        ["found", "loaded", "warm", "proven", "live", "confirmed"]
+        [
+            "found",
+            "verified",
+            "loaded",
+            "warm",
+            "proven",
+            "live",
+            "confirmed"
+        ]
     );
     let data = events
         .lines()
@@ -495,7 +530,15 @@ fn the_command_shows_each_step_and_fails_when_it_is_refused() {
     let swapping = Swapping::start(&json!({}), &[]);
     let (code, said) = command(&swapping, &["fake", "--probation", "0.2"]);
     assert_eq!(code, Some(0), "{said}");
-    for state in ["found", "loaded", "warm", "proven", "live", "confirmed"] {
+    for state in [
+        "found",
+        "verified",
+        "loaded",
+        "warm",
+        "proven",
+        "live",
+        "confirmed",
+    ] {
         assert!(said.contains(&format!("starter: {state}")), "{said}");
     }
     let (code, said) = command(&swapping, &["--options", r#"{"skew": 1}"#]);

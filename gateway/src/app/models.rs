@@ -4,8 +4,8 @@ use super::StartError;
 use crate::config::{Config, Threads};
 use crate::generation::hold::HoldBounds;
 use crate::generation::queue::{BatchBounds, QueueBounds};
-use crate::generation::{Facts, Generation, Slots, Start, WorkerBounds};
-use crate::host::{Host, Opened};
+use crate::generation::{Facts, Generation, Slots, Start, WorkerBounds, golden_rows};
+use crate::host::{Host, Opened, ProbeRows};
 use crate::model::{self, ModelInfo, Source, Tokenizer, hub, progress};
 use crate::runtime::Runtime;
 use crate::score::Activation;
@@ -22,8 +22,6 @@ pub(super) struct Recipe {
     pub(super) written: String,
     /// The same, understood.
     pub(super) source: Source,
-    /// Who opens it.
-    pub(super) plugin: By,
     /// As plugins spell it.
     pub(super) dtype: String,
     /// As plugins spell it.
@@ -32,6 +30,16 @@ pub(super) struct Recipe {
     pub(super) options: String,
     /// Counts up with every swap, from 1.
     pub(super) number: u64,
+}
+
+/// A model as its folder says that it is, before anybody has opened it.
+pub(super) struct Read {
+    recipe: Recipe,
+    info: ModelInfo,
+    activation: Activation,
+    tokenizer: Tokenizer,
+    /// What a plugin will be asked to open.
+    pub(super) request: OpenRequest,
 }
 
 /// Who opens a model.
@@ -62,13 +70,14 @@ impl Loader {
                 name: named.name.clone(),
                 written: named.source.clone(),
                 source,
-                plugin: By::Name(settings.backend.clone()),
                 dtype: settings.dtype.clone(),
                 device: settings.device.clone(),
                 options: settings.options.clone(),
                 number: slots.next_number(&named.name),
             };
-            let generation = self.load(recipe).map_err(|error| match error {
+            let by = By::Name(settings.backend.clone());
+            let loaded = self.read(recipe).and_then(|read| self.open(read, &by));
+            let generation = loaded.map_err(|error| match error {
                 StartError::Other(why) => {
                     StartError::Other(format!("the model {} does not load: {why}", named.name))
                 }
@@ -86,11 +95,11 @@ impl Loader {
         Ok(())
     }
 
-    /// Fetches, reads and opens a model, and warms it up.
+    /// Fetches and reads a model.
     ///
     /// # Errors
     /// Which step failed, and what to do.
-    pub(super) fn load(&self, recipe: Recipe) -> Result<Arc<Generation>, StartError> {
+    pub(super) fn read(&self, recipe: Recipe) -> Result<Read, StartError> {
         let name = recipe.name.as_str();
         let folder = model::fetch(&recipe.source, &self.hub, &*progress::for_stderr())
             .map_err(StartError::other)?;
@@ -102,7 +111,29 @@ impl Loader {
         let row_tokens_max = self.row_tokens_max(name, &info)?;
         let tokenizer = self.tokenizer(name, &info, row_tokens_max)?;
         let request = self.open_request(&info, row_tokens_max, &recipe);
-        let opened = self.open(&recipe.plugin, &info, &request)?;
+        Ok(Read {
+            recipe,
+            info,
+            activation,
+            tokenizer,
+            request,
+        })
+    }
+
+    /// Opens a model and warms it up.
+    ///
+    /// # Errors
+    /// Which step failed, and what to do.
+    pub(super) fn open(&self, read: Read, by: &By) -> Result<Arc<Generation>, StartError> {
+        let Read {
+            recipe,
+            info,
+            activation,
+            tokenizer,
+            request,
+        } = read;
+        let name = recipe.name.as_str();
+        let opened = self.call(by, &info, &request)?;
         let description = opened.backend.description().clone();
         if description.n_labels as usize != info.labels.len() {
             return Err(StartError::other(format!(
@@ -113,7 +144,7 @@ impl Loader {
         }
         // Rows are cut to what both sides agreed on, or the plugin would refuse each long one.
         let row_tokens_agreed = opened.backend.limits().row_tokens_max;
-        if row_tokens_agreed < row_tokens_max {
+        if row_tokens_agreed < tokenizer.row_tokens_max() {
             tracing::warn!(
                 model = name,
                 most = row_tokens_agreed,
@@ -150,7 +181,7 @@ impl Loader {
         Generation::start(start, &self.runtime).map_err(StartError::other)
     }
 
-    fn open(&self, by: &By, info: &ModelInfo, request: &OpenRequest) -> Result<Opened, StartError> {
+    fn call(&self, by: &By, info: &ModelInfo, request: &OpenRequest) -> Result<Opened, StartError> {
         match by {
             By::Name(name) => self
                 .host
@@ -296,4 +327,18 @@ impl Loader {
 
 fn count(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+// === impl Read ===
+
+impl Read {
+    /// The golden rows of this model, for whoever tries a plugin out.
+    pub(super) fn golden_rows(&self) -> Result<ProbeRows, String> {
+        let rows = golden_rows(&self.tokenizer)?;
+        Ok(ProbeRows {
+            input_ids: rows.input_ids,
+            type_ids: rows.type_ids,
+            ends: rows.ends,
+        })
+    }
 }

@@ -3,7 +3,7 @@
 use super::StartError;
 use crate::config::{Config, ConfigError};
 use crate::edge::PluginRow;
-use crate::host::{Host, ImageBounds, Listing, PluginFile};
+use crate::host::{Host, ImageBounds, Listing, PluginFile, Prober};
 use crate::model::hub;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -47,9 +47,14 @@ pub(super) fn scan(config: &Config, hub: &hub::Settings) -> Result<Host, StartEr
         images_max: settings.images_max,
         allowed: settings.sha256.clone(),
     };
+    let prober = Prober {
+        program: settings.prober.clone().unwrap_or_else(this_program),
+        timeout: settings.probe_timeout,
+        memory_max: settings.probe_memory_max,
+    };
     let images_dir = hub.own_dir().join("plugins");
     let scan = |dirs: &[PathBuf], listing| {
-        Host::scan(dirs, listing, &images_dir, bounds).map_err(StartError::Other)
+        Host::scan(dirs, listing, &images_dir, bounds, prober).map_err(StartError::Other)
     };
     if !settings.dirs.is_empty() {
         return scan(&settings.dirs, Listing::All);
@@ -99,6 +104,15 @@ pub(super) fn check_backend(config: &Config, host: &Host) -> Result<(), StartErr
         return refuse("model.dtype", format!("expected auto or one of {known}"));
     }
     Ok(())
+}
+
+/// This program, also after another one was put in its place.
+fn this_program() -> PathBuf {
+    let own = PathBuf::from("/proc/self/exe");
+    if own.exists() {
+        return own;
+    }
+    std::env::current_exe().unwrap_or(own)
 }
 
 /// A library file as operators see it.

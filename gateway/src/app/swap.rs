@@ -3,10 +3,11 @@
 //!
 //! Each step takes what the step before it made, so none can be left out.
 
-use super::models::{By, Loader, Recipe};
+use super::models::{By, Loader, Read, Recipe};
 use crate::control::{SwapError, SwapOrder, SwapState, SwapStep};
 use crate::generation::probation::{self, Before};
 use crate::generation::{Facts, Generation, Golden, Slots, Tolerance};
+use crate::host::{self, Probed};
 use crate::model::Source;
 use crate::runtime::Runtime;
 use backend_api::PluginLibrary;
@@ -56,6 +57,12 @@ struct Swap {
 
 /// The file is there.
 struct Found(PathBuf);
+
+/// It works, in a process of its own.
+struct Verified {
+    path: PathBuf,
+    sha256: String,
+}
 
 /// It is a plugin, and mapped.
 struct Loaded {
@@ -155,8 +162,10 @@ impl Swap {
     /// Everything before it serves. A failure leaves what serves untouched.
     fn prove_new(&self, live: Arc<Generation>) -> Result<Proven, String> {
         let found = self.find(&live)?;
-        let loaded = self.load(found)?;
-        let warm = self.open(loaded, &live)?;
+        let read = self.read(&found, &live)?;
+        let verified = self.verify(found, &read)?;
+        let loaded = self.load(verified)?;
+        let warm = self.open(loaded, read)?;
         let new = Arc::clone(&warm.0);
         self.prove(warm, &live).inspect_err(|_| self.retire(new))
     }
@@ -178,29 +187,17 @@ impl Swap {
         Ok(Found(path))
     }
 
-    fn load(&self, Found(path): Found) -> Result<Loaded, String> {
-        // What serves goes on with the file that it has, also where another one lies there now.
-        let file = self.all.loader.host.load(&path);
-        let (library, sha256) = (file.found?, file.sha256.unwrap_or_default());
-        let wanted = self.order.sha256.as_ref();
-        if let Some(wanted) = wanted.filter(|wanted| !wanted.eq_ignore_ascii_case(&sha256)) {
-            let path = path.display();
-            return Err(format!(
-                "{path}: its SHA-256 is {sha256}, the order says {wanted}"
-            ));
-        }
-        let card = library.card();
-        self.tell(
-            SwapState::Loaded,
-            format!("{} {} ({sha256})", card.name, card.version),
-        );
-        Ok(Loaded { library, sha256 })
-    }
-
-    fn open(&self, Loaded { library, sha256 }: Loaded, live: &Generation) -> Result<Warm, String> {
+    /// The model, read as it will be opened.
+    fn read(&self, found: &Found, live: &Generation) -> Result<Read, String> {
         let (order, facts) = (&self.order, live.facts());
         let asked = &facts.request;
-        let is_same_plugin = library.card().name == facts.plugin.0;
+        let known = self.all.loader.host.files().into_iter();
+        let mut known = known.filter(|file| file.path == found.0);
+        let card = known
+            .next()
+            .and_then(|file| Some(file.found.ok()?.card().name.clone()));
+        // A file that nobody has looked at may be anything.
+        let is_same_plugin = card.as_ref() == Some(&facts.plugin.0);
         let of_plugin = |said: &Option<String>, now: &String, other: &str| match said {
             Some(said) => said.clone(),
             // Another plugin has options and spellings of its own.
@@ -212,17 +209,72 @@ impl Swap {
             name: order.model.clone(),
             source: Source::parse(&written)?,
             written,
-            plugin: By::Library(library, sha256),
             dtype: of_plugin(&order.dtype, &asked.dtype, "auto"),
             device: of_plugin(&order.device, &asked.device, "auto"),
             options: of_plugin(&order.options, &asked.options, "{}"),
             number: self.all.slots.next_number(&order.model),
         };
-        let generation = self
-            .all
+        self.all
             .loader
-            .load(recipe)
-            .map_err(|error| error.to_string())?;
+            .read(recipe)
+            .map_err(|error| error.to_string())
+    }
+
+    /// It is what was ordered, and works in a process of its own; there is memory for it beside what serves.
+    fn verify(&self, Found(path): Found, read: &Read) -> Result<Verified, String> {
+        let host = &self.all.loader.host;
+        let (sha256, probed) = host.probe(&path, &read.request, read.golden_rows()?)?;
+        let wanted = self.order.sha256.as_ref();
+        if let Some(wanted) = wanted.filter(|wanted| !wanted.eq_ignore_ascii_case(&sha256)) {
+            let path = path.display();
+            return Err(format!(
+                "{path}: its SHA-256 is {sha256}, the order says {wanted}"
+            ));
+        }
+        let needs = probed.memory_bytes;
+        if let Some(has) = host::memory_available().filter(|has| *has < needs) {
+            return Err(format!(
+                "it needs about {} MiB beside what serves, and {} MiB are available: free memory, or start the \
+                 server anew with it",
+                needs >> 20,
+                has >> 20
+            ));
+        }
+        let Probed {
+            dtype,
+            device,
+            n_scored,
+            ..
+        } = probed;
+        self.tell(
+            SwapState::Verified,
+            format!("{dtype} on {device}: {n_scored} scores in a process of its own"),
+        );
+        Ok(Verified { path, sha256 })
+    }
+
+    fn load(&self, verified: Verified) -> Result<Loaded, String> {
+        // What serves goes on with the file that it has, also where another one lies there now.
+        let file = self.all.loader.host.load(&verified.path);
+        let (library, sha256) = (file.found?, file.sha256.unwrap_or_default());
+        if sha256 != verified.sha256 {
+            let path = verified.path.display();
+            return Err(format!(
+                "{path} was changed while it was tried out: order the swap again"
+            ));
+        }
+        let card = library.card();
+        self.tell(
+            SwapState::Loaded,
+            format!("{} {} ({sha256})", card.name, card.version),
+        );
+        Ok(Loaded { library, sha256 })
+    }
+
+    fn open(&self, Loaded { library, sha256 }: Loaded, read: Read) -> Result<Warm, String> {
+        let by = By::Library(library, sha256);
+        let opened = self.all.loader.open(read, &by);
+        let generation = opened.map_err(|error| error.to_string())?;
         let new = &generation.facts().description;
         self.tell(
             SwapState::Warm,

@@ -79,15 +79,7 @@ impl<'a> Reader<'a> {
         Config {
             raw: self.raw.clone(),
             models: self.models(),
-            plugins: Plugins {
-                dirs: self
-                    .list("plugins.dir")
-                    .iter()
-                    .map(|dir| value::expand_home(dir))
-                    .collect(),
-                images_max: self.size("plugins.images_max"),
-                sha256: self.hashes("plugins.sha256"),
-            },
+            plugins: self.plugins(),
             server: Server {
                 host: self.text("server.host"),
                 port: self.port("server.port"),
@@ -188,6 +180,25 @@ impl<'a> Reader<'a> {
 }
 
 impl Reader<'_> {
+    fn plugins(&mut self) -> Plugins {
+        Plugins {
+            dirs: self
+                .list("plugins.dir")
+                .iter()
+                .map(|dir| value::expand_home(dir))
+                .collect(),
+            images_max: self.size("plugins.images_max"),
+            prober: self
+                .has("plugins.prober")
+                .then(|| value::expand_home(&self.text("plugins.prober"))),
+            probe_timeout: self.time("plugins.probe_timeout"),
+            probe_memory_max: self
+                .has("plugins.probe_memory_max")
+                .then(|| self.number("plugins.probe_memory_max")),
+            sha256: self.hashes("plugins.sha256"),
+        }
+    }
+
     fn distributed(&self) -> Option<Distributed> {
         let count = |key: &str| {
             let number = self.has(key).then(|| self.number(key));

@@ -113,6 +113,9 @@ pub static SETTINGS: &[Setting] = &[
     .value_name("FOLDER"),
     plugins::DIR,
     plugins::IMAGES_MAX,
+    plugins::PROBE_MEMORY_MAX,
+    plugins::PROBE_TIMEOUT,
+    plugins::PROBER,
     plugins::SHA256,
     setting(
         "server.host",

@@ -99,7 +99,7 @@ impl Golden {
         runtime: &Runtime,
         deadline: Instant,
     ) -> Result<Self, String> {
-        let rows = rows(generation.tokenizer())?;
+        let rows = golden_rows(generation.tokenizer())?;
         let (n_rows, n_tokens) = (rows.len(), rows.input_ids.len());
         let (collected, landed) = Collected::new(n_rows);
         let ask = Ask {
@@ -287,7 +287,10 @@ impl fmt::Display for Agreement {
 }
 
 /// The golden pairs as this tokenizer makes rows of them.
-fn rows(tokenizer: &Tokenizer) -> Result<TokenRows, String> {
+///
+/// # Errors
+/// The encoder's own.
+pub fn golden_rows(tokenizer: &Tokenizer) -> Result<TokenRows, String> {
     let long = "long ".repeat(LONG_WORDS.min(tokenizer.row_tokens_max()));
     let mut rows = TokenRows::none();
     for (place, query) in QUERIES.iter().enumerate() {

@@ -85,14 +85,32 @@ impl Store {
         (Some(hash), found)
     }
 
+    /// The copy of a file, which is not mapped for it.
+    ///
+    /// # Errors
+    /// As for [`load`](Self::load).
+    pub(super) fn stage(&self, path: &Path) -> Result<(String, PathBuf), String> {
+        let bytes = image::read(path)?;
+        let hash = hex(&Sha256::digest(&bytes));
+        self.check_allowed(path, &hash)?;
+        let copy = self.copy(path, &hash, &bytes)?;
+        Ok((hash, copy))
+    }
+
+    fn check_allowed(&self, path: &Path, hash: &str) -> Result<(), String> {
+        let allowed = &self.bounds.allowed;
+        if allowed.is_empty() || allowed.iter().any(|known| known == hash) {
+            return Ok(());
+        }
+        let path = path.display();
+        Err(format!(
+            "{path}: its SHA-256 is {hash}, which plugins.sha256 does not allow"
+        ))
+    }
+
     fn map(&self, path: &Path, hash: &str, bytes: &[u8]) -> Result<Arc<PluginLibrary>, String> {
         let named = |what: String| format!("{}: {what}", path.display());
-        let allowed = &self.bounds.allowed;
-        if !allowed.is_empty() && !allowed.iter().any(|known| known == hash) {
-            return Err(named(format!(
-                "its SHA-256 is {hash}, which plugins.sha256 does not allow"
-            )));
-        }
+        self.check_allowed(path, hash)?;
         let _one_at_a_time = LOADING.lock().unwrap_or_else(PoisonError::into_inner);
         let mut mapped = self.mapped();
         if let Some(found) = mapped.get(hash) {
@@ -105,43 +123,50 @@ impl Store {
                 mapped.len()
             )));
         }
-        let copy = self.copy(path, hash, bytes).map_err(|error| {
-            named(format!(
-                "it cannot be copied to {}: {error}",
-                self.dir.display()
-            ))
-        })?;
-        // Users know the file, not the copy.
-        let of_file =
-            |why: String| why.replace(&copy.display().to_string(), &path.display().to_string());
-        // The dynamic loader trusts a file's headers: a truncated one would end the process by SIGBUS.
-        PluginLibrary::check_file(&copy).map_err(|error| of_file(error.to_string()))?;
-        let found = image::open(&copy).map(Arc::new).map_err(of_file);
+        let copy = self.copy(path, hash, bytes)?;
+        let found = image::open(&copy)
+            .map(Arc::new)
+            .map_err(|why| of_file(&why, &copy, path));
         mapped.insert(hash.to_owned(), found.clone());
         found
     }
 
-    /// The copy of a file with this content, made unless it is there.
-    fn copy(&self, path: &Path, hash: &str, bytes: &[u8]) -> io::Result<PathBuf> {
+    /// The copy of a file with this content, made unless it is there, and whole.
+    fn copy(&self, path: &Path, hash: &str, bytes: &[u8]) -> Result<PathBuf, String> {
         let stem = path.file_stem().unwrap_or_default().to_string_lossy();
         let extension = path.extension().unwrap_or_default().to_string_lossy();
         let copy = self.dir.join(format!("{stem}-{hash}.{extension}"));
         // A name says what should be in it; what is in it may have suffered.
-        if fs::read(&copy).is_ok_and(|found| found == bytes) {
-            return Ok(copy);
+        if !fs::read(&copy).is_ok_and(|found| found == bytes) {
+            self.write_copy(&copy, bytes).map_err(|error| {
+                let dir = self.dir.display();
+                format!("{}: it cannot be copied to {dir}: {error}", path.display())
+            })?;
         }
+        // The dynamic loader trusts a file's headers: a truncated one would end the process by SIGBUS.
+        PluginLibrary::check_file(&copy)
+            .map_err(|error| of_file(&error.to_string(), &copy, path))?;
+        Ok(copy)
+    }
+
+    fn write_copy(&self, copy: &Path, bytes: &[u8]) -> io::Result<()> {
         let aside = self.dir.join(format!(".{}", uuid::Uuid::new_v4()));
-        let written = write_whole(&aside, bytes).and_then(|()| fs::rename(&aside, &copy));
+        let written = write_whole(&aside, bytes).and_then(|()| fs::rename(&aside, copy));
         if written.is_err() {
             let _ = fs::remove_file(&aside);
         }
-        written.map(|()| copy)
+        written
     }
 
     fn mapped(&self) -> MutexGuard<'_, HashMap<String, Result<Arc<PluginLibrary>, String>>> {
         // Nothing in here is left half-done.
         self.mapped.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Users know the file, not the copy.
+fn of_file(why: &str, copy: &Path, path: &Path) -> String {
+    why.replace(&copy.display().to_string(), &path.display().to_string())
 }
 
 /// A folder that nobody else can write: what is in it is run.

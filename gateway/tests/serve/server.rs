@@ -78,6 +78,7 @@ impl Server {
         options["hold"] = hold.display().to_string().into();
         let (options, plugins) = (options.to_string(), plugin_dir().display().to_string());
         let mut all = vec![
+            ("plugins.prober", env!("CARGO_BIN_EXE_crossgate")),
             ("model.backend", "fake"),
             ("model.options", options.as_str()),
             ("plugins.dir", plugins.as_str()),

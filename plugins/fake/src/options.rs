@@ -34,6 +34,8 @@ pub(crate) struct Options {
     pub(crate) panic_in: Option<Entry>,
     /// Return a fault from this entry.
     pub(crate) fault_in: Option<Entry>,
+    /// Takes the whole process along when it opens: only a process of its own may see that.
+    pub(crate) crash: Option<Crash>,
     /// A row with this id panics.
     pub(crate) panic_on: Option<u32>,
     /// A row with this id fails its batch.
@@ -44,6 +46,20 @@ pub(crate) struct Options {
     pub(crate) nan_on: Option<u32>,
     /// A row with this id gets neither score nor status.
     pub(crate) skip_on: Option<u32>,
+}
+
+/// Ways to take a process along.
+#[derive(Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Crash {
+    /// Ends it.
+    Abort,
+    /// Ends it as if nothing was wrong.
+    Exit,
+    /// Never comes back.
+    Hang,
+    /// Takes memory until there is none, at most 16 GiB.
+    Eat,
 }
 
 /// The entries of a plugin.
@@ -71,6 +87,7 @@ impl Default for Options {
             broken: None,
             panic_in: None,
             fault_in: None,
+            crash: None,
             panic_on: None,
             fault_on: None,
             fail_row_on: None,
@@ -92,6 +109,9 @@ impl Options {
 
     /// Panics or fails if this entry was told to.
     pub(crate) fn misbehave(&self, entry: Entry) -> Result<(), Fault> {
+        if entry == Entry::Open {
+            self.crash();
+        }
         if self.panic_in == Some(entry) {
             panic!("asked to panic in {entry:?}");
         }
@@ -110,6 +130,21 @@ impl Options {
             return Err(Fault::internal(format!("asked to fail in {entry:?}")));
         }
         Ok(())
+    }
+
+    fn crash(&self) {
+        match self.crash {
+            None => {}
+            Some(Crash::Abort) => std::process::abort(),
+            Some(Crash::Exit) => std::process::exit(0),
+            Some(Crash::Hang) => loop {
+                std::thread::park();
+            },
+            Some(Crash::Eat) => {
+                let eaten: Vec<_> = (0..256).map(|_| vec![1_u8; 64 << 20]).collect();
+                drop(std::hint::black_box(eaten));
+            }
+        }
     }
 
     /// Has a row of these ids wait while the file that holds rows back exists.

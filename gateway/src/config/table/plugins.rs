@@ -1,6 +1,7 @@
 //! Settings of plugins.
 
-use super::super::setting::{Kind, Setting, setting};
+use super::super::setting::{Kind, Setting, Unit, setting};
+use std::time::Duration;
 
 pub(super) const DIR: Setting = setting(
     "plugins.dir",
@@ -23,6 +24,38 @@ pub(super) const IMAGES_MAX: Setting = setting(
     "64",
     "Plugin images in one process. An image stays mapped until the process ends, also after a swap.",
 );
+pub(super) const PROBE_TIMEOUT: Setting = setting(
+    "plugins.probe_timeout",
+    "plugin-probe-timeout",
+    &["CROSSGATE_PLUGIN_PROBE_TIMEOUT"],
+    Kind::Time {
+        unit: Unit::Seconds,
+        min: Duration::from_millis(100),
+        max: Duration::from_secs(3_600),
+    },
+    "120s",
+    "How long a plugin may take, in a process of its own, to open a model and score rows before it is swapped to.",
+);
+pub(super) const PROBE_MEMORY_MAX: Setting = setting(
+    "plugins.probe_memory_max",
+    "plugin-probe-memory-max",
+    &["CROSSGATE_PLUGIN_PROBE_MEMORY_MAX"],
+    Kind::Bytes {
+        min: 64 << 20,
+        max: 1 << 50,
+    },
+    "",
+    "Memory that a plugin may take while it is tried out; unset: what the machine has available then.",
+);
+pub(super) const PROBER: Setting = setting(
+    "plugins.prober",
+    "plugin-prober",
+    &["CROSSGATE_PLUGIN_PROBER"],
+    Kind::Path,
+    "",
+    "The program whose command `probe` tries plugins out; unset: this one.",
+)
+.value_name("FILE");
 pub(super) const SHA256: Setting = setting(
     "plugins.sha256",
     "plugin-sha256",

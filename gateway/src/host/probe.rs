@@ -1,0 +1,362 @@
+//! A plugin is tried out in a process of its own before this one maps it: what it breaks there is its own.
+//!
+//! The child is this program again (`crossgate probe`): it loads the copy of the file, opens the model and
+//! scores rows, under limits of time and memory and at the lowest priority. It reads what to do as JSON from
+//! standard input and says how it went in one line of standard output.
+
+use super::image;
+use backend_api::{Description, OpenRequest, OpenWorker, RaggedBatch, RowControl};
+use rustix::process::{Resource, Rlimit, setpriority_process, setrlimit};
+use serde::{Deserialize, Serialize};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+/// Stands before the child's report: a plugin may write to standard output, too.
+const REPORT: &str = "crossgate-probe: ";
+/// Between two looks whether the child has ended.
+const PAUSE: Duration = Duration::from_millis(10);
+/// Of what the child writes to standard error, the end is told.
+const ERROR_BYTES_MAX: usize = 2_048;
+/// And of a report no more is read.
+const REPORT_BYTES_MAX: u64 = 1 << 20;
+/// What this program's own allocator sets aside before it needs it.
+const OWN_BYTES: u64 = 1 << 30;
+/// The lowest of Unix's priorities.
+const NICE: i32 = 19;
+
+/// How plugins are tried out.
+#[derive(Clone, Debug)]
+pub struct Prober {
+    /// This program, or one like it.
+    pub program: PathBuf,
+    /// For everything: load, open, score.
+    pub timeout: Duration,
+    /// Bytes of memory; `None` for what is available.
+    pub memory_max: Option<u64>,
+}
+
+/// Rows to score.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProbeRows {
+    /// Token ids of all rows.
+    pub input_ids: Vec<u32>,
+    /// Their segments.
+    pub type_ids: Vec<u32>,
+    /// Where each row ends.
+    pub ends: Vec<u32>,
+}
+
+/// What the child is to do.
+#[derive(Serialize, Deserialize)]
+struct Task {
+    library: PathBuf,
+    model_dir: PathBuf,
+    device: String,
+    dtype: String,
+    n_threads: u32,
+    n_workers: u32,
+    rows_max: u32,
+    tokens_max: u32,
+    row_tokens_max: u32,
+    options: String,
+    rows: ProbeRows,
+    /// Bytes of data that it may have.
+    memory_max: Option<u64>,
+}
+
+/// How it went.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Probed {
+    /// Bytes that the plugin says it takes.
+    pub memory_bytes: u64,
+    /// As the plugin describes it.
+    pub numerics_id: String,
+    /// As the plugin describes it.
+    pub dtype: String,
+    /// As the plugin describes it.
+    pub device: String,
+    /// Logits that are finite.
+    pub n_scored: usize,
+}
+
+/// The child's last word.
+#[derive(Serialize, Deserialize)]
+enum Report {
+    Passed(Probed),
+    Failed(String),
+}
+
+// === impl Prober ===
+
+impl Prober {
+    /// Tries the library at `copy` with this request, for rows that it must score. Blocks.
+    ///
+    /// # Errors
+    /// What the plugin answered, or how its process ended.
+    pub fn probe(
+        &self,
+        copy: &Path,
+        request: &OpenRequest,
+        rows: ProbeRows,
+    ) -> Result<Probed, String> {
+        let task = Task {
+            library: copy.to_owned(),
+            model_dir: request.model_dir.clone(),
+            device: request.device.clone(),
+            dtype: request.dtype.clone(),
+            n_threads: request.n_threads,
+            n_workers: request.n_workers,
+            rows_max: request.rows_max,
+            tokens_max: request.tokens_max,
+            row_tokens_max: request.row_tokens_max,
+            options: request.options.clone(),
+            rows,
+            memory_max: self.memory_max.or_else(super::memory::available),
+        };
+        let task = serde_json::to_vec(&task).map_err(|error| error.to_string())?;
+        let mut child = Command::new(&self.program)
+            .arg("probe")
+            // Its last words are to be what went wrong.
+            .env("RUST_BACKTRACE", "0")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|error| {
+                let program = self.program.display();
+                format!("the plugin cannot be tried out: {program} does not start: {error}")
+            })?;
+        let outcome = self.follow(&mut child, &task);
+        // Whatever happened, it ends here.
+        let _ = child.kill();
+        let _ = child.wait();
+        outcome
+    }
+
+    fn follow(&self, child: &mut Child, task: &[u8]) -> Result<Probed, String> {
+        let (stdin, stdout, stderr) =
+            (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let end = Instant::now() + self.timeout;
+        std::thread::scope(|scope| {
+            // All three at once: whoever waits for one of them is not held up by the others.
+            scope.spawn(move || stdin.map(|mut stdin| stdin.write_all(task)));
+            let report = scope.spawn(move || stdout.and_then(read_report));
+            let said = scope.spawn(move || stderr.map(read_end));
+            let status = wait(child, end);
+            // Its pipes close with it, so the threads end.
+            let status = status.inspect_err(|_| _ = child.kill());
+            let report = report.join().ok().flatten();
+            let said = said.join().ok().flatten().unwrap_or_default();
+            let status = status?;
+            match report {
+                Some(Report::Passed(probed)) if status.success() => Ok(probed),
+                Some(Report::Failed(why)) => Err(why),
+                _ => Err(format!(
+                    "its process {}{}",
+                    how_ended(status),
+                    last_words(&said)
+                )),
+            }
+        })
+    }
+}
+
+fn wait(child: &mut Child, end: Instant) -> Result<ExitStatus, String> {
+    let begun = Instant::now();
+    loop {
+        match child.try_wait() {
+            Ok(Some(status)) => return Ok(status),
+            Ok(None) if end <= Instant::now() => {
+                let after = begun.elapsed().as_secs_f64();
+                return Err(format!(
+                    "it hangs: its process had not ended after {after:.1} s (plugins.probe_timeout)"
+                ));
+            }
+            Ok(None) => std::thread::sleep(PAUSE),
+            Err(error) => return Err(format!("its process cannot be watched: {error}")),
+        }
+    }
+}
+
+fn read_report(stdout: impl std::io::Read) -> Option<Report> {
+    let lines = BufReader::new(stdout.take(REPORT_BYTES_MAX)).lines();
+    let mut reports = lines.map_while(Result::ok).filter_map(|line| {
+        let report = line.strip_prefix(REPORT)?;
+        serde_json::from_str(report).ok()
+    });
+    // The first one: what a plugin says after it cannot mend what it did.
+    let first = reports.next();
+    reports.for_each(drop);
+    first
+}
+
+fn read_end(mut stderr: impl std::io::Read) -> String {
+    let (mut end, mut piece) = (Vec::new(), [0; 4_096]);
+    while let Ok(n_read) = stderr.read(&mut piece)
+        && n_read > 0
+    {
+        end.extend_from_slice(&piece[..n_read]);
+        let n_old = end.len().saturating_sub(ERROR_BYTES_MAX);
+        end.drain(..n_old);
+    }
+    String::from_utf8_lossy(&end).trim().to_owned()
+}
+
+fn how_ended(status: ExitStatus) -> String {
+    match (status.signal(), status.code()) {
+        (Some(signal), _) => {
+            let name = match signal {
+                4 => " (illegal instruction)",
+                6 => " (abort)",
+                7 => " (bus error)",
+                9 => " (killed, perhaps for want of memory)",
+                11 => " (segmentation fault)",
+                _ => "",
+            };
+            format!("was ended by signal {signal}{name}")
+        }
+        (None, code) => format!(
+            "ended with code {} and without a report",
+            code.unwrap_or(-1)
+        ),
+    }
+}
+
+fn last_words(said: &str) -> String {
+    let says = |line: &&str| !line.trim().is_empty() && !line.starts_with("note: ");
+    let last = said.lines().rev().find(says);
+    last.map(|last| format!("; its last words: {}", last.trim()))
+        .unwrap_or_default()
+}
+
+// === the child ===
+
+/// What `crossgate probe` does: reads a task from standard input, and reports.
+///
+/// # Errors
+/// That there is no task.
+pub fn run() -> Result<(), String> {
+    let mut task = Vec::new();
+    std::io::stdin()
+        .read_to_end(&mut task)
+        .map_err(|error| error.to_string())?;
+    let task: Task = serde_json::from_slice(&task).map_err(|error| {
+        format!("no task on standard input: {error}; the server calls this command, nobody else needs it")
+    })?;
+    let report = match attempt(&task) {
+        Ok(probed) => Report::Passed(probed),
+        Err(why) => Report::Failed(why),
+    };
+    let report = serde_json::to_string(&report).map_err(|error| error.to_string())?;
+    let mut stdout = std::io::stdout();
+    writeln!(stdout, "\n{REPORT}{report}")
+        .and_then(|()| stdout.flush())
+        .map_err(|error| error.to_string())
+}
+
+fn attempt(task: &Task) -> Result<Probed, String> {
+    // Neither is worth failing for: they protect what runs beside.
+    let _ = setpriority_process(None, NICE);
+    // Where memory runs out all the same, Linux ends this process before others.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
+    if let Some(memory_max) = task.memory_max {
+        let most = memory_max.saturating_add(OWN_BYTES);
+        let limit = Rlimit {
+            current: Some(most),
+            maximum: Some(most),
+        };
+        let _ = setrlimit(Resource::Data, limit);
+    }
+    let library = image::open(&task.library)?;
+    let request = OpenRequest {
+        model_dir: task.model_dir.clone(),
+        device: task.device.clone(),
+        dtype: task.dtype.clone(),
+        n_threads: task.n_threads,
+        n_workers: task.n_workers,
+        rows_max: task.rows_max,
+        tokens_max: task.tokens_max,
+        row_tokens_max: task.row_tokens_max,
+        options: task.options.clone(),
+        ..OpenRequest::default()
+    };
+    let name = library.card().name.clone();
+    let of_plugin = |fault: backend_api::Fault| format!("{name}: {fault}");
+    let backend = library.open(&request).map_err(of_plugin)?;
+    let mut worker = backend.worker().map_err(of_plugin)?;
+    let n_scored = score(&mut worker, &task.rows)?;
+    let Description {
+        memory_bytes,
+        numerics_id,
+        dtype,
+        device,
+        ..
+    } = backend.description().clone();
+    drop(worker);
+    drop(backend);
+    Ok(Probed {
+        memory_bytes,
+        numerics_id,
+        dtype,
+        device,
+        n_scored,
+    })
+}
+
+/// Scores all rows, as many at a time as there may be.
+fn score(worker: &mut OpenWorker, rows: &ProbeRows) -> Result<usize, String> {
+    let (limits, n_labels) = (worker.limits(), worker.n_labels());
+    let row = |idx: usize| {
+        let start = idx
+            .checked_sub(1)
+            .map_or(0, |before| rows.ends[before] as usize);
+        start..rows.ends[idx] as usize
+    };
+    let fits = |idx: usize| row(idx).len() <= limits.row_tokens_max.min(limits.tokens_max);
+    let (mut first, mut n_scored) = (0, 0);
+    while first < rows.ends.len() {
+        // The server will cut what is longer.
+        if !fits(first) {
+            first += 1;
+            continue;
+        }
+        let (mut offsets, start) = (vec![0], row(first).start);
+        let mut last = first;
+        while last < rows.ends.len()
+            && offsets.len() <= limits.rows_max
+            && fits(last)
+            && row(last).end - start <= limits.tokens_max
+        {
+            offsets.push((row(last).end - start) as u32);
+            last += 1;
+        }
+        let tokens = start..row(last - 1).end;
+        let wanted = AtomicBool::new(true);
+        let control = || RowControl {
+            deadline_us: u64::MAX,
+            wanted: &wanted,
+        };
+        let controls: Vec<_> = (first..last).map(|_| control()).collect();
+        let (ids, types) = (&rows.input_ids[tokens.clone()], &rows.type_ids[tokens]);
+        let now = Instant::now();
+        let batch = RaggedBatch::check(ids, types, &offsets, &[], &controls, &limits, now)
+            .map_err(|error| error.to_string())?;
+        let n_rows = last - first;
+        let (mut logits, mut statuses) = (vec![0.0; n_rows * n_labels], vec![0; n_rows]);
+        let (_, scores) = worker
+            .score(&batch, &mut logits, &mut statuses)
+            .map_err(|fault| fault.to_string())?;
+        for place in 0..n_rows {
+            let logits = scores
+                .row(place)
+                .map_err(|status| format!("row {} comes back as {status:?}", first + place))?;
+            n_scored += logits.len();
+        }
+        first = last;
+    }
+    Ok(n_scored)
+}
