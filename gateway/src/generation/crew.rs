@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Workers of a generation that are stuck at the same time, each with its memory, and still replaced.
+/// Workers beyond those that a generation has, each with its memory: those that are stuck and were replaced.
 const STUCK_MAX: usize = 4;
 /// How often a batch is tried because another worker's panic had poisoned the backend.
 const POISONED_TRIES_MAX: u32 = 5;
@@ -61,6 +61,7 @@ pub(super) struct Members {
     n_hired: WorkerId,
     // Hired, and not known to be stuck.
     n_serving: usize,
+    n_stuck: usize,
 }
 
 /// A worker's place, and what it computes.
@@ -106,7 +107,7 @@ impl Crew {
         for called in called {
             // Counted before it runs: whoever asks next finds it.
             self.line.count_worker(1);
-            self.hire(|_| Some(called))?;
+            self.hire(&mut self.members(), |_| Some(called))?;
         }
         let (crew, every) = (Arc::downgrade(self), self.look_every());
         self.runtime.task(look(crew, every));
@@ -116,9 +117,9 @@ impl Crew {
     /// A new worker's thread. It ends at once if `call` gives it nothing to call.
     fn hire(
         self: &Arc<Self>,
+        members: &mut Members,
         call: impl FnOnce(&Self) -> Option<Called> + Send + 'static,
     ) -> io::Result<()> {
-        let mut members = self.members();
         let id = members.n_hired;
         let seat = Arc::new(Seat {
             id,
@@ -211,16 +212,21 @@ impl Crew {
                 .filter_map(|seat| seat.overdue(now, &self.bounds))
                 .collect();
             members.n_serving -= overdue.len();
+            members.n_stuck += overdue.len();
+            // With the lock: whoever comes back just now waits for it, and was counted as stuck before.
+            for Overdue { cut, .. } in &overdue {
+                self.line.stuck(cut, now);
+            }
             overdue
         };
         for overdue in overdue {
-            self.replace_stuck(&overdue, now);
+            self.replace_stuck(&overdue);
         }
     }
 
-    fn replace_stuck(self: &Arc<Self>, overdue: &Overdue, now: Instant) {
+    fn replace_stuck(self: &Arc<Self>, overdue: &Overdue) {
         let Overdue { by, cut, taken } = overdue;
-        let n_stuck = self.line.stuck(cut, now);
+        let n_stuck = self.members().n_stuck;
         let timeout = self.bounds.timeout;
         let (model, rows) = (&self.name, taken.len());
         tracing::error!(%model, worker = by, rows, ?timeout, n_stuck, "a worker does not come back");
@@ -237,17 +243,23 @@ impl Crew {
                 },
             },
         );
-        let n_workers = self.members().n_serving + n_stuck;
-        if STUCK_MAX < n_stuck || self.n_workers_max <= n_workers {
-            let most = self.n_workers_max;
+        let mut members = self.members();
+        if self.n_workers <= members.n_serving {
+            // One that was stuck has come back meanwhile.
+            return;
+        }
+        let most = self.n_workers_max.min(self.n_workers + STUCK_MAX);
+        if most <= members.n_serving + members.n_stuck {
+            drop(members);
             tracing::error!(%model, n_stuck, most, "too many workers are stuck: this one is not replaced");
             return;
         }
-        let hired = self.hire(|crew| {
+        let hired = self.hire(&mut members, |crew| {
             let called = crew.call(None)?;
             crew.line.count_worker(1);
             Some(called)
         });
+        drop(members);
         if let Err(error) = hired {
             tracing::error!(%model, %error, "no thread for another worker");
         }
@@ -258,8 +270,9 @@ impl Crew {
         let mut members = self.members();
         let is_needed = members.n_serving < self.n_workers;
         members.n_serving += usize::from(is_needed);
-        drop(members);
+        members.n_stuck -= 1;
         self.line.came_back(is_needed);
+        drop(members);
         tracing::warn!(model = %self.name, worker = id, is_needed, "a worker that was stuck has come back");
         is_needed
     }
