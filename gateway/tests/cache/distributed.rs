@@ -142,3 +142,58 @@ fn what_lies_in_redis_is_not_trusted() {
     assert_eq!(scores(&second.rerank(&body)), scores(&answer));
     assert_eq!((rows(&second), hits_of_others(&second)), (2.0, 0.0));
 }
+
+/// Pairs are coalesced and not kept, and admission waits for Redis, a second at most where that hangs.
+fn waiting_for_redis(url: &str) -> Server {
+    let settings = [
+        ("cache.coalesce", "true"),
+        ("distributed.enabled", "true"),
+        ("distributed.redis_url", url),
+        ("distributed.operation_timeout", "1s"),
+        ("distributed.requests_max", "100"),
+        ("threads.total", "1"),
+        ("worker.retries_max", "0"),
+    ];
+    let server = Server::start("{}", &settings);
+    let breaker = || server.metric("crossgate_distributed_breaker");
+    server.until(|| (breaker() == 0.0).then_some(()));
+    server
+}
+
+fn until_inside(server: &Server, n: u64) {
+    server.until(|| {
+        let health: Value = serde_json::from_str(&server.get("/health").text).unwrap();
+        (health["controller"]["active"] == n).then_some(())
+    });
+}
+
+fn until_flights(server: &Server, n: f64) {
+    server.until(|| (server.metric("crossgate_cache_flights") == n).then_some(()));
+}
+
+#[test]
+fn a_flight_whose_beginner_leaves_before_it_is_admitted_is_begun_again() {
+    let Some(redis) = Redis::start(&[]) else {
+        return;
+    };
+    let url = redis.url();
+    let server = waiting_for_redis(&url);
+    let hold = server.hold();
+    let first = server.connect_and_ask(&ask(&["green plants"]));
+    until_flights(&server, 1.0);
+    redis.hang();
+    // It counts on the first one's flight, asks to be admitted for the other, and then has to ask for both.
+    let beginner = server.connect_and_ask(&ask(&["green plants", "red cars"]));
+    until_inside(&server, 2);
+    drop(first);
+    until_flights(&server, 0.0);
+    until_flights(&server, 2.0);
+    let joined = server.rerank_later(&ask(&["green plants"]));
+    until_inside(&server, 2);
+    drop(beginner);
+    until_inside(&server, 1);
+    redis.go_on();
+    drop(hold);
+    assert_eq!(scores(&joined.join().unwrap()).len(), 1);
+    until_flights(&server, 0.0);
+}
