@@ -320,14 +320,20 @@ impl Asked {
         }
     }
 
-    /// Whether another's flight ended for a reason that need not be this request's.
+    /// Whether another's flight ended for a reason that need not be this request's: its time, its place in the
+    /// queue, or a document beside this one.
     fn can_try_again(&self, failed: &Failed) -> bool {
-        let is_theirs = matches!(
-            failed.error,
+        let is_theirs = match failed.error {
             ScoreError::DeadlinePassed { .. }
-                | ScoreError::Cancelled
-                | ScoreError::Overloaded { .. }
-        );
+            | ScoreError::Cancelled
+            | ScoreError::Overloaded { .. }
+            | ScoreError::Unavailable { .. }
+            | ScoreError::TooLarge { .. }
+            | ScoreError::Backend { .. } => true,
+            ScoreError::Invalid { .. }
+            | ScoreError::UnknownModel { .. }
+            | ScoreError::Internal { .. } => false,
+        };
         is_theirs && !failed.is_own && Instant::now() < self.deadline
     }
 }
