@@ -57,8 +57,8 @@ pub struct Routed {
 /// A request on its way through the stage.
 struct Asked {
     query: String,
-    /// `None` where they have gone to be computed.
-    documents: Vec<Option<String>>,
+    /// Shared with the flights that it begins: it may have to begin one again.
+    documents: Vec<Arc<String>>,
     deadline: Instant,
     priority: Priority,
     generation: Arc<Generation>,
@@ -100,7 +100,7 @@ impl Cache {
         let n_missed = misses.len();
         let mut asked = Asked {
             query: request.query,
-            documents: request.documents.into_iter().map(Some).collect(),
+            documents: request.documents.into_iter().map(Arc::new).collect(),
             deadline: request.deadline,
             priority: request.priority,
             generation,
@@ -212,11 +212,11 @@ impl Cache {
             let late = self.admit.admit(line, &ask).await;
             admission = Some(late.inspect_err(|error| fleet.work().fail(error))?);
         }
-        let documents = indices.iter().map(|&index| asked.documents[index].take());
-        let (Some(admission), Some(documents)) = (admission, documents.collect()) else {
-            // Its document went into a flight of its own, and with that.
-            return Err(ScoreError::Cancelled);
+        let Some(admission) = admission else {
+            unreachable!("who begins flights has asked for all of them");
         };
+        let documents = indices.iter().map(|&index| &asked.documents[index]);
+        let documents = documents.cloned().collect();
         let query = asked.query.clone();
         self.drive(
             driven,
@@ -301,7 +301,7 @@ impl Asked {
         let (mut rows, mut bytes) = (0, 0);
         for index in indices {
             rows += 1;
-            bytes += self.documents[index].as_ref().map_or(0, String::len);
+            bytes += self.documents[index].len();
         }
         Ask {
             rows,
