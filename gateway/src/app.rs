@@ -34,6 +34,10 @@ const FAULTS_PERIOD: Duration = Duration::from_secs(1);
 /// How often a draining server looks whether the last request has been answered.
 const DRAIN_PERIOD: Duration = Duration::from_millis(10);
 
+/// What was not answered before `server.drain_timeout` is answered with an error, which has this long to be
+/// written.
+const FAREWELL: Duration = Duration::from_millis(100);
+
 /// A server that runs.
 pub struct App {
     /// Where HTTP listens.
@@ -150,8 +154,6 @@ impl App {
         if unanswered > 0 {
             tracing::warn!(unanswered, "server.drain_timeout has passed");
         }
-        self.stop.cancel();
-        self.connections.drained(deadline).await;
         let slots = Arc::clone(&self.slots);
         let joined = self
             .runtime
@@ -159,6 +161,9 @@ impl App {
         if joined.await.is_err() {
             tracing::error!("the workers could not be waited for");
         }
+        self.stop.cancel();
+        let deadline = deadline.max(Instant::now() + FAREWELL);
+        self.connections.drained(deadline).await;
         tracing::info!(unanswered, "stopped");
         unanswered
     }

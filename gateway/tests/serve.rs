@@ -293,6 +293,25 @@ fn a_drain_answers_what_was_admitted_and_refuses_the_rest() {
 }
 
 #[test]
+fn what_a_drain_does_not_wait_for_is_told_so() {
+    let settings = [("threads.total", "1"), ("server.drain_timeout", "50ms")];
+    let server = Server::start("{}", &settings);
+    let hold = server.hold();
+    let ask = || server.rerank_later(&json!({"query": "q", "documents": ["x"]}));
+    let computed = ask();
+    server.until(|| (server.metric("crossgate_workers_busy") >= 1.0).then_some(()));
+    let queued = ask();
+    server.until(|| (server.metric("crossgate_queue_rows") >= 1.0).then_some(()));
+    assert_eq!(server.shut_down_later().join().unwrap(), 2);
+    for answer in [computed, queued] {
+        let answer = answer.join().unwrap();
+        assert_eq!(answer.status, 503, "{answer:?}");
+        assert!(answer.text.contains("shut down"), "{answer:?}");
+    }
+    drop(hold);
+}
+
+#[test]
 fn probes_do_not_wait_behind_inference() {
     let server = Server::start("{}", &[]);
     let hold = server.hold();

@@ -8,6 +8,7 @@ use crate::generation::backend::{Called, Shared};
 use crate::generation::line::Line;
 use crate::generation::plan::Cut;
 use crate::generation::queue::{Failure, Taken, WorkerId};
+use crate::generation::work::Work;
 use crate::generation::worker::Worker;
 use crate::runtime::Runtime;
 use crate::score::ScoreError;
@@ -290,6 +291,16 @@ impl Crew {
         self.members().bury();
     }
 
+    /// Answers what workers compute still with `error`.
+    pub(super) fn fail_all(&self, error: &ScoreError) {
+        let works = |(seat, _): &(Arc<Seat>, _)| seat.works();
+        // Outside the lock: an answer wakes a task.
+        let computed: Vec<_> = self.members().threads.iter().flat_map(works).collect();
+        for work in computed {
+            work.fail(error);
+        }
+    }
+
     fn look_every(&self) -> Duration {
         (self.bounds.timeout / LOOKS_A_TIMEOUT).clamp(LOOK_MIN, LOOK_MAX)
     }
@@ -365,6 +376,15 @@ impl Seat {
             cut,
             taken: std::mem::take(&mut state.taken),
         })
+    }
+
+    /// Whose rows it computes.
+    fn works(&self) -> Vec<Arc<Work>> {
+        let state = self.state();
+        let works = state.taken.iter().map(|(work, _)| Arc::clone(work));
+        let mut works: Vec<_> = works.collect();
+        works.dedup_by(|a, b| Arc::ptr_eq(a, b));
+        works
     }
 
     fn is_stuck(&self) -> bool {
