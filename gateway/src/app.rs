@@ -145,6 +145,7 @@ impl App {
     pub async fn shut_down(self) -> usize {
         let deadline = Instant::now() + self.drain_timeout;
         self.slots.drain();
+        self.door.close();
         tracing::info!(in_flight = self.door.inside(), "draining");
         while !self.door.is_idle() && Instant::now() < deadline {
             tokio::time::sleep(DRAIN_PERIOD).await;
