@@ -103,6 +103,7 @@ fn too_many_stuck_workers_make_the_model_not_ready_until_one_comes_back() {
     server.until(|| (server.get("/readyz").status == 503).then_some(()));
     let refused = server.rerank(&one("green plants"));
     assert_eq!(refused.status, 503, "{refused:?}");
+    assert!(refused.text.contains("comes back"), "{refused:?}");
     assert_eq!(server.metric("crossgate_workers"), 0.0);
 
     drop(hold);
