@@ -37,6 +37,10 @@ const FAULTS_PERIOD: Duration = Duration::from_secs(1);
 /// How often a draining server looks whether the last request has been answered.
 const DRAIN_PERIOD: Duration = Duration::from_millis(10);
 
+/// What was not answered before `server.drain_timeout` is answered with an error, which has this long to be
+/// written.
+const FAREWELL: Duration = Duration::from_millis(100);
+
 /// A server that runs.
 pub struct App {
     /// Where HTTP listens.
@@ -147,6 +151,7 @@ impl App {
     pub async fn shut_down(self) -> usize {
         let deadline = now() + self.drain_timeout;
         self.slots.drain();
+        self.door.close();
         tracing::info!(in_flight = self.door.inside(), "draining");
         while !self.door.is_idle() && now() < deadline {
             tokio::time::sleep(DRAIN_PERIOD).await;
@@ -156,8 +161,6 @@ impl App {
         if unanswered > 0 {
             tracing::warn!(unanswered, "server.drain_timeout has passed");
         }
-        self.stop.cancel();
-        self.connections.drained(deadline).await;
         let slots = Arc::clone(&self.slots);
         let joined = self
             .runtime
@@ -165,6 +168,9 @@ impl App {
         if joined.await.is_err() {
             tracing::error!("the workers could not be waited for");
         }
+        self.stop.cancel();
+        let deadline = deadline.max(now() + FAREWELL);
+        self.connections.drained(deadline).await;
         tracing::info!(unanswered, "stopped");
         unanswered
     }

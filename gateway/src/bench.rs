@@ -146,7 +146,7 @@ async fn tokenize(
             .tokenize(
                 tokenizer,
                 query.clone(),
-                documents.clone(),
+                documents.iter().cloned().map(Arc::new).collect(),
                 rounds::unheard(documents.len()),
             )
             .await

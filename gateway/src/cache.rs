@@ -57,8 +57,8 @@ pub struct Routed {
 /// A request on its way through the stage.
 struct Asked {
     query: String,
-    /// `None` where they have gone to be computed.
-    documents: Vec<Option<String>>,
+    /// Shared with the flights that it begins: it may have to begin one again.
+    documents: Vec<Arc<String>>,
     deadline: Instant,
     priority: Priority,
     generation: Arc<Generation>,
@@ -100,7 +100,7 @@ impl Cache {
         let n_missed = misses.len();
         let mut asked = Asked {
             query: request.query,
-            documents: request.documents.into_iter().map(Some).collect(),
+            documents: request.documents.into_iter().map(Arc::new).collect(),
             deadline: request.deadline,
             priority: request.priority,
             generation,
@@ -202,26 +202,24 @@ impl Cache {
         let Some((fleet, indices)) = hold.own.take() else {
             return Ok(hold);
         };
+        // From here on others may join: whatever becomes of this request, they are told.
+        let driven = Driven(Arc::clone(&fleet));
         asked.n_begun += indices.len();
         if new.len() < indices.len() {
             // Flights that it counted on have ended meanwhile: it is asked again, for all of its own.
             drop(admission.take());
             let ask = asked.ask(indices.iter().copied());
             let late = self.admit.admit(line, &ask).await;
-            admission = Some(late.inspect_err(|error| {
-                // Others may have joined already.
-                fleet.work().fail(error);
-            })?);
+            admission = Some(late.inspect_err(|error| fleet.work().fail(error))?);
         }
-        let documents = indices.iter().map(|&index| asked.documents[index].take());
-        let (Some(admission), Some(documents)) = (admission, documents.collect()) else {
-            // Its document went into a flight of its own, and with that.
-            fleet.work().fail(&ScoreError::Cancelled);
-            return Err(ScoreError::Cancelled);
+        let Some(admission) = admission else {
+            unreachable!("who begins flights has asked for all of them");
         };
+        let documents = indices.iter().map(|&index| &asked.documents[index]);
+        let documents = documents.cloned().collect();
         let query = asked.query.clone();
         self.drive(
-            Arc::clone(&fleet),
+            driven,
             Admitted {
                 query,
                 documents,
@@ -235,11 +233,10 @@ impl Cache {
     }
 
     /// Has the flights computed by a task of their own, which ends with them or with the last who waits.
-    fn drive(&self, fleet: Arc<Fleet>, admitted: Admitted, lease: Option<Lease>) {
+    fn drive(&self, driven: Driven, admitted: Admitted, lease: Option<Lease>) {
         let next = self.next.clone();
         self.runtime.task(async move {
-            let work = Arc::clone(fleet.work());
-            let driven = Driven(fleet);
+            let work = Arc::clone(driven.0.work());
             let landing = async {
                 let ticket = next.oneshot(admitted).await?;
                 ticket.over().await;
@@ -272,7 +269,7 @@ impl Cache {
     }
 }
 
-/// Flights that a task drives. Whatever ends the task, nobody waits for them in vain.
+/// Flights that somebody drives. Whatever ends him, nobody waits for them in vain.
 struct Driven(Arc<Fleet>);
 
 impl Drop for Driven {
@@ -304,7 +301,7 @@ impl Asked {
         let (mut rows, mut bytes) = (0, 0);
         for index in indices {
             rows += 1;
-            bytes += self.documents[index].as_ref().map_or(0, String::len);
+            bytes += self.documents[index].len();
         }
         Ask {
             rows,
@@ -323,14 +320,20 @@ impl Asked {
         }
     }
 
-    /// Whether another's flight ended for a reason that need not be this request's.
+    /// Whether another's flight ended for a reason that need not be this request's: its time, its place in the
+    /// queue, or a document beside this one.
     fn can_try_again(&self, failed: &Failed) -> bool {
-        let is_theirs = matches!(
-            failed.error,
+        let is_theirs = match failed.error {
             ScoreError::DeadlinePassed { .. }
-                | ScoreError::Cancelled
-                | ScoreError::Overloaded { .. }
-        );
+            | ScoreError::Cancelled
+            | ScoreError::Overloaded { .. }
+            | ScoreError::Unavailable { .. }
+            | ScoreError::TooLarge { .. }
+            | ScoreError::Backend { .. } => true,
+            ScoreError::Invalid { .. }
+            | ScoreError::UnknownModel { .. }
+            | ScoreError::Internal { .. } => false,
+        };
         is_theirs && !failed.is_own && now() < self.deadline
     }
 }

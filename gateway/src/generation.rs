@@ -314,14 +314,16 @@ impl Generation {
         self.line.close();
     }
 
-    /// After [`close`](Self::close): waits for the workers until `deadline`, but not for those that are stuck, then answers what is left
-    /// with an error. Blocks.
+    /// After [`close`](Self::close): waits for the workers until `deadline`, but not for those that are stuck,
+    /// then answers what is left with an error. Blocks.
     pub fn join(&self, deadline: Instant) {
         self.crew.join(deadline);
         let why = "the server shut down first".to_owned();
-        self.line.fail_all(&ScoreError::Unavailable {
+        let error = ScoreError::Unavailable {
             why,
             retry_after: Duration::from_secs(1),
-        });
+        };
+        self.line.fail_all(&error);
+        self.crew.fail_all(&error);
     }
 }

@@ -5,6 +5,7 @@ use crate::cache::Routed;
 use crate::generation::Slots;
 use crate::runtime::now;
 use crate::score::{Answer, Priority, ScoreError, ScoreRequest, ScoreResponse};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -45,6 +46,7 @@ pub struct Bounds {
 pub struct Door {
     requests: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
+    is_closed: Arc<AtomicBool>,
     bounds: Bounds,
 }
 
@@ -80,8 +82,14 @@ impl Door {
         Self {
             requests: Arc::new(Semaphore::new(requests_max)),
             bytes: Arc::new(Semaphore::new(bounds.units())),
+            is_closed: Arc::default(),
             bounds,
         }
+    }
+
+    /// Lets nobody in any more: those who come to be refused do not keep it from becoming idle.
+    pub fn close(&self) {
+        self.is_closed.store(true, Ordering::Relaxed);
     }
 
     /// Requests that are inside.
@@ -103,8 +111,15 @@ impl Door {
     /// while its body arrives.
     ///
     /// # Errors
-    /// `Overloaded` when there are too many requests inside, or no room for what was announced.
+    /// `Overloaded` when there are too many requests inside, or no room for what was announced; `Unavailable`
+    /// after [`close`](Self::close).
     pub fn enter(&self, body_bytes: Option<u64>) -> Result<Pass, ScoreError> {
+        if self.is_closed.load(Ordering::Relaxed) {
+            return Err(ScoreError::Unavailable {
+                why: "the server is shutting down".to_owned(),
+                retry_after: RETRY_AFTER,
+            });
+        }
         let Ok(request) = Arc::clone(&self.requests).try_acquire_owned() else {
             return Err(overloaded(format!(
                 "{} requests are being answered, as many as intake.requests_max allows",

@@ -221,3 +221,24 @@ fn memory_is_bounded() {
         (100_000.0 < bytes && bytes <= 1_048_576.0).then_some(())
     });
 }
+
+#[test]
+fn who_joined_is_not_failed_by_what_he_did_not_ask_for() {
+    let options = json!({"fault_on": token("volcano")}).to_string();
+    let settings = [
+        &COALESCED[..],
+        &[("threads.total", "1"), ("worker.retries_max", "0")],
+    ];
+    let server = Server::start(&options, &settings.concat());
+    let hold = server.hold();
+    let guilty = server.rerank_later(&ask(&["green plants", RARE]));
+    server.until(|| (server.metric("crossgate_workers_busy") == 1.0).then_some(()));
+    let joined = server.rerank_later(&ask(&["green plants"]));
+    server.until(|| {
+        let health: Value = serde_json::from_str(&server.get("/health").text).unwrap();
+        (health["controller"]["active"] == 2).then_some(())
+    });
+    drop(hold);
+    assert_eq!(guilty.join().unwrap().status, 502);
+    assert_eq!(scores(&joined.join().unwrap()).len(), 1);
+}

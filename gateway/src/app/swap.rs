@@ -9,7 +9,7 @@ use crate::generation::probation::{self, Before};
 use crate::generation::{Facts, Generation, Golden, Slots, Tolerance};
 use crate::host::{self, Probed};
 use crate::model::Source;
-use crate::runtime::Runtime;
+use crate::runtime::{Runtime, now};
 use backend_api::PluginLibrary;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -122,7 +122,7 @@ impl Swaps {
             order,
             running,
             steps,
-            begun: Instant::now(),
+            begun: now(),
         };
         self.runtime.blocking(move || swap.run(live));
         Ok(reached)
@@ -284,7 +284,7 @@ impl Swap {
     }
 
     fn prove(&self, Warm(generation): Warm, live: &Generation) -> Result<Proven, String> {
-        let by = Instant::now() + GOLDEN_MAX;
+        let by = now() + GOLDEN_MAX;
         let golden = Golden::of(&generation, &self.all.runtime, by)?;
         let detail = match tolerance(live.facts(), generation.facts()) {
             Some(tolerance) => {
@@ -361,10 +361,10 @@ impl Swap {
             totals: previous.1,
             is_same_numerics: previous.0 == generation.facts().description.numerics_id,
         };
-        let end = Instant::now() + self.order.probation;
-        let mut drift_at = Instant::now() + DRIFT_PAUSE;
+        let end = now() + self.order.probation;
+        let mut drift_at = now() + DRIFT_PAUSE;
         // A server that stops has nobody left to watch for.
-        while Instant::now() < end && !self.all.slots.is_draining() {
+        while now() < end && !self.all.slots.is_draining() {
             if self.running.wants_rollback.load(Ordering::Relaxed) {
                 return Err("an operator asked for it".to_owned());
             }
@@ -373,9 +373,9 @@ impl Swap {
             if let Some(why) = probation::why_not(&before, &done, &line.load()) {
                 return Err(why);
             }
-            if drift_at <= Instant::now() {
+            if drift_at <= now() {
                 self.check_drift(generation, golden)?;
-                drift_at = Instant::now() + DRIFT_PAUSE;
+                drift_at = now() + DRIFT_PAUSE;
             }
             std::thread::sleep(WATCH_PAUSE);
         }
@@ -384,7 +384,7 @@ impl Swap {
 
     /// Its scores must stay what they were when it was proven.
     fn check_drift(&self, generation: &Generation, golden: &Golden) -> Result<(), String> {
-        let by = Instant::now() + DRIFT_PAUSE;
+        let by = now() + DRIFT_PAUSE;
         // On a busy server it is asked again later.
         let Ok(again) = Golden::of(generation, &self.all.runtime, by) else {
             return Ok(());
@@ -400,7 +400,7 @@ impl Swap {
     }
 
     fn retire(&self, generation: Arc<Generation>) {
-        let deadline = Instant::now() + self.all.loader.config.server().request_timeout + GRACE;
+        let deadline = now() + self.all.loader.config.server().request_timeout + GRACE;
         let slots = Arc::clone(&self.all.slots);
         // Nobody waits for it: requests that it has may take their time.
         self.all

@@ -182,6 +182,7 @@ impl Driver {
         let tokenizer = Arc::clone(self.generation.tokenizer());
         let Request { query, documents } = request;
         let work = unheard(documents.len());
+        let documents = documents.into_iter().map(Arc::new).collect();
         let tokenized = self
             .pool
             .tokenize(tokenizer, query, documents, work)

@@ -8,6 +8,7 @@ use crate::generation::backend::{Called, Shared};
 use crate::generation::line::Line;
 use crate::generation::plan::Cut;
 use crate::generation::queue::{Failure, Taken, WorkerId};
+use crate::generation::work::Work;
 use crate::generation::worker::Worker;
 use crate::runtime::{Runtime, now};
 use crate::score::ScoreError;
@@ -18,7 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Workers of a generation that are stuck at the same time, each with its memory, and still replaced.
+/// Workers beyond those that a generation has, each with its memory: those that are stuck and were replaced.
 const STUCK_MAX: usize = 4;
 /// How often a batch is tried because another worker's panic had poisoned the backend.
 const POISONED_TRIES_MAX: u32 = 5;
@@ -61,6 +62,7 @@ pub(super) struct Members {
     n_hired: WorkerId,
     // Hired, and not known to be stuck.
     n_serving: usize,
+    n_stuck: usize,
 }
 
 /// A worker's place, and what it computes.
@@ -106,7 +108,7 @@ impl Crew {
         for called in called {
             // Counted before it runs: whoever asks next finds it.
             self.line.count_worker(1);
-            self.hire(|_| Some(called))?;
+            self.hire(&mut self.members(), |_| Some(called))?;
         }
         let (crew, every) = (Arc::downgrade(self), self.look_every());
         self.runtime.task(look(crew, every));
@@ -116,9 +118,9 @@ impl Crew {
     /// A new worker's thread. It ends at once if `call` gives it nothing to call.
     fn hire(
         self: &Arc<Self>,
+        members: &mut Members,
         call: impl FnOnce(&Self) -> Option<Called> + Send + 'static,
     ) -> io::Result<()> {
-        let mut members = self.members();
         let id = members.n_hired;
         let seat = Arc::new(Seat {
             id,
@@ -211,16 +213,21 @@ impl Crew {
                 .filter_map(|seat| seat.overdue(now, &self.bounds))
                 .collect();
             members.n_serving -= overdue.len();
+            members.n_stuck += overdue.len();
+            // With the lock: whoever comes back just now waits for it, and was counted as stuck before.
+            for Overdue { cut, .. } in &overdue {
+                self.line.stuck(cut, now);
+            }
             overdue
         };
         for overdue in overdue {
-            self.replace_stuck(&overdue, now);
+            self.replace_stuck(&overdue);
         }
     }
 
-    fn replace_stuck(self: &Arc<Self>, overdue: &Overdue, now: Instant) {
+    fn replace_stuck(self: &Arc<Self>, overdue: &Overdue) {
         let Overdue { by, cut, taken } = overdue;
-        let n_stuck = self.line.stuck(cut, now);
+        let n_stuck = self.members().n_stuck;
         let timeout = self.bounds.timeout;
         let (model, rows) = (&self.name, taken.len());
         tracing::error!(%model, worker = by, rows, ?timeout, n_stuck, "a worker does not come back");
@@ -237,17 +244,23 @@ impl Crew {
                 },
             },
         );
-        let n_workers = self.members().n_serving + n_stuck;
-        if STUCK_MAX < n_stuck || self.n_workers_max <= n_workers {
-            let most = self.n_workers_max;
+        let mut members = self.members();
+        if self.n_workers <= members.n_serving {
+            // One that was stuck has come back meanwhile.
+            return;
+        }
+        let most = self.n_workers_max.min(self.n_workers + STUCK_MAX);
+        if most <= members.n_serving + members.n_stuck {
+            drop(members);
             tracing::error!(%model, n_stuck, most, "too many workers are stuck: this one is not replaced");
             return;
         }
-        let hired = self.hire(|crew| {
+        let hired = self.hire(&mut members, |crew| {
             let called = crew.call(None)?;
             crew.line.count_worker(1);
             Some(called)
         });
+        drop(members);
         if let Err(error) = hired {
             tracing::error!(%model, %error, "no thread for another worker");
         }
@@ -258,8 +271,9 @@ impl Crew {
         let mut members = self.members();
         let is_needed = members.n_serving < self.n_workers;
         members.n_serving += usize::from(is_needed);
-        drop(members);
+        members.n_stuck -= 1;
         self.line.came_back(is_needed);
+        drop(members);
         tracing::warn!(model = %self.name, worker = id, is_needed, "a worker that was stuck has come back");
         is_needed
     }
@@ -275,6 +289,16 @@ impl Crew {
             std::thread::sleep(Duration::from_millis(5));
         }
         self.members().bury();
+    }
+
+    /// Answers what workers compute still with `error`.
+    pub(super) fn fail_all(&self, error: &ScoreError) {
+        let works = |(seat, _): &(Arc<Seat>, _)| seat.works();
+        // Outside the lock: an answer wakes a task.
+        let computed: Vec<_> = self.members().threads.iter().flat_map(works).collect();
+        for work in computed {
+            work.fail(error);
+        }
     }
 
     fn look_every(&self) -> Duration {
@@ -352,6 +376,15 @@ impl Seat {
             cut,
             taken: std::mem::take(&mut state.taken),
         })
+    }
+
+    /// Whose rows it computes.
+    fn works(&self) -> Vec<Arc<Work>> {
+        let state = self.state();
+        let works = state.taken.iter().map(|(work, _)| Arc::clone(work));
+        let mut works: Vec<_> = works.collect();
+        works.dedup_by(|a, b| Arc::ptr_eq(a, b));
+        works
     }
 
     fn is_stuck(&self) -> bool {

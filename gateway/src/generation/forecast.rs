@@ -237,6 +237,9 @@ impl Forecast<'_> {
     /// Predicted seconds of one worker: each batch costs its constant part too, which is most of it
     /// where a batch holds but one row.
     pub fn alone_s(&self, amount: Amount) -> f64 {
+        if amount.rows == 0 {
+            return 0.0;
+        }
         let constant_s = self.cost.batch_s(Size::default());
         self.cost.rows_s(amount.size) + constant_s * self.n_batches(amount)
     }

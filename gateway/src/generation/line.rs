@@ -126,9 +126,9 @@ impl Line {
         plan.returned(cut, is_whole, clock());
     }
 
-    /// A worker does not come back from a batch, and counts as one no more. How many are stuck now.
-    pub fn stuck(&self, cut: &Cut, now: Instant) -> usize {
-        self.plan().stuck(cut, now)
+    /// A worker does not come back from a batch, and counts as one no more.
+    pub fn stuck(&self, cut: &Cut, now: Instant) {
+        self.plan().stuck(cut, now);
     }
 
     /// A worker that was stuck has come back; it serves again if it `is_needed`.

@@ -259,13 +259,12 @@ impl Plan {
         }
     }
 
-    /// A worker does not come back from a batch, and counts as one no more. How many are stuck now.
-    pub fn stuck(&mut self, cut: &Cut, now: Instant) -> usize {
+    /// A worker does not come back from a batch, and counts as one no more.
+    pub fn stuck(&mut self, cut: &Cut, now: Instant) {
         self.returned(cut, false, now);
         self.count_worker(-1);
         self.workers_stuck += 1;
         self.totals.stuck += 1;
-        self.workers_stuck
     }
 
     /// A worker that was stuck has come back; it serves again if it `is_needed`.

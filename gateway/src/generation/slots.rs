@@ -3,6 +3,7 @@
 use super::Generation;
 use super::line::Line;
 use crate::load::{Catalog, LastSwap, ModelState, Totals};
+use crate::runtime::now;
 use crate::score::ScoreError;
 use arc_swap::ArcSwapOption;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -125,7 +126,7 @@ impl Slots {
     /// is done, at most until `deadline`. Blocks.
     pub fn retire(&self, generation: Arc<Generation>, deadline: Instant) {
         // Whoever was routed to it holds it until it is answered.
-        while 1 < Arc::strong_count(&generation) && Instant::now() < deadline {
+        while 1 < Arc::strong_count(&generation) && now() < deadline {
             std::thread::sleep(RETIRE_PAUSE);
         }
         generation.close();

@@ -7,8 +7,10 @@ use tokio::sync::watch;
 
 /// The larger of what Redis and this server know, so that a Redis that has lost its memory does not go back
 /// to a number that was given up; the time in microseconds where nobody knows one, or a new one is asked for.
+/// What no server wrote is written over.
 const LEARN: &str = "
-local had = tonumber(redis.call('GET', KEYS[1]) or '0')
+local had = tonumber(redis.call('GET', KEYS[1]) or '0') or 0
+if not (had >= 0 and had <= tonumber(ARGV[3])) then had = 0 end
 local now = math.max(had, tonumber(ARGV[1]))
 if now == 0 or ARGV[2] == 'new' then
   local time = redis.call('TIME')
@@ -16,6 +18,10 @@ if now == 0 or ARGV[2] == 'new' then
 end
 if now ~= had then redis.call('SET', KEYS[1], string.format('%.0f', now)) end
 return string.format('%.0f', now)";
+
+/// Up to here Lua counts exactly, which is until the year 2255. What is more was not written by a server: with
+/// it no number would ever be larger.
+const NUMBER_MAX: u64 = 1 << 53;
 
 /// What this server knows of the number.
 pub(super) struct Epoch {
@@ -52,8 +58,10 @@ impl Epoch {
     /// Somebody read it. Whether it is a new one.
     pub(super) fn saw(&self, number: u64) -> bool {
         self.number.send_if_modified(|known| {
-            let is_new = *known < number;
-            *known = number.max(*known);
+            let is_new = *known < number && number <= NUMBER_MAX;
+            if is_new {
+                *known = number;
+            }
             is_new
         })
     }
@@ -70,7 +78,9 @@ impl Epoch {
 
     async fn run(&self, operation: &'static str, which: &str) -> Option<()> {
         let mut call = self.script.key(&self.key);
-        call.arg(self.known().unwrap_or(0)).arg(which);
+        call.arg(self.known().unwrap_or(0))
+            .arg(which)
+            .arg(NUMBER_MAX);
         let ask = async |mut connection| call.invoke_async::<u64>(&mut connection).await;
         let number = self.link.ask_patiently(operation, ask).await?;
         self.saw(number);

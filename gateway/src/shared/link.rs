@@ -202,7 +202,10 @@ impl Link {
     /// Redis said no, or the connection did.
     fn refused(&self, operation: &'static str, pass: Pass, error: &RedisError) {
         let (mut state, now) = (self.state(), Instant::now());
-        if error.is_unrecoverable_error() || error.is_io_error() {
+        // What cannot be read as what was asked for came whole: whoever can write into Redis need not be trusted.
+        // After an answer that was none the connection ends, and the next operation finds it so.
+        let is_answer = error.kind() == ErrorKind::Parse;
+        if !is_answer && (error.is_unrecoverable_error() || error.is_io_error()) {
             if state.breaker.lost(pass, now) {
                 self.give_up(&mut state, self.words(error));
             }

@@ -148,7 +148,7 @@ impl Peers {
         let mut call = self.script.key(&self.key);
         call.arg(&self.server).arg(ours).arg(TTL.as_millis() as u64);
         let ask = async |mut connection| {
-            call.invoke_async::<BTreeMap<String, String>>(&mut connection)
+            call.invoke_async::<BTreeMap<Vec<u8>, Vec<u8>>>(&mut connection)
                 .await
         };
         let said = self.link.ask_patiently("peers", ask).await;
@@ -214,11 +214,11 @@ impl Peers {
 }
 
 /// What servers say, as far as it can be read: they may be of another version.
-fn read(said: &BTreeMap<String, String>) -> Vec<Peer> {
+fn read(said: &BTreeMap<Vec<u8>, Vec<u8>>) -> Vec<Peer> {
     let faults = said.iter().flat_map(|(server, text)| {
-        let faults: Vec<Announced> = serde_json::from_str(text).unwrap_or_default();
+        let faults: Vec<Announced> = serde_json::from_slice(text).unwrap_or_default();
         faults.into_iter().take(FAULTS_MAX).map(|said| Peer {
-            server: server.clone(),
+            server: String::from_utf8_lossy(server).into_owned(),
             fault: said.fault,
             since: UNIX_EPOCH + Duration::from_millis(said.since_ms),
         })

@@ -37,7 +37,7 @@ type Reply = Result<Tokenized, ScoreError>;
 struct Job {
     tokenizer: Arc<Tokenizer>,
     query: String,
-    documents: Vec<String>,
+    documents: Vec<Arc<String>>,
     // Knows which documents somebody waits for.
     work: Arc<Work>,
     // Encoded by whichever thread comes first.
@@ -86,7 +86,7 @@ impl Pool {
         &self,
         tokenizer: Arc<Tokenizer>,
         query: String,
-        documents: Vec<String>,
+        documents: Vec<Arc<String>>,
         work: Arc<Work>,
     ) -> Reply {
         let (job, answer) = Job::new(tokenizer, query, documents, work, self.n_threads);
@@ -145,7 +145,7 @@ impl Job {
     fn new(
         tokenizer: Arc<Tokenizer>,
         query: String,
-        documents: Vec<String>,
+        documents: Vec<Arc<String>>,
         work: Arc<Work>,
         n_threads: usize,
     ) -> (Arc<Self>, oneshot::Receiver<Reply>) {
@@ -251,7 +251,7 @@ impl Piece {
 }
 
 /// Cuts documents into pieces, in their order: bounded in number and, from the second one on, in bytes.
-fn pieces(documents: &[String]) -> impl Iterator<Item = Range<usize>> + '_ {
+fn pieces(documents: &[Arc<String>]) -> impl Iterator<Item = Range<usize>> + '_ {
     let mut first = 0;
     std::iter::from_fn(move || {
         let rest = documents.get(first..).filter(|rest| !rest.is_empty())?;
@@ -280,7 +280,10 @@ mod tests {
 
     #[track_caller]
     fn check(lengths: &[usize], want: &[Range<usize>]) {
-        let documents: Vec<_> = lengths.iter().map(|&length| "x".repeat(length)).collect();
+        let documents: Vec<_> = lengths
+            .iter()
+            .map(|&length| Arc::new("x".repeat(length)))
+            .collect();
         assert_eq!(pieces(&documents).collect::<Vec<_>>(), want);
     }
 
@@ -318,7 +321,8 @@ mod tests {
     #[test]
     fn pieces_come_together_in_order() {
         let (tasks, pool, tokenizer) = pool(3);
-        let documents: Vec<_> = (0..100).map(|n| "light ".repeat(n % 60)).collect();
+        let documents = (0..100).map(|n| Arc::new("light ".repeat(n % 60)));
+        let documents: Vec<_> = documents.collect();
         let query = tokenizer.query("plants").unwrap();
         let mut want = TokenRows::none();
         for document in &documents {
@@ -343,7 +347,12 @@ mod tests {
             jobs: Arc::new(jobs),
             ..pool
         };
-        let asked = pool.tokenize(tokenizer, "q".to_owned(), vec!["x".to_owned()], rows(1));
+        let asked = pool.tokenize(
+            tokenizer,
+            "q".to_owned(),
+            vec![Arc::new("x".to_owned())],
+            rows(1),
+        );
         let soon = Duration::from_millis(1);
         let outcome = tasks.block_on(async { tokio::time::timeout(soon, asked).await });
         assert!(outcome.is_err());
@@ -353,12 +362,13 @@ mod tests {
     #[test]
     fn a_small_request_does_not_wait_for_a_large_one() {
         let (tasks, _pool, tokenizer) = pool(0);
-        let ask = |documents: Vec<String>| {
+        let ask = |documents: Vec<Arc<String>>| {
             let work = rows(documents.len());
             Job::new(Arc::clone(&tokenizer), "q".to_owned(), documents, work, 1)
         };
-        let (large, _) = ask(vec!["light ".repeat(2_000); 500]);
-        let (small, answer) = ask(vec!["light".to_owned()]);
+        let long = Arc::new("light ".repeat(2_000));
+        let (large, _) = ask(vec![long; 500]);
+        let (small, answer) = ask(vec![Arc::new("light".to_owned())]);
         let (jobs, receiver) = bounded(8);
         let jobs = Arc::new(jobs);
         for job in [&large, &small] {
@@ -377,7 +387,8 @@ mod tests {
     #[test]
     fn documents_that_nobody_waits_for_are_passed_over() {
         let (tasks, pool, tokenizer) = pool(1);
-        let documents = vec!["light".to_owned(); 3];
+        let light = Arc::new("light".to_owned());
+        let documents = vec![light; 3];
         let work = rows(3);
         work.unwant(1);
         let asked = pool.tokenize(tokenizer, "q".to_owned(), documents, Arc::clone(&work));
@@ -411,7 +422,8 @@ mod tests {
         assert_eq!(tokenizer.n_special(), 0);
         // Normalizing takes control characters away.
         let ask = |query: &str| {
-            let documents = vec!["light".to_owned(), "\u{7}".to_owned()];
+            let documents = ["light", "\u{7}"].map(|text| Arc::new(text.to_owned()));
+            let documents = documents.to_vec();
             let (empties, now) = (Arc::new(Empties::default()), Instant::now());
             let sink: Arc<dyn Sink> = Arc::<Empties>::clone(&empties);
             let work = Work::new(2, Priority::Normal, now, now, Arc::downgrade(&sink));

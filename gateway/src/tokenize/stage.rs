@@ -23,7 +23,7 @@ pub struct Admitted {
     /// Compared with each document.
     pub query: String,
     /// One for each row.
-    pub documents: Vec<String>,
+    pub documents: Vec<Arc<String>>,
     /// The rows.
     pub work: Arc<Work>,
     /// By whom they are computed.
@@ -63,7 +63,7 @@ async fn push(pool: Arc<Pool>, admitted: Admitted) -> Result<Ticket, ScoreError>
         permit,
     } = admitted;
     let started = now();
-    let documents_bytes: usize = documents.iter().map(String::len).sum();
+    let documents_bytes: usize = documents.iter().map(|document| document.len()).sum();
     let (n_documents, query_bytes) = (documents.len(), query.len());
     let tokenizer = Arc::clone(generation.tokenizer());
     let tokenized = pool

@@ -1,9 +1,9 @@
 //! The second level: two whole servers over one Redis.
 
 use crate::redis::Redis;
-use crate::server::Server;
-use crate::{ask, rows, scores};
-use serde_json::Value;
+use crate::server::{Server, token};
+use crate::{RARE, ask, rows, scores};
+use serde_json::{Value, json};
 
 fn settings(url: &str) -> Vec<(&str, &str)> {
     vec![
@@ -141,4 +141,84 @@ fn what_lies_in_redis_is_not_trusted() {
     }
     assert_eq!(scores(&second.rerank(&body)), scores(&answer));
     assert_eq!((rows(&second), hits_of_others(&second)), (2.0, 0.0));
+}
+
+/// Pairs are coalesced and not kept, and admission waits for Redis, a second at most where that hangs.
+fn waiting_for_redis(url: &str, options: &str) -> Server {
+    let settings = [
+        ("cache.coalesce", "true"),
+        ("distributed.enabled", "true"),
+        ("distributed.redis_url", url),
+        ("distributed.operation_timeout", "1s"),
+        ("distributed.requests_max", "100"),
+        ("threads.total", "1"),
+        ("worker.retries_max", "0"),
+        // A request's rows are one batch.
+        ("batch.us_max", "1m"),
+    ];
+    let server = Server::start(options, &settings);
+    let breaker = || server.metric("crossgate_distributed_breaker");
+    server.until(|| (breaker() == 0.0).then_some(()));
+    server
+}
+
+fn until_inside(server: &Server, n: u64) {
+    server.until(|| {
+        let health: Value = serde_json::from_str(&server.get("/health").text).unwrap();
+        (health["controller"]["active"] == n).then_some(())
+    });
+}
+
+fn until_flights(server: &Server, n: f64) {
+    server.until(|| (server.metric("crossgate_cache_flights") == n).then_some(()));
+}
+
+#[test]
+fn a_flight_whose_beginner_leaves_before_it_is_admitted_is_begun_again() {
+    let Some(redis) = Redis::start(&[]) else {
+        return;
+    };
+    let url = redis.url();
+    let server = waiting_for_redis(&url, "{}");
+    let hold = server.hold();
+    let first = server.connect_and_ask(&ask(&["green plants"]));
+    until_flights(&server, 1.0);
+    redis.hang();
+    // It counts on the first one's flight, asks to be admitted for the other, and then has to ask for both.
+    let beginner = server.connect_and_ask(&ask(&["green plants", "red cars"]));
+    until_inside(&server, 2);
+    drop(first);
+    until_flights(&server, 0.0);
+    until_flights(&server, 2.0);
+    let joined = server.rerank_later(&ask(&["green plants"]));
+    until_inside(&server, 2);
+    drop(beginner);
+    until_inside(&server, 1);
+    redis.go_on();
+    drop(hold);
+    assert_eq!(scores(&joined.join().unwrap()).len(), 1);
+    until_flights(&server, 0.0);
+}
+
+#[test]
+fn what_lands_while_the_rest_is_tried_again_is_not_lost() {
+    let Some(redis) = Redis::start(&[]) else {
+        return;
+    };
+    let url = redis.url();
+    // A row takes long enough that who is told of a fault has begun again by then.
+    let options = json!({"fault_on": token("volcano"), "row_us": 30_000}).to_string();
+    let server = waiting_for_redis(&url, &options);
+    let hold = server.hold();
+    let guilty = server.rerank_later(&ask(&["green plants", RARE]));
+    server.until(|| (server.metric("crossgate_workers_busy") == 1.0).then_some(()));
+    // One flight is the guilty one's, the other its own.
+    let joined = server.rerank_later(&ask(&["green plants", "red cars"]));
+    until_flights(&server, 3.0);
+    redis.hang();
+    drop(hold);
+    assert_eq!(guilty.join().unwrap().status, 502);
+    // Its own lands while it waits to be admitted for the other.
+    assert_eq!(scores(&joined.join().unwrap()).len(), 2);
+    redis.go_on();
 }

@@ -5,7 +5,7 @@ use gateway::app::App;
 use gateway::config::Config;
 use gateway::model::hub;
 use serde_json::Value;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -192,6 +192,23 @@ impl Server {
         let head = "POST /rerank HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n";
         write!(stream, "{head}content-length: {}\r\n\r\n{body}", body.len()).unwrap();
         stream
+    }
+
+    /// Sends the head of a request, and nothing of its body; the status that comes all the same.
+    pub(crate) fn status_of_head(&self) -> (TcpStream, String) {
+        let mut stream = TcpStream::connect(self.address).unwrap();
+        let head = "POST /rerank HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n";
+        write!(stream, "{head}content-length: 100\r\n\r\n").unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_secs(2)))
+            .unwrap();
+        let mut status = [0; "HTTP/1.1 503".len()];
+        let read = stream.read_exact(&mut status);
+        let status = read.map_or_else(
+            |error| error.to_string(),
+            |()| String::from_utf8_lossy(&status).into_owned(),
+        );
+        (stream, status)
     }
 
     /// The sum of a metric over its labels; 0 when it is not there yet.

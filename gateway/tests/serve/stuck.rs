@@ -103,12 +103,44 @@ fn too_many_stuck_workers_make_the_model_not_ready_until_one_comes_back() {
     server.until(|| (server.get("/readyz").status == 503).then_some(()));
     let refused = server.rerank(&one("green plants"));
     assert_eq!(refused.status, 503, "{refused:?}");
+    assert!(refused.text.contains("comes back"), "{refused:?}");
     assert_eq!(server.metric("crossgate_workers"), 0.0);
 
     drop(hold);
     server.until(|| is_back(&server, 1.0));
     assert_eq!(server.get("/readyz").status, 200);
     assert_eq!(server.rerank(&one("green plants")).status, 200);
+}
+
+/// Each batch takes about as long as a worker may: whether it is stuck is decided while it comes back.
+#[test]
+fn workers_that_come_back_just_when_they_are_given_up_are_counted_once() {
+    const N_WORKERS: usize = 8;
+    let options = json!({"row_us": 4_800}).to_string();
+    let n_workers = N_WORKERS.to_string();
+    let server = Server::start(
+        &options,
+        &[
+            ("threads.total", &n_workers),
+            ("worker.timeout", "5ms"),
+            ("worker.retries_max", "16"),
+            ("cache.enabled", "false"),
+            ("cache.coalesce", "false"),
+        ],
+    );
+    // All workers at once: they are given up together.
+    for _ in 0..120 {
+        let asked: Vec<_> = (0..2 * N_WORKERS)
+            .map(|_| server.rerank_later(&one("green plants")))
+            .collect();
+        for answer in asked {
+            let status = answer.join().unwrap().status;
+            assert!(matches!(status, 200 | 502 | 503), "{status}");
+        }
+    }
+    assert!(server.metric("crossgate_workers_lost_total") >= 100.0);
+    server.until(|| is_back(&server, N_WORKERS as f64));
+    assert_eq!(server.metric("crossgate_workers_busy"), 0.0);
 }
 
 #[test]

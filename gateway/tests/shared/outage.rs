@@ -292,3 +292,38 @@ async fn a_redis_without_memory_is_read_and_complained_of_once() {
     set("maxmemory", "0", &mut client);
     server.keep(200, b"z").await;
 }
+
+#[tokio::test]
+async fn what_others_write_into_redis_is_no_outage() {
+    let Some(redis) = Redis::start(&[]) else {
+        return;
+    };
+    let server = Server::connected(&redis, &SETTINGS).await;
+    let mut up = server.shared.up();
+    assert!(*up.borrow_and_update());
+    let mut client = redis.client();
+    let () = redis::cmd("HSET")
+        .arg("crossgate:faults")
+        .arg(b"\xff")
+        .arg(b"9999999999999 \xff")
+        .query(&mut client)
+        .unwrap();
+    for epoch in ["garbage", "-1", "nan", "18446744073709551615"] {
+        let known = *server.shared.cleared().borrow();
+        let () = redis::cmd("SET")
+            .arg("crossgate:epoch")
+            .arg(epoch)
+            .query(&mut client)
+            .unwrap();
+        until("that it is written over", async || {
+            server.get_one(1).await;
+            let now = redis::cmd("GET")
+                .arg("crossgate:epoch")
+                .query::<String>(&mut client);
+            (now.unwrap() == known.to_string()).then_some(())
+        })
+        .await;
+    }
+    check_well(&server, false).await;
+    assert!(!up.has_changed().unwrap(), "Redis was given up");
+}

@@ -73,6 +73,8 @@ impl Plan {
     fn check_serves(&self) -> Result<(), ScoreError> {
         let why = if self.closed {
             "the server is shutting down"
+        } else if self.workers == 0 && self.workers_stuck > 0 {
+            "none of the model's workers comes back from its batch"
         } else if self.workers == 0 {
             "the model's backend is being restarted"
         } else {

@@ -201,6 +201,18 @@ fn adaptive_it_is_held_back_while_others_are_expected() {
 }
 
 #[test]
+fn who_is_idle_has_no_queue() {
+    let now = Instant::now();
+    let mut plan = plan(1, QUEUE, HoldBounds::NEVER);
+    assert_eq!(plan.load().queue_time, Duration::ZERO);
+    push(&mut plan, 1, now);
+    assert!(plan.load().queue_time >= Duration::from_millis(4));
+    assert_eq!(cut(&mut plan, now), 1);
+    back(&mut plan, now);
+    assert_eq!(plan.load().queue_time, Duration::ZERO);
+}
+
+#[test]
 fn a_refusal_names_the_bound() {
     let now = Instant::now();
     let refused = |queue, rows| {
