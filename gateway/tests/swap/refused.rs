@@ -125,16 +125,12 @@ fn what_cannot_be_swapped_to_is_refused_and_the_cause_is_named() {
 }
 
 #[test]
-fn what_crashes_hangs_or_eats_memory_does_so_in_a_process_of_its_own() {
-    let settings = [
-        ("plugins.probe_timeout", "3s"),
-        ("plugins.probe_memory_max", "1GiB"),
-    ];
+fn what_crashes_or_eats_memory_does_so_in_a_process_of_its_own() {
+    let settings = [("plugins.probe_memory_max", "1GiB")];
     let swapping = Swapping::start(&json!({}), &settings);
     let cases = [
         ("abort", "signal 6 (abort)"),
         ("exit", "ended with code 0 and without a report"),
-        ("hang", "plugins.probe_timeout"),
         ("eat", "memory allocation of"),
     ];
     for (crash, word) in cases {
@@ -149,4 +145,13 @@ fn what_crashes_hangs_or_eats_memory_does_so_in_a_process_of_its_own() {
     // Nothing of it was mapped here, and nothing is in the way of a good one.
     assert_eq!(swapping.server.metric("crossgate_plugin_images"), 1.0);
     assert_eq!(swapping.swap(&json!({"probation_s": 0})).status, 200);
+}
+
+#[test]
+fn what_hangs_is_ended() {
+    let swapping = Swapping::start(&json!({}), &[("plugins.probe_timeout", "1s")]);
+    let answer = swapping.swap(&json!({"options": {"crash": "hang"}}));
+    assert_eq!(answer.status, 409, "{answer:?}");
+    assert!(answer.text.contains("plugins.probe_timeout"), "{answer:?}");
+    assert_eq!(swapping.scores().len(), 2);
 }
