@@ -24,6 +24,7 @@ use crate::tokenize::{Admitted, Tokenize};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
+use tokio::time::timeout;
 use tower::{Service, ServiceExt as _};
 
 /// The stage: answers what it knows, waits for what is under way, and has the rest computed.
@@ -235,10 +236,16 @@ impl Cache {
     /// Has the flights computed by a task of their own, which ends with them or with the last who waits.
     fn drive(&self, driven: Driven, admitted: Admitted, lease: Option<Lease>) {
         let next = self.next.clone();
+        let line = Arc::clone(admitted.generation.line());
         self.runtime.task(async move {
             let work = Arc::clone(driven.0.work());
             let landing = async {
                 let ticket = next.oneshot(admitted).await?;
+                if let Some(wait_max) = line.wait_max()
+                    && timeout(wait_max, ticket.over()).await.is_err()
+                {
+                    line.drop_waited(Instant::now());
+                }
                 ticket.over().await;
                 Ok(())
             };

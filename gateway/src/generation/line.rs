@@ -193,6 +193,21 @@ impl Line {
         self.plan().forget(work, now);
     }
 
+    /// How long a request may wait before it is begun; `None` for until its deadline.
+    pub fn wait_max(&self) -> Option<Duration> {
+        self.plan().wait_max()
+    }
+
+    /// Answers whoever has waited for so long at `now`. Workers do it too, whenever they look; all of them may
+    /// be busy for longer.
+    pub fn drop_waited(&self, now: Instant) {
+        let mut plan = self.plan();
+        plan.drop_waited(now);
+        let late = plan.take_late();
+        drop(plan);
+        fail_late(&late);
+    }
+
     /// Answers everything that waits with `error`.
     pub fn fail_all(&self, error: &ScoreError) {
         // Outside the lock: an answer wakes a task.

@@ -154,6 +154,16 @@ impl Plan {
         self.queue.drain()
     }
 
+    /// How long a request may wait before it is begun.
+    pub fn wait_max(&self) -> Option<Duration> {
+        self.wait_max
+    }
+
+    /// Drops whoever has waited for so long, where no worker looks.
+    pub fn drop_waited(&mut self, now: Instant) {
+        self.queue.drop_waited(now);
+    }
+
     /// What [`cut`](Self::cut) passed over; see [`Queue::take_late`].
     pub fn take_late(&mut self) -> Vec<Late> {
         self.queue.take_late()

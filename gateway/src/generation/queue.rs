@@ -407,8 +407,8 @@ impl Queue {
         }
     }
 
-    /// Drops whoever has waited as long as may be and was not begun.
-    fn drop_waited(&mut self, now: Instant) {
+    /// Drops whoever has waited as long as may be and was not begun, as [`cut`](Self::cut) does.
+    pub fn drop_waited(&mut self, now: Instant) {
         let Some(wait_max) = self.bounds.wait_max else {
             return;
         };
@@ -418,6 +418,7 @@ impl Queue {
         for (_, flow) in waited {
             self.drop_flow(flow, Why::Waited, now);
         }
+        self.rest();
     }
 
     fn drop_flow(&mut self, flow: Flow, why: Why, now: Instant) {

@@ -192,3 +192,23 @@ fn a_fault_that_does_not_last_costs_nobody_an_answer() {
         assert_eq!(server.metric("crossgate_rows_retried_total"), retried);
     }
 }
+
+#[test]
+fn nobody_waits_longer_than_may_be_while_all_workers_hang() {
+    let settings = [
+        ("threads.total", "1"),
+        ("worker.timeout", "1m"),
+        ("queue.wait_max", "200ms"),
+    ];
+    let server = Server::start("{}", &settings);
+    let hold = server.hold();
+    let begun = server.rerank_later(&one("green plants"));
+    server.until(|| (server.metric("crossgate_workers_busy") == 1.0).then_some(()));
+    let started = Instant::now();
+    let waits = server.rerank(&one("green plants"));
+    assert_eq!(waits.status, 503, "{waits:?}");
+    assert!(waits.text.contains("queue.wait_max"), "{waits:?}");
+    assert!(started.elapsed() < Duration::from_secs(5), "{started:?}");
+    drop(hold);
+    assert_eq!(begun.join().unwrap().status, 200);
+}
