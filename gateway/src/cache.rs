@@ -206,7 +206,10 @@ impl Cache {
         // From here on others may join: whatever becomes of this request, they are told.
         let driven = Driven(Arc::clone(&fleet));
         asked.n_begun += indices.len();
-        if new.len() < indices.len() {
+        // Both are in the documents' order.
+        let is_admitted =
+            |index: &usize| new.binary_search_by_key(index, |miss| miss.index).is_ok();
+        if !indices.iter().all(is_admitted) {
             // Flights that it counted on have ended meanwhile: it is asked again, for all of its own.
             drop(admission.take());
             let ask = asked.ask(indices.iter().copied());

@@ -70,6 +70,32 @@ pub fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
+/// The lowest of Unix's priorities.
+const NICE: i32 = 19;
+
+/// The calling thread runs when nobody else wants its processor, and so do those that it starts. For ever:
+/// the system does not let it back.
+pub fn step_back() {
+    // Where the system refuses, it runs as before.
+    let _ = rustix::process::setpriority_process(None, NICE);
+}
+
+/// Does `work` on a thread that has [stepped back](step_back), and waits for it. Where there is no more
+/// thread, or the work panics, `None`.
+pub fn aside_of_all<T: Send>(work: impl FnOnce() -> T + Send) -> Option<T> {
+    thread::scope(|scope| {
+        let quiet = thread::Builder::new().name("quiet".to_owned());
+        let work = move || {
+            // On Linux a thread has a priority of its own; elsewhere it would be the whole process's.
+            if cfg!(target_os = "linux") {
+                step_back();
+            }
+            work()
+        };
+        quiet.spawn_scoped(scope, work).ok()?.join().ok()
+    })
+}
+
 /// To read or write so many bytes takes a millisecond or so: what is larger must not stand in the
 /// way of `/livez`.
 const IN_PLACE_BYTES_MAX: usize = 256 * 1024;

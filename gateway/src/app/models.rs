@@ -7,7 +7,7 @@ use crate::generation::queue::{BatchBounds, QueueBounds};
 use crate::generation::{Facts, Generation, Slots, Start, WorkerBounds, golden_rows};
 use crate::host::{Host, Opened, ProbeRows};
 use crate::model::{self, ModelInfo, Source, Tokenizer, hub, progress};
-use crate::runtime::Runtime;
+use crate::runtime::{Runtime, aside_of_all};
 use crate::score::Activation;
 use crate::telemetry::Metrics;
 use backend_api::{OpenRequest, PluginLibrary};
@@ -190,8 +190,14 @@ impl Loader {
                     true => StartError::Config(self.config.refuse("model.options", error)),
                     false => StartError::other(error),
                 }),
-            By::Library(library, sha256) => Opened::by(library, sha256, request)
-                .map_err(|fault| StartError::Other(format!("{}: {fault}", library.card().name))),
+            By::Library(library, sha256) => {
+                // Others are being served meanwhile.
+                let opened = aside_of_all(|| Opened::by(library, sha256, request));
+                let name = &library.card().name;
+                opened
+                    .ok_or_else(|| StartError::Other(format!("{name}: no thread opens the model")))?
+                    .map_err(|fault| StartError::Other(format!("{name}: {fault}")))
+            }
         }
     }
 

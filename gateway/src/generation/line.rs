@@ -138,7 +138,7 @@ impl Line {
 
     /// A batch has failed: its rows go to other workers, or are told so if they were tried often enough.
     pub fn put_back(&self, batch: &[Taken], failure: &Failure) {
-        let given_up = self.plan().put_back(batch, failure);
+        let given_up = self.plan().put_back(batch, failure, now());
         self.rows_came.notify_all();
         for (work, row) in given_up {
             work.fail_row(row as usize, RowFault::Whole(failure.error.clone()));

@@ -172,8 +172,8 @@ impl Plan {
     /// Takes the next batch into `batch`, for worker `who` that is idle. What has failed goes first, and to
     /// another worker than the one that failed it unless that is the only one.
     pub fn cut(&mut self, now: Instant, who: WorkerId, batch: &mut Vec<Taken>) -> Next {
-        let who = (who, self.workers <= 1);
-        if let Some(tries) = self.queue.cut_again(now, who, batch) {
+        let is_alone = self.workers <= 1;
+        if let Some(tries) = self.queue.cut_again(now, (who, is_alone), batch) {
             return Next::Batch(self.begin(now, tries, batch));
         }
         if let Some(until) = self.hold_until(now) {
@@ -188,7 +188,8 @@ impl Plan {
         };
         self.queue.cut(now, &bounds, &self.cost, speed, batch);
         if batch.is_empty() {
-            return Next::Nothing;
+            let own_at = self.queue.own_at(who);
+            return own_at.map_or(Next::Nothing, Next::Hold);
         }
         Next::Batch(self.begin(now, 0, batch))
     }
@@ -284,10 +285,10 @@ impl Plan {
     }
 
     /// A batch has failed: the rows are tried again, but for those that are given back.
-    pub fn put_back(&mut self, batch: &[Taken], failure: &Failure) -> Vec<Taken> {
+    pub fn put_back(&mut self, batch: &[Taken], failure: &Failure, now: Instant) -> Vec<Taken> {
         self.totals.faults += 1;
         let n_before = self.queue.again().rows;
-        let given_up = self.queue.put_back(batch, failure);
+        let given_up = self.queue.put_back(batch, failure, now);
         self.totals.retried += (self.queue.again().rows - n_before) as u64;
         given_up
     }

@@ -330,8 +330,13 @@ impl Queue {
 
     /// Rows of a batch that failed go before all others, each request's by themselves; gives those back
     /// that were tried often enough.
-    pub fn put_back(&mut self, batch: &[Taken], failure: &Failure) -> Vec<Taken> {
-        self.again.put_back(batch, failure)
+    pub fn put_back(&mut self, batch: &[Taken], failure: &Failure, now: Instant) -> Vec<Taken> {
+        self.again.put_back(batch, failure, now)
+    }
+
+    /// When worker `who` may try the first of its own failures again, if no other one does.
+    pub fn own_at(&self, who: WorkerId) -> Option<Instant> {
+        self.again.own_at(who)
     }
 
     /// Takes what worker `who` is to try again into `batch` (emptied first): rows of one request that
@@ -343,7 +348,7 @@ impl Queue {
         batch: &mut Vec<Taken>,
     ) -> Option<u32> {
         batch.clear();
-        while let Some(Retry { rows, tries, .. }) = self.again.take(who, is_alone) {
+        while let Some(Retry { rows, tries, .. }) = self.again.take(who, is_alone, now) {
             let n_rows = rows.len();
             let is_useful = |(work, row): &Taken| work.alive(now) && work.is_wanted(*row as usize);
             let first = rows.first().map(|(work, _)| Arc::clone(work));

@@ -5,8 +5,9 @@
 //! standard input and says how it went in one line of standard output.
 
 use super::image;
+use crate::runtime::step_back;
 use backend_api::{Description, OpenRequest, OpenWorker, RaggedBatch, RowControl};
-use rustix::process::{Resource, Rlimit, setpriority_process, setrlimit};
+use rustix::process::{Resource, Rlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::process::ExitStatusExt as _;
@@ -25,8 +26,6 @@ const ERROR_BYTES_MAX: usize = 2_048;
 const REPORT_BYTES_MAX: u64 = 1 << 20;
 /// What this program's own allocator sets aside before it needs it.
 const OWN_BYTES: u64 = 1 << 30;
-/// The lowest of Unix's priorities.
-const NICE: i32 = 19;
 
 /// How plugins are tried out.
 #[derive(Clone, Debug)]
@@ -260,7 +259,7 @@ pub fn run() -> Result<(), String> {
 
 fn attempt(task: &Task) -> Result<Probed, String> {
     // Neither is worth failing for: they protect what runs beside.
-    let _ = setpriority_process(None, NICE);
+    step_back();
     // Where memory runs out all the same, Linux ends this process before others.
     let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
     if let Some(memory_max) = task.memory_max {

@@ -7,6 +7,10 @@ use crate::generation::work::Work;
 use crate::score::ScoreError;
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long rows wait for another worker than the one that failed them: all others may hang.
+const OTHER_WAIT_MAX: Duration = Duration::from_millis(500);
 
 /// One worker of a generation; a worker that was replaced has another number than its successor.
 pub type WorkerId = u32;
@@ -41,6 +45,8 @@ pub(super) struct Retry {
     pub(super) tries: u32,
     /// Who failed them last.
     pub(super) failed_by: WorkerId,
+    /// When whoever failed them may try again.
+    pub(super) own_at: Instant,
 }
 
 // === impl Again ===
@@ -48,7 +54,12 @@ pub(super) struct Retry {
 impl Again {
     /// Puts the rows of a batch back that somebody still wants; gives those back that were tried often
     /// enough.
-    pub(super) fn put_back(&mut self, batch: &[Taken], failure: &Failure) -> Vec<Taken> {
+    pub(super) fn put_back(
+        &mut self,
+        batch: &[Taken],
+        failure: &Failure,
+        now: Instant,
+    ) -> Vec<Taken> {
         let wanted = batch
             .iter()
             .filter(|(work, row)| work.is_wanted(*row as usize));
@@ -68,15 +79,23 @@ impl Again {
             rows: rows.to_vec(),
             tries: failure.tries + u32::from(!is_free),
             failed_by: failure.by,
+            own_at: now + OTHER_WAIT_MAX,
         }));
         Vec::new()
     }
 
-    /// The oldest that worker `who` may try: another's failure, or its own if it is the only one.
-    pub(super) fn take(&mut self, who: WorkerId, is_alone: bool) -> Option<Retry> {
-        let may = |retry: &Retry| is_alone || retry.failed_by != who;
+    /// The oldest that worker `who` may try: another's failure, or its own if it is the only one or no other
+    /// has come for it.
+    pub(super) fn take(&mut self, who: WorkerId, is_alone: bool, now: Instant) -> Option<Retry> {
+        let may = |retry: &Retry| is_alone || retry.failed_by != who || retry.own_at <= now;
         let place = self.retries.iter().position(may)?;
         self.retries.remove(place)
+    }
+
+    /// When a worker may try the first of its own failures again.
+    pub(super) fn own_at(&self, who: WorkerId) -> Option<Instant> {
+        let own = self.retries.iter().filter(|retry| retry.failed_by == who);
+        own.map(|retry| retry.own_at).min()
     }
 
     /// Rows of `work` that nobody wants any more; how many they were.
