@@ -418,3 +418,21 @@ fn the_command_shows_each_step_and_fails_when_it_is_refused() {
         assert_eq!(code, Some(2), "{wrong:?}: {said}");
     }
 }
+
+#[test]
+fn a_model_s_name_may_be_a_path() {
+    for name in ["owner/model", "a@1"] {
+        let source = format!("{name}=starter");
+        let swapping = Swapping::start(&json!({}), &[("model.sources", &source)]);
+        let admin = swapping.server.admin_address().to_string();
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_crossgate"))
+            .args(["swap", name, "--no-wait", "--admin", &admin])
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            output.status.success() && said.contains(": live"),
+            "{name}: {said}"
+        );
+    }
+}

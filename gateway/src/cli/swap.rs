@@ -107,6 +107,16 @@ pub(super) fn order(matches: &ArgMatches) -> Result<Order, String> {
     })
 }
 
+/// A name as a part of a URL; it may be a path.
+fn in_url(name: &str) -> String {
+    let escape = |byte: u8| match byte {
+        b'/' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
+        byte if byte.is_ascii_alphanumeric() => char::from(byte).to_string(),
+        byte => format!("%{byte:02X}"),
+    };
+    name.bytes().map(escape).collect()
+}
+
 // === impl Order ===
 
 impl Order {
@@ -116,7 +126,11 @@ impl Order {
     /// Why the model is served as before, or the server could not be asked.
     pub fn run(&self) -> Result<(), String> {
         let deed = if self.is_rollback { "rollback" } else { "swap" };
-        let url = format!("http://{}/models/{}/{deed}", self.admin, self.model);
+        let url = format!(
+            "http://{}/models/{}/{deed}",
+            self.admin,
+            in_url(&self.model)
+        );
         let agent = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .timeout_connect(Some(Duration::from_secs(5)))

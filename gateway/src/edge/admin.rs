@@ -8,11 +8,10 @@ use super::problem::Problem;
 use super::wire::Refusal;
 use super::{health, models, swap};
 use axum::Router;
-use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, Path, Request, State};
+use axum::extract::{Path, Request, State};
+use axum::http::StatusCode;
 use axum::http::header::{HOST, ORIGIN};
 use axum::http::uri::Authority;
-use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::Response;
 use axum::routing::{get, post};
@@ -21,20 +20,16 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use tower_http::catch_panic::CatchPanicLayer;
 
-const ROUTES: [&str; 8] = [
+const ROUTES: [&str; 6] = [
     "/plugins",
     "/models",
     "/health",
     CLEAR,
     "/models/{model}/swap",
-    "/models/{owner}/{model}/swap",
     "/models/{model}/rollback",
-    "/models/{owner}/{model}/rollback",
 ];
 /// Forgets all kept scores.
 const CLEAR: &str = "/cache/clear";
-/// An order is a few names and options.
-const ORDER_BYTES_MAX: usize = 64 << 10;
 
 /// One library file that the gateway looked at.
 #[derive(Clone, Debug, Serialize)]
@@ -73,11 +68,7 @@ pub fn admin(edge: Edge, plugins: impl Fn() -> Vec<PluginRow> + Send + Sync + 's
         .route("/models", get(list_models))
         .route("/health", get(show_health))
         .route(CLEAR, post(clear_cache))
-        .route("/models/{model}/swap", post(swap_model))
-        .route("/models/{owner}/{model}/swap", post(swap_model_of_owner))
-        .route("/models/{model}/rollback", post(roll_back))
-        .route("/models/{owner}/{model}/rollback", post(roll_back_of_owner))
-        .layer(DefaultBodyLimit::max(ORDER_BYTES_MAX))
+        .route("/models/{*deed}", post(act_on_model))
         .fallback(async |request: Request| no_route(&request, &ROUTES))
         .method_not_allowed_fallback(async |request: Request| {
             let is_deed = |path: &str| {
@@ -111,38 +102,19 @@ async fn show_health(State(admin): State<Arc<Admin>>) -> Response {
     health::view(&admin.edge)
 }
 
-async fn swap_model(
+/// `…/swap` and `…/rollback`. What stands before is a model's name, which may be a path.
+async fn act_on_model(
     State(admin): State<Arc<Admin>>,
-    Path(model): Path<String>,
-    headers: HeaderMap,
-    body: Bytes,
+    Path(path): Path<String>,
+    request: Request,
 ) -> Result<Response, Problem> {
-    swap::swap(&admin.edge, model, &headers, &body).await
-}
-
-/// The same for a name such as the hub has: `owner/name`.
-async fn swap_model_of_owner(
-    State(admin): State<Arc<Admin>>,
-    Path((owner, model)): Path<(String, String)>,
-    headers: HeaderMap,
-    body: Bytes,
-) -> Result<Response, Problem> {
-    swap::swap(&admin.edge, format!("{owner}/{model}"), &headers, &body).await
-}
-
-async fn roll_back(
-    State(admin): State<Arc<Admin>>,
-    Path(model): Path<String>,
-) -> Result<Response, Problem> {
-    swap::rollback(&admin.edge, &model)
-}
-
-/// The same for a name such as the hub has: `owner/name`.
-async fn roll_back_of_owner(
-    State(admin): State<Arc<Admin>>,
-    Path((owner, model)): Path<(String, String)>,
-) -> Result<Response, Problem> {
-    swap::rollback(&admin.edge, &format!("{owner}/{model}"))
+    if let Some(model) = path.strip_suffix("/rollback") {
+        return swap::rollback(&admin.edge, model);
+    }
+    let Some(model) = path.strip_suffix("/swap") else {
+        return Err(no_route(&request, &ROUTES));
+    };
+    swap::swap(&admin.edge, model.to_owned(), request).await
 }
 
 /// What came of clearing the cache.

@@ -7,9 +7,10 @@ use super::problem::Problem;
 use super::wire::Refusal;
 use crate::control::{SwapError, SwapOrder, SwapState, SwapStep};
 use crate::score::ScoreError;
-use axum::body::Bytes;
+use axum::body::{Bytes, to_bytes};
+use axum::extract::Request;
+use axum::http::StatusCode;
 use axum::http::header::ACCEPT;
-use axum::http::{HeaderMap, StatusCode};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse as _, Response};
 use serde::{Deserialize, Serialize};
@@ -20,6 +21,8 @@ use tokio::sync::mpsc;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 
+/// An order is a few names and options.
+const ORDER_BYTES_MAX: usize = 64 << 10;
 /// How long a generation is watched unless the order says otherwise.
 const PROBATION: Duration = Duration::from_secs(60);
 /// What served before keeps its memory for so long at most.
@@ -60,12 +63,19 @@ struct Swapped {
 pub(super) async fn swap(
     edge: &Edge,
     model: String,
-    headers: &HeaderMap,
-    body: &Bytes,
+    request: Request,
 ) -> Result<Response, Problem> {
-    let order = order(model.clone(), body)?;
+    let (head, body) = request.into_parts();
+    let body = to_bytes(body, ORDER_BYTES_MAX).await.map_err(|_| {
+        let bytes_max = ORDER_BYTES_MAX;
+        Refusal::BodyTooLarge { bytes_max }
+    })?;
+    let order = order(model.clone(), &body)?;
     let steps = edge.control.swap(order)?;
-    let accepts = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok());
+    let accepts = head
+        .headers
+        .get(ACCEPT)
+        .and_then(|accept| accept.to_str().ok());
     if accepts.is_some_and(|accept| accept.contains("text/event-stream")) {
         return Ok(stream(steps));
     }

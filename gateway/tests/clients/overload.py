@@ -10,6 +10,7 @@
     mixed        single pairs beside requests of 1,000 documents: who waits for whom
     zipf         popular pairs: the throughput that the hit rate predicts
     hot          every pair cached: pairs a second beside what the tokenizer alone can do
+    swap         70 % of the capacity while fifty builds of the plugin follow each other: no request failed
     redis        two servers over one Redis that is stopped, hung and restarted: hits shared, no request failed
 
 Cache and coalescing are off unless the scenario is about them. The load tester shares the machine with the
@@ -20,6 +21,7 @@ import sys
 import time
 
 import caching
+import swapping
 from measure import (ROOT, SAMPLE, Bench, Cores, client_share, counters, lines_of, median, quantiles, say, spread, total,
                      watch_memory, write_lines)
 
@@ -195,7 +197,8 @@ def mixed_round(alone, beside, large_alone, large_beside):
 
 
 SCENARIOS = {"clients": clients, "capacity": capacity, "three-times": three_times, "hang-ups": hang_ups,
-             "mixed": mixed, "zipf": caching.zipf, "hot": caching.hot, "redis": caching.redis}
+             "mixed": mixed, "zipf": caching.zipf, "hot": caching.hot, "redis": caching.redis,
+             "swap": swapping.swap}
 
 
 def main():

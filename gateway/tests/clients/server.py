@@ -28,6 +28,7 @@ def serve(binary, *flags, ready_s=60):
         seconds = time.monotonic() - started
         # The rest of the log must not fill the pipe.
         drain = subprocess.Popen(["cat"], stdin=process.stderr, stdout=subprocess.DEVNULL)
+        process.admin = f"127.0.0.1:{ports['admin']}"
         yield f"http://127.0.0.1:{ports['http']}", f"127.0.0.1:{ports['grpc']}", seconds, process
         drain.terminate()
     finally:
