@@ -202,44 +202,38 @@ impl Cache {
         let Some((fleet, indices)) = hold.own.take() else {
             return Ok(hold);
         };
+        // Others may join already: should this request go away before it is admitted, they are told.
+        let driven = Driven(fleet);
         asked.n_begun += indices.len();
         if new.len() < indices.len() {
             // Flights that it counted on have ended meanwhile: it is asked again, for all of its own.
             drop(admission.take());
             let ask = asked.ask(indices.iter().copied());
             let late = self.admit.admit(line, &ask).await;
-            admission = Some(late.inspect_err(|error| {
-                // Others may have joined already.
-                fleet.work().fail(error);
-            })?);
+            admission = Some(late.inspect_err(|error| driven.0.work().fail(error))?);
         }
         let documents = indices.iter().map(|&index| asked.documents[index].take());
         let (Some(admission), Some(documents)) = (admission, documents.collect()) else {
             // Its document went into a flight of its own, and with that.
-            fleet.work().fail(&ScoreError::Cancelled);
             return Err(ScoreError::Cancelled);
         };
         let query = asked.query.clone();
-        self.drive(
-            Arc::clone(&fleet),
-            Admitted {
-                query,
-                documents,
-                work: Arc::clone(fleet.work()),
-                generation,
-                permit: admission.permit,
-            },
-            admission.lease,
-        );
+        let admitted = Admitted {
+            query,
+            documents,
+            work: Arc::clone(driven.0.work()),
+            generation,
+            permit: admission.permit,
+        };
+        self.drive(driven, admitted, admission.lease);
         Ok(hold)
     }
 
     /// Has the flights computed by a task of their own, which ends with them or with the last who waits.
-    fn drive(&self, fleet: Arc<Fleet>, admitted: Admitted, lease: Option<Lease>) {
+    fn drive(&self, driven: Driven, admitted: Admitted, lease: Option<Lease>) {
         let next = self.next.clone();
         self.runtime.task(async move {
-            let work = Arc::clone(fleet.work());
-            let driven = Driven(fleet);
+            let work = Arc::clone(driven.0.work());
             let landing = async {
                 let ticket = next.oneshot(admitted).await?;
                 ticket.over().await;
@@ -272,7 +266,7 @@ impl Cache {
     }
 }
 
-/// Flights that a task drives. Whatever ends the task, nobody waits for them in vain.
+/// Flights that a request has begun, and a task drives then. Whatever ends either, nobody waits for them in vain.
 struct Driven(Arc<Fleet>);
 
 impl Drop for Driven {
