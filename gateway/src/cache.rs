@@ -212,7 +212,16 @@ impl Cache {
             let late = self.admit.admit(line, &ask).await;
             admission = Some(late.inspect_err(|error| driven.0.work().fail(error))?);
         }
-        let documents = indices.iter().map(|&index| asked.documents[index].take());
+        // Who waits for others' flights as well may have to try again. Its own may have ended by then.
+        let can_try_again = indices.len() < asked.misses.len();
+        let documents = indices.iter().map(|&index| {
+            let document = &mut asked.documents[index];
+            if can_try_again {
+                document.clone()
+            } else {
+                document.take()
+            }
+        });
         let (Some(admission), Some(documents)) = (admission, documents.collect()) else {
             // Its document went into a flight of its own, and with that.
             return Err(ScoreError::Cancelled);
