@@ -76,7 +76,7 @@ impl Line {
                     let waited = self.rows_came.wait_timeout(looked, until - now);
                     waited.unwrap_or_else(PoisonError::into_inner).0
                 }
-                Next::Nothing if looked.is_done() => return None,
+                Next::Done => return None,
                 Next::Nothing => {
                     let waited = self.rows_came.wait(looked);
                     waited.unwrap_or_else(PoisonError::into_inner)

@@ -55,6 +55,8 @@ pub enum Next {
     Hold(Instant),
     /// Nothing waits.
     Nothing,
+    /// Nothing waits, and nothing comes any more: the line is closed.
+    Done,
 }
 
 /// A batch that a worker computes now.
@@ -178,7 +180,11 @@ impl Plan {
         };
         self.queue.cut(now, &bounds, &self.cost, speed, batch);
         if batch.is_empty() {
-            return Next::Nothing;
+            return if self.is_done() {
+                Next::Done
+            } else {
+                Next::Nothing
+            };
         }
         Next::Batch(self.begin(now, 0, batch))
     }
