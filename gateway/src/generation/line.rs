@@ -8,7 +8,8 @@ use crate::load::{Load, Totals};
 use crate::model::TokenRows;
 use crate::runtime::now;
 use crate::score::{Priority, ScoreError};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use crate::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// The meeting place of one generation.
