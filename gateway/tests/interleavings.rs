@@ -161,37 +161,46 @@ fn workers_wait_for_what_was_admitted_before_the_end() {
 
 #[test]
 fn what_one_worker_fails_another_one_scores_also_at_the_end() {
-    check(|| {
-        let line = line(2);
-        let permit = place::admit(&line, 1, Priority::Normal).unwrap();
-        let work = work_of(1);
-        let ticket = permit.push(Arc::clone(&work), place::rows(1), now());
-        let fails = Arc::clone(&line);
-        // It takes the row before the other one looks, puts it back, and goes on as a worker.
-        let mut batch = Vec::new();
-        let Next::Batch(cut) = line.look(now(), 0, &mut batch) else {
-            panic!("a row waits")
+    for closes_early in [false, true] {
+        check(move || fail_once(closes_early));
+    }
+}
+
+fn fail_once(closes_early: bool) {
+    let line = line(2);
+    let permit = place::admit(&line, 1, Priority::Normal).unwrap();
+    let work = work_of(1);
+    let ticket = permit.push(Arc::clone(&work), place::rows(1), now());
+    let fails = Arc::clone(&line);
+    // It takes the row before the other one looks, puts it back, and goes on as a worker.
+    let mut batch = Vec::new();
+    let Next::Batch(cut) = line.look(now(), 0, &mut batch) else {
+        panic!("a row waits")
+    };
+    let failing = thread::spawn(move || {
+        fails.returned(&cut, false, now);
+        let failure = Failure {
+            by: 0,
+            tries: cut.tries,
+            tries_max: 1,
+            is_free_together: true,
+            error: ScoreError::Cancelled,
         };
-        let failing = thread::spawn(move || {
-            fails.returned(&cut, false, now);
-            let failure = Failure {
-                by: 0,
-                tries: cut.tries,
-                tries_max: 1,
-                is_free_together: true,
-                error: ScoreError::Cancelled,
-            };
-            fails.put_back(&batch, &failure);
-            drop(batch);
-            place::work(&fails, 0, 0.0);
-        });
-        let other = place::work_later(&line, 1, 0.0);
-        let closed = Arc::clone(&line);
-        let closes = thread::spawn(move || closed.close());
-        shuttle::future::block_on(ticket.over());
-        assert!(work.is_scored());
-        drop(ticket);
-        join_all([failing, other, closes]);
-        place::check_nothing_left(&line);
+        fails.put_back(&batch, &failure);
+        drop(batch);
+        place::work(&fails, 0, 0.0);
     });
+    let other = place::work_later(&line, 1, 0.0);
+    let closed = Arc::clone(&line);
+    let closes = thread::spawn(move || {
+        if closes_early {
+            closed.close();
+        }
+    });
+    shuttle::future::block_on(ticket.over());
+    assert!(work.is_scored());
+    drop(ticket);
+    line.close();
+    join_all([failing, other, closes]);
+    place::check_nothing_left(&line);
 }
