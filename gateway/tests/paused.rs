@@ -281,19 +281,27 @@ async fn a_deadline_passes_while_it_is_computed_and_the_backend_is_told() {
 #[tokio::test(start_paused = true)]
 async fn who_joins_extends_a_flight() {
     let server = Server::start("extended", None, false);
+    let other = server.ask(&["red"], 9 * SECOND).await;
+    server.until_entered(1).await;
     let first = server.ask(&["green", "blue"], SECOND).await;
     let second = server.ask(&["blue"], 3 * SECOND).await;
-    server.until_entered(1).await;
-    assert_eq!(server.n_flights(), 2);
+    server.until_queued(2).await;
+    assert_eq!(server.n_flights(), 3);
     pass(SECOND).await;
     assert!(first.is_finished());
     check_expired(&answer(first).await, SECOND);
+    // The row that two waited for is in the queue as before.
+    assert_eq!((server.load().queue_rows, server.n_flights()), (1, 2));
     pass(SECOND).await;
     assert!(!second.is_finished());
     server.gate.open();
+    check_scores(answer(other).await, 1);
     check_scores(answer(second).await, 1);
-    assert_eq!(server.gate.seen(), [false, true]);
-    assert_eq!(server.n_flights(), 0);
+    let totals = server.generation.line().totals();
+    assert_eq!(
+        (totals.rows, totals.dropped.expired, server.n_flights()),
+        (2, 0, 0)
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -279,12 +279,18 @@ impl Ledger {
             return;
         }
         let flights = self.flights.borrow();
-        let waits = |flights: &&Flights| {
-            let mut rows = flights.is_cut.iter().enumerate();
-            flights.generation == generation
-                && rows.any(|(row, is_cut)| !is_cut && flights.work.is_wanted(row))
-        };
-        let n_requests = flights.values().filter(waits).count();
+        let waiting: Vec<_> = flights
+            .values()
+            .filter(|flights| flights.generation == generation)
+            .map(|flights| (flights.n_waiting(), !flights.work.rows().is_empty()))
+            .collect();
+        let n_requests = waiting.iter().filter(|(n_rows, _)| 0 < *n_rows).count();
+        let pushed = waiting.iter().filter(|(_, is_pushed)| *is_pushed);
+        let n_rows: usize = pushed.map(|(n_rows, _)| n_rows).sum();
+        assert_eq!(
+            queue_rows, n_rows,
+            "rows count as waiting that nobody wants"
+        );
         // Estimates of tokens lose a part of one for each request.
         assert!(queue_rows <= queue.rows_max, "{queue_rows} rows wait");
         assert!(
@@ -312,6 +318,15 @@ impl Ledger {
             self.computing.borrow().iter().all(Vec::is_empty),
             "rows are computed"
         );
+    }
+}
+
+impl Flights {
+    /// Rows that somebody wants and no worker has taken.
+    fn n_waiting(&self) -> usize {
+        let rows = self.is_cut.iter().enumerate();
+        rows.filter(|(row, is_cut)| !**is_cut && self.work.is_wanted(*row))
+            .count()
     }
 }
 
