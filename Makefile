@@ -43,6 +43,10 @@ test: redis ## Run every test
 test-large: ## Load a model of XLM-R large's size (1.1 GB in TMPDIR): its memory, its time
 	$(CARGO) test --release -p cpu-int8 --test large -- --ignored --nocapture
 
+.PHONY: test-interleavings
+test-interleavings: ## What threads decide together (flights, queue, line), in many interleavings of them
+	$(CARGO) test -p gateway --features shuttle --test interleavings
+
 .PHONY: test-neon
 test-neon: ## The int8 engine's tests for aarch64, in qemu (Linux, root; sets up a Debian chroot)
 	plugins/cpu-int8/tests/neon.sh

@@ -247,7 +247,7 @@ impl Cache {
                 if let Some(wait_max) = line.wait_max()
                     && timeout(wait_max, ticket.over()).await.is_err()
                 {
-                    line.drop_waited(Instant::now());
+                    line.drop_waited(now());
                 }
                 ticket.over().await;
                 Ok(())

@@ -5,6 +5,8 @@
 //! together (`tests/tidy.rs` checks).
 
 // Ground: nouns and instruments that every stage may use.
+pub(crate) mod sync;
+
 pub mod score;
 
 pub mod load;

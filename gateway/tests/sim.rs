@@ -1,8 +1,11 @@
 //! Overload in virtual time: the plan of a line before simulated workers and clients. No thread, no sleep.
 
+#[path = "sim/draw.rs"]
+mod draw;
 #[path = "sim/hold.rs"]
 mod hold;
 
+use draw::{Random, micros, size};
 use gateway::cache::{Asker, Outcome};
 use gateway::generation::cost::Size;
 use gateway::generation::hold::HoldBounds;
@@ -84,7 +87,7 @@ struct Sim {
     now_us: u64,
     events: BinaryHeap<Reverse<(u64, u64)>>,
     happens: Vec<Event>,
-    random: u64,
+    random: Random,
     scored_us: f64,
     n_batches: u64,
     stall_every: u64,
@@ -103,7 +106,7 @@ impl Sim {
             now_us: 0,
             events: BinaryHeap::new(),
             happens: Vec::new(),
-            random: 1,
+            random: Random::new(1),
             scored_us: 0.0,
             n_batches: 0,
             stall_every: u64::MAX,
@@ -158,11 +161,7 @@ impl Sim {
 
     /// Between 0.8 and 1.2; stalls come on top.
     fn noise(&mut self) -> f64 {
-        self.random = self
-            .random
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        0.8 + 0.4 * (self.random >> 40) as f64 / (1_u64 << 24) as f64
+        self.random.between(0.8, 1.2)
     }
 
     fn ask(&mut self, client: usize) {
@@ -232,7 +231,7 @@ impl Sim {
             }
             let cut = match next {
                 Next::Batch(cut) => cut,
-                Next::Nothing => return,
+                Next::Nothing | Next::Done => return,
                 Next::Hold(until) => panic!("it waits until {until:?}, before a CPU"),
             };
             self.n_batches += 1;
@@ -328,17 +327,6 @@ fn plan(n_workers: usize, hold: HoldBounds, takes: impl Fn(Size) -> Duration) ->
 
 fn cost_us(tokens: f64) -> f64 {
     BATCH_US + TOKEN_US * tokens
-}
-
-fn size(taken: &[Taken]) -> Size {
-    let rows = taken
-        .iter()
-        .map(|(work, row)| Size::row(work.rows().row_len(*row as usize)));
-    rows.fold(Size::default(), |sum, row| sum + row)
-}
-
-fn micros(us: f64) -> Duration {
-    Duration::from_secs_f64(us / 1e6)
 }
 
 const HEAVY: Clients = Clients {

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Modules that use no stage. Each may use those before it.
-const GROUND: [&str; 8] = [
+const GROUND: [&str; 9] = [
+    "sync",
     "score",
     "load",
     "control",
@@ -27,6 +28,8 @@ const WAY: [&str; 7] = [
     "generation",
     "host",
 ];
+/// Stages whose time is `runtime::now`, which tests stop.
+const TIMED: [&str; 5] = ["intake", "cache", "admit", "tokenize", "generation"];
 /// Whatever composes: may use everything, and nothing above uses it.
 const TOP: [&str; 3] = ["app", "bench", "cli"];
 /// Crates that only some modules may name.
@@ -167,6 +170,19 @@ fn foreign_crates_stay_in_their_modules() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn stages_have_one_clock() {
+    let of_stages = sources("gateway/src").into_iter().filter(|(path, text)| {
+        let is_test = path.ends_with("/tests.rs") || path.contains("/tests/");
+        !is_test && TIMED.contains(&module(path)) && code(text).contains("Instant::now")
+    });
+    let wrong: Vec<_> = of_stages.map(|(path, _)| path).collect();
+    assert!(
+        wrong.is_empty(),
+        "they read a clock that no test can stop: {wrong:?}"
+    );
 }
 
 #[test]

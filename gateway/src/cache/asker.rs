@@ -3,7 +3,8 @@
 use super::pair::Pair;
 use crate::generation::work::{RowFault, Scored, Sink};
 use crate::score::{ScoreError, Times};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use crate::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use tokio::sync::oneshot;
 
 /// What came of a request.

@@ -11,10 +11,11 @@ use crate::generation::line::Line;
 use crate::generation::work::{RowFault, Scored, Sink, Work};
 use crate::runtime::now;
 use crate::score::{Priority, Times};
+use crate::sync::{Mutex, MutexGuard, PoisonError};
 use smallvec::{SmallVec, smallvec};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 /// Which pairs are in flight. Bounded by what is admitted: each flight is a row of an admitted request.

@@ -200,6 +200,7 @@ impl Crew {
                 is_free_together: fault.code != FaultCode::Poisoned,
                 error: backend_error(fault),
             },
+            now(),
         );
     }
 
@@ -243,6 +244,7 @@ impl Crew {
                     why: format!("a worker has not come back within worker.timeout = {timeout:?}"),
                 },
             },
+            now(),
         );
         let mut members = self.members();
         if self.n_workers <= members.n_serving {

@@ -8,7 +8,8 @@ use crate::load::{Load, Totals};
 use crate::model::TokenRows;
 use crate::runtime::now;
 use crate::score::{Priority, ScoreError};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use crate::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// The meeting place of one generation.
@@ -76,7 +77,7 @@ impl Line {
                     let waited = self.rows_came.wait_timeout(looked, until - now);
                     waited.unwrap_or_else(PoisonError::into_inner).0
                 }
-                Next::Nothing if looked.is_done() => return None,
+                Next::Done => return None,
                 Next::Nothing => {
                     let waited = self.rows_came.wait(looked);
                     waited.unwrap_or_else(PoisonError::into_inner)
@@ -137,8 +138,8 @@ impl Line {
     }
 
     /// A batch has failed: its rows go to other workers, or are told so if they were tried often enough.
-    pub fn put_back(&self, batch: &[Taken], failure: &Failure) {
-        let given_up = self.plan().put_back(batch, failure, now());
+    pub fn put_back(&self, batch: &[Taken], failure: &Failure, now: Instant) {
+        let given_up = self.plan().put_back(batch, failure, now);
         self.rows_came.notify_all();
         for (work, row) in given_up {
             work.fail_row(row as usize, RowFault::Whole(failure.error.clone()));

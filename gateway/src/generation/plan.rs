@@ -55,6 +55,8 @@ pub enum Next {
     Hold(Instant),
     /// Nothing waits.
     Nothing,
+    /// Nothing waits, and nothing comes any more: the line is closed.
+    Done,
 }
 
 /// A batch that a worker computes now.
@@ -188,8 +190,14 @@ impl Plan {
         };
         self.queue.cut(now, &bounds, &self.cost, speed, batch);
         if batch.is_empty() {
-            let own_at = self.queue.own_at(who);
-            return own_at.map_or(Next::Nothing, Next::Hold);
+            if let Some(own_at) = self.queue.own_at(who) {
+                return Next::Hold(own_at);
+            }
+            return if self.is_done() {
+                Next::Done
+            } else {
+                Next::Nothing
+            };
         }
         Next::Batch(self.begin(now, 0, batch))
     }

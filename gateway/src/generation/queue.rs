@@ -291,7 +291,12 @@ impl Queue {
             };
             // One request that is started too late, and given up half-way, makes the next one too late as
             // well. But alone it takes nothing from others, and the prediction may be wrong.
-            let is_hopeless = n_flows > 1 && !first.get().can_be_done(now, pace, n_workers);
+            // Nor is what stands in this batch already given up: those rows would be computed for nobody.
+            let is_taken = batch
+                .last()
+                .is_some_and(|(work, _)| Arc::ptr_eq(work, &first.get().work));
+            let is_hopeless =
+                n_flows > 1 && !is_taken && !first.get().can_be_done(now, pace, n_workers);
             let why = first
                 .get()
                 .useless(now)

@@ -4,8 +4,9 @@
 use crate::generation::cost::{Amount, Size};
 use crate::model::{Cut, TokenRows};
 use crate::score::{Priority, ScoreError, Times};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use crate::sync::{AtomicUsize, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
@@ -185,7 +186,9 @@ impl Work {
 
     /// Nobody waits for this row any more. Does nothing if it has its outcome.
     pub fn unwant(&self, row: usize) {
-        self.take(row);
+        if self.take(row) {
+            self.count_down();
+        }
     }
 
     /// Notes how long tokenizing took.
@@ -210,7 +213,9 @@ impl Work {
                 progress.times.inference = progress.times.inference.max(inference);
                 progress.times
             };
+            // Before it is over: whoever waits for that looks.
             self.n_scored.fetch_add(1, Ordering::Relaxed);
+            self.count_down();
             let scored = Scored {
                 logits,
                 n_tokens: rows.row_len(row),
@@ -225,6 +230,7 @@ impl Work {
     /// A row cannot be scored.
     pub fn fail_row(&self, row: usize, fault: RowFault) {
         if self.take(row) {
+            self.count_down();
             self.land(row, Err(fault));
         }
     }
@@ -238,11 +244,14 @@ impl Work {
 
     /// The right to answer a row, or to give it up: given once.
     fn take(&self, row: usize) -> bool {
-        let is_first = self.wanted[row].swap(false, Ordering::Relaxed);
-        if is_first && self.n_wanted.fetch_sub(1, Ordering::AcqRel) == 1 {
+        self.wanted[row].swap(false, Ordering::Relaxed)
+    }
+
+    /// A row that was taken is wanted no more.
+    fn count_down(&self) {
+        if self.n_wanted.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.over.notify_one();
         }
-        is_first
     }
 
     fn land(&self, row: usize, outcome: Result<Scored<'_>, RowFault>) {

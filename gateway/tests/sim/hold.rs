@@ -1,7 +1,7 @@
 //! Single pairs that come at random, before a backend whose batches are mostly their own cost, and before
 //! one whose batches are mostly their rows'.
 
-use super::{HOLD, plan, size};
+use super::{HOLD, Random, plan, size};
 use gateway::cache::Asker;
 use gateway::generation::cost::Size;
 use gateway::generation::hold::HoldBounds;
@@ -49,7 +49,7 @@ struct Sim {
     // When each worker returns, and from what.
     workers: Vec<Option<(Instant, Vec<Taken>, Cut)>>,
     wakes: Option<Instant>,
-    random: u64,
+    random: Random,
     report: Report,
 }
 
@@ -64,7 +64,7 @@ impl Sim {
             now: start,
             workers: (0..n_workers).map(|_| None).collect(),
             wakes: None,
-            random: 1,
+            random: Random::new(1),
             report: Report::default(),
         }
     }
@@ -84,20 +84,12 @@ impl Sim {
             if arrival == Some(next) {
                 self.ask();
                 n_left -= 1;
-                comes += Duration::from_secs_f64(-(1.0 - self.random()).ln() / rate);
+                comes += Duration::from_secs_f64(self.random.gap(1.0 / rate));
             } else if returns == Some(next) {
                 self.returns();
             }
             self.start_workers();
         }
-    }
-
-    fn random(&mut self) -> f64 {
-        self.random = self
-            .random
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (self.random >> 40) as f64 / (1_u64 << 24) as f64
     }
 
     fn ask(&mut self) {
@@ -143,7 +135,7 @@ impl Sim {
                     self.report.n_holds += 1;
                     self.wakes = Some(until);
                 }
-                Next::Nothing => {}
+                Next::Nothing | Next::Done => {}
             }
         }
     }

@@ -115,7 +115,7 @@ fn cut(plan: &mut Plan, now: Instant) -> i32 {
     let mut batch = Vec::new();
     match plan.cut(now, 0, &mut batch) {
         Next::Batch(_) => batch.len() as i32,
-        Next::Nothing => 0,
+        Next::Nothing | Next::Done => 0,
         Next::Hold(until) => {
             assert!(now < until && batch.is_empty());
             -1

@@ -335,6 +335,18 @@ fn what_cannot_be_done_in_time_leaves_the_workers_to_others() {
 }
 
 #[test]
+fn who_has_rows_in_a_batch_is_not_given_up_by_it() {
+    let (now, mut queue, mut batch) = (Instant::now(), Queue::new(BOUNDS), Vec::new());
+    // Two workers share 7 ms; the second row alone takes one of them 5.
+    let first = work(&[20, 50], now + Duration::from_millis(3));
+    push(&mut queue, &first);
+    push(&mut queue, &work(&[70; 2], now + Duration::from_secs(9)));
+    queue.cut(now, &BATCH, &Cost::default(), (1.0, 2), &mut batch);
+    let n_first = batch.iter().filter(|(its, _)| Arc::ptr_eq(its, &first));
+    assert_eq!((n_first.count(), queue.take_late().len()), (2, 0));
+}
+
+#[test]
 fn every_bound_is_kept_and_named() {
     let refused = |bounds, asked| {
         let mut queue = Queue::new(bounds);
