@@ -317,3 +317,12 @@ fn whatever_happens_everybody_is_answered_once_and_right() {
         assert!(min <= n, "{count:?}: only {n}, expected at least {min}");
     }
 }
+
+#[test]
+fn a_seed_gives_the_same_scenario_again() {
+    for seed in 0..50 {
+        let (first, again) = (play(seed), play(seed));
+        assert!(first.is_ok(), "{first:?}");
+        assert_eq!(first, again, "seed {seed}");
+    }
+}

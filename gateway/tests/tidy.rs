@@ -33,7 +33,8 @@ const TIMED: [&str; 5] = ["intake", "cache", "admit", "tokenize", "generation"];
 /// Whatever composes: may use everything, and nothing above uses it.
 const TOP: [&str; 3] = ["app", "bench", "cli"];
 /// Crates that only some modules may name.
-const OWNERS: [(&str, &[&str]); 11] = [
+const OWNERS: [(&str, &[&str]); 12] = [
+    ("shuttle", &["sync"]),
     ("moka", &["cache"]),
     ("axum", &["edge"]),
     ("hyper", &["edge"]),

@@ -58,7 +58,7 @@ pub(crate) enum Count {
 }
 
 /// How often each happened.
-#[derive(Clone, Default)]
+#[derive(Clone, Default, PartialEq)]
 pub(crate) struct Counts(BTreeMap<Count, u64>);
 
 /// The whole truth about one scenario.
