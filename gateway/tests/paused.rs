@@ -53,7 +53,7 @@ impl Server {
         handle.spawn_blocking(move || ends.recv());
         let runtime = Runtime::new(handle, 1);
         let gate = Gate::of(name);
-        let generation = generation(name, wait_max, &runtime);
+        let generation = generation([name; 2], wait_max, &runtime);
         gate.shut();
         let slots = Arc::new(Slots::new([Arc::from(name)]));
         slots.publish(Arc::clone(&generation));
@@ -138,14 +138,15 @@ impl Drop for Server {
     }
 }
 
+/// A generation of the model `name`, before the gate `gate`.
 fn generation(
-    name: &'static str,
+    [name, gate]: [&'static str; 2],
     wait_max: Option<Duration>,
     runtime: &Runtime,
 ) -> Arc<Generation> {
     let library = PluginLibrary::in_process::<Gated>().unwrap();
     let request = OpenRequest {
-        options: name.to_owned(),
+        options: gate.to_owned(),
         ..OpenRequest::default()
     };
     let backend = library.open(&request).unwrap();
@@ -388,4 +389,38 @@ async fn draining_ends_at_its_deadline() {
         assert!(matches!(told, ScoreError::Unavailable { .. }), "{told:?}");
     }
     server.gate.open();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_is_scored_by_the_generation_that_it_came_to() {
+    let server = Server::start("swapped", None, false);
+    let before = server.ask(&["red", "green"], 9 * SECOND).await;
+    server.until_entered(1).await;
+    let runtime = Runtime::new(tokio::runtime::Handle::current(), 1);
+    let (new, new_gate) = (
+        generation(["swapped", "swapped in"], None, &runtime),
+        Gate::of("swapped in"),
+    );
+    new_gate.shut();
+    server.slots.publish(Arc::clone(&new));
+    server.generation.close();
+    // Equal pairs are under way in the old one, and not waited for.
+    let after = server.ask(&["red", "green"], 9 * SECOND).await;
+    new_gate.open();
+    check_scores(answer(after).await, 2);
+    assert!(!before.is_finished());
+    server.gate.open();
+    check_scores(answer(before).await, 2);
+    for (generation, gate) in [(&server.generation, &server.gate), (&new, &new_gate)] {
+        assert_eq!(gate.seen(), [true, true]);
+        assert_eq!(generation.line().totals().rows, 2);
+    }
+    // Its worker has nothing left to do.
+    let old = Arc::clone(&server.generation);
+    let deadline = now() + SECOND;
+    tokio::task::spawn_blocking(move || old.join(deadline))
+        .await
+        .unwrap();
+    assert_eq!(server.load().workers, 0);
+    new.close();
 }
