@@ -186,7 +186,7 @@ fn fail_once(closes_early: bool) {
             is_free_together: true,
             error: ScoreError::Cancelled,
         };
-        fails.put_back(&batch, &failure);
+        fails.put_back(&batch, &failure, now());
         drop(batch);
         place::work(&fails, 0, 0.0);
     });
