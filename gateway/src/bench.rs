@@ -14,7 +14,7 @@ use crate::app::core::{Core, Reuse};
 use crate::config::{Config, ConfigError};
 use crate::generation::Generation;
 use crate::model::{TokenRows, hub};
-use crate::tokenize::Pool;
+use crate::tokenize::{Haste, Pool};
 use indicatif::{ProgressBar, ProgressStyle};
 use rounds::{Driver, Round};
 use std::io::{IsTerminal as _, Write as _};
@@ -148,6 +148,7 @@ async fn tokenize(
                 query.clone(),
                 documents.iter().cloned().map(Arc::new).collect(),
                 rounds::unheard(documents.len()),
+                Haste::All,
             )
             .await
             .map_err(|error| format!("request {} of the workload: {error}", idx + 1))?;

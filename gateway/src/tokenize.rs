@@ -3,5 +3,5 @@
 mod pool;
 mod stage;
 
-pub use pool::{Pool, Tokenized};
+pub use pool::{Haste, Pool, Tokenized};
 pub use stage::{Admitted, Tokenize};

@@ -11,7 +11,7 @@ use crate::load::Totals;
 use crate::model::TokenRows;
 use crate::runtime::Runtime;
 use crate::score::{Priority, RequestId, ScoreError, ScoreRequest, Times};
-use crate::tokenize::Pool;
+use crate::tokenize::{Haste, Pool};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use tower::ServiceExt as _;
@@ -185,7 +185,7 @@ impl Driver {
         let documents = documents.into_iter().map(Arc::new).collect();
         let tokenized = self
             .pool
-            .tokenize(tokenizer, query, documents, work)
+            .tokenize(tokenizer, query, documents, work, Haste::All)
             .await?;
         let times = Times {
             tokenize: started.elapsed(),

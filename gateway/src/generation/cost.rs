@@ -13,6 +13,8 @@ const OUTLIER_AFTER: u64 = 8;
 /// A pivot below this share of its unknown's own sum of squares is what rounding left of nothing: the
 /// batches seen do not tell this unknown from the others.
 const SINGULAR_RATIO: f64 = 1e-10;
+/// What a batch costs beside its rows counts for little up to this share of theirs.
+pub(super) const OWN_COST_SHARE_MAX: f64 = 0.1;
 
 /// What a batch (or a row) is made of, as far as its time goes.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -124,6 +126,13 @@ impl Cost {
     /// Predicted seconds of one batch.
     pub fn batch_s(&self, size: Size) -> f64 {
         dot(&self.coefficients, &size.features())
+    }
+
+    /// Whether a batch's own cost beside rows of this size counts for little: then a batch need not be filled
+    /// up with more of them.
+    pub fn is_mostly_rows(&self, size: Size) -> bool {
+        let [own_s, ..] = self.coefficients();
+        own_s <= OWN_COST_SHARE_MAX * self.rows_s(size)
     }
 
     /// Predicted seconds that rows add to a batch: without the batch's own `a`.

@@ -218,6 +218,11 @@ impl Line {
         }
     }
 
+    /// No worker computes.
+    pub fn is_idle(&self) -> bool {
+        self.plan().is_idle()
+    }
+
     /// How busy it is.
     pub fn load(&self) -> Load {
         self.plan().load()

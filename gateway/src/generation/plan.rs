@@ -5,7 +5,7 @@ mod admission;
 
 pub use admission::Ask;
 
-use crate::generation::cost::{Amount, Cost, Size};
+use crate::generation::cost::{Amount, Cost, OWN_COST_SHARE_MAX, Size};
 use crate::generation::crowd::Crowd;
 use crate::generation::forecast::{Forecast, Pace, Share};
 use crate::generation::hold::{Arrivals, Held};
@@ -19,8 +19,8 @@ use crate::score::Priority;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// What a batch costs beside its rows is at most this share of theirs, if they are divided among workers.
-const OWN_COST_SHARE_MAX: f64 = 0.1;
+/// What a batch costs that no model tells (locks, counters, cold caches) is little beside so much time.
+const ENOUGH_MIN: Duration = Duration::from_millis(4);
 
 /// The queue and what is known about it.
 #[derive(Debug)]
@@ -185,7 +185,11 @@ impl Plan {
         self.held_since = None;
         let speed = (self.pace.ratio(), self.workers);
         let bounds = BatchBounds {
-            time_max: self.batch.time_max.min(self.part_of_what_waits()),
+            time_max: self
+                .batch
+                .time_max
+                .min(self.part_of_what_waits())
+                .min(self.enough()),
             ..self.batch
         };
         self.queue.cut(now, &bounds, &self.cost, speed, batch);
@@ -246,6 +250,16 @@ impl Plan {
             since: *self.held_since.get_or_insert(now),
         };
         hold.until(&held, now)
+    }
+
+    /// A batch that takes so long gains nothing by taking longer: whoever comes meanwhile waits for its end.
+    fn enough(&self) -> Duration {
+        if !self.batch.hold.is_adaptive {
+            return Duration::MAX;
+        }
+        let [own_s, ..] = self.cost.coefficients();
+        let enough = Duration::try_from_secs_f64(own_s.max(0.0) / OWN_COST_SHARE_MAX);
+        enough.unwrap_or(Duration::MAX).max(ENOUGH_MIN)
     }
 
     /// A worker's equal part of what waits or will, to the nearest row, in predicted time: so a request
@@ -353,6 +367,11 @@ impl Plan {
     /// It is closed, and nothing that was admitted is left to be taken.
     pub fn is_done(&self) -> bool {
         self.closed && self.queue.is_empty()
+    }
+
+    /// No worker computes.
+    pub fn is_idle(&self) -> bool {
+        self.workers_busy == 0
     }
 
     /// How busy it is.

@@ -18,9 +18,11 @@
 mod again;
 mod bounds;
 mod flow;
+mod sharing;
 
 pub use again::{Failure, WorkerId};
 pub use bounds::{BatchBounds, Full, QueueBounds};
+pub use sharing::Place;
 
 use crate::generation::cost::{Amount, Cost, Size};
 use crate::generation::work::Work;
@@ -29,7 +31,7 @@ use crate::score::{Priority, ScoreError};
 use again::{Again, Retry};
 use bounds::bytes;
 use flow::{Flow, Why, weight};
-use std::cmp::Ordering;
+use sharing::Sharing;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -52,21 +54,9 @@ pub struct Queue {
     pushed_sum: Amount,
     promised_sum: Amount,
     promised_text_bytes: usize,
-    // Of the flows.
-    weight_sum: f64,
+    sharing: Sharing,
     dropped: Dropped,
     late: Vec<Late>,
-    // What each waiting request of weight 1 would have got by now under equal sharing, in seconds.
-    virtual_s: f64,
-    n_placed: u64,
-}
-
-/// A request's place: where it would end under equal sharing, on the scale of `virtual_s`; among equals
-/// the oldest is first.
-#[derive(Clone, Copy, Debug)]
-pub struct Place {
-    finish_s: f64,
-    seq: u64,
 }
 
 /// What a request keeps waiting, or will.
@@ -94,7 +84,7 @@ pub struct Reservation {
 #[derive(Debug)]
 pub struct Promise {
     place: Place,
-    // `virtual_s` at its admission.
+    // When it was admitted, as sharing counts.
     start_s: f64,
     priority: Priority,
 }
@@ -112,11 +102,9 @@ impl Queue {
             pushed_sum: Amount::default(),
             promised_sum: Amount::default(),
             promised_text_bytes: 0,
-            weight_sum: 0.0,
+            sharing: Sharing::default(),
             dropped: Dropped::default(),
             late: Vec::new(),
-            virtual_s: 0.0,
-            n_placed: 0,
         }
     }
 
@@ -205,10 +193,7 @@ impl Queue {
     /// Where a request would stand if it was admitted now, of which one worker would be done after
     /// `alone_s` seconds.
     pub fn place(&self, alone_s: f64, priority: Priority) -> Place {
-        Place {
-            finish_s: self.virtual_s + alone_s / weight(priority),
-            seq: self.n_placed + 1,
-        }
+        self.sharing.place(alone_s, weight(priority))
     }
 
     /// Promises room and a place. A request that alone exceeds the bounds is let in when nothing else is
@@ -221,13 +206,13 @@ impl Queue {
             self.check_room(&asked)?;
         }
         let place = self.place(alone_s, asked.priority);
-        self.n_placed = place.seq;
+        self.sharing.join(place, weight(asked.priority));
         self.promised.insert(place, asked);
         self.promised_sum += asked.waiting.amount;
         self.promised_text_bytes += asked.text_bytes;
         Ok(Promise {
             place,
-            start_s: self.virtual_s,
+            start_s: self.sharing.now_s(),
             priority: asked.priority,
         })
     }
@@ -241,11 +226,16 @@ impl Queue {
 
     /// Gives promised room back: the request went away.
     pub fn release(&mut self, promise: Promise) {
-        if let Some(promised) = self.promised.remove(&promise.place) {
+        self.unpromise(promise.place);
+        self.rest();
+    }
+
+    fn unpromise(&mut self, place: Place) {
+        if let Some(promised) = self.promised.remove(&place) {
             self.promised_sum -= promised.waiting.amount;
             self.promised_text_bytes -= promised.text_bytes;
+            self.sharing.leave(place);
         }
-        self.rest();
     }
 
     /// Appends the rows that somebody wants, at the place that was promised to them.
@@ -257,17 +247,15 @@ impl Queue {
         } = promise;
         // Somebody more urgent may have joined, and what it costs is known better than when it was admitted.
         let priority = work.priority().max(priority);
-        let place = Place {
-            finish_s: start_s + alone_s / weight(priority),
-            ..place
-        };
+        self.unpromise(place);
+        let place = place.moved(start_s, alone_s, weight(priority));
         let flow = Flow::new(work, priority, alone_s, now);
         if flow.amount.rows > 0 {
             self.pushed_sum += flow.amount;
-            self.weight_sum += weight(priority);
+            self.sharing.join(place, weight(priority));
             self.flows.insert(place, flow);
         }
-        self.release(promise);
+        self.rest();
     }
 
     /// Takes the next batch into `batch` (emptied first), by predicted cost. Requests that nobody waits
@@ -302,14 +290,14 @@ impl Queue {
                 .useless(now)
                 .or(is_hopeless.then_some(Why::Hopeless));
             if let Some(why) = why {
-                let flow = first.remove();
-                self.drop_flow(flow, why, now);
+                let (place, flow) = first.remove_entry();
+                self.drop_flow(place, flow, why, now);
                 continue;
             }
             let flow = first.get_mut();
             let Some(row) = flow.next_wanted(&mut self.pushed_sum, &mut self.dropped) else {
-                self.weight_sum -= weight(flow.priority);
-                first.remove();
+                let (place, _) = first.remove_entry();
+                self.sharing.leave(place);
                 continue;
             };
             let row = Size::row(flow.work.rows().row_len(row));
@@ -323,11 +311,14 @@ impl Queue {
             size = grown;
             batch.push((Arc::clone(&flow.work), flow.next_row as u32));
             self.pushed_sum -= flow.pass();
-            // Equal sharing would have given each waiting request its part of this time.
-            self.virtual_s += flow.token_s * row.tokens / self.weight_sum;
+            // Equal sharing would have given each its part of this time.
+            self.sharing.advance(flow.token_s * row.tokens);
             if flow.amount.rows == 0 {
-                self.weight_sum -= weight(flow.priority);
                 first.remove();
+                // Its client would wait for the others' rows as well.
+                if bounds.hold.is_adaptive && cost.is_mostly_rows(size) {
+                    break;
+                }
             }
         }
         self.rest();
@@ -392,7 +383,7 @@ impl Queue {
         self.pushed_sum -= gone;
         Why::of_unwanted(work, now).count(gone.rows, &mut self.dropped);
         if flow.amount.rows == 0 {
-            self.weight_sum -= weight(flow.priority);
+            self.sharing.leave(place);
             self.flows.remove(&place);
             self.rest();
         }
@@ -408,12 +399,11 @@ impl Queue {
         };
         if let Some(mut flow) = self.flows.remove(&old) {
             let ratio = weight(flow.priority) / weight(priority);
-            self.weight_sum += weight(priority) - weight(flow.priority);
             flow.priority = priority;
-            let owed_s = (old.finish_s - self.virtual_s).max(0.0);
-            // What is overdue under equal sharing cannot be owed less.
-            let finish_s = old.finish_s.min(self.virtual_s + owed_s * ratio);
-            self.flows.insert(Place { finish_s, ..old }, flow);
+            let place = self.sharing.reweighed(old, ratio);
+            self.sharing.leave(old);
+            self.sharing.join(place, weight(priority));
+            self.flows.insert(place, flow);
         }
     }
 
@@ -425,15 +415,15 @@ impl Queue {
         let has_waited =
             |_: &Place, flow: &mut Flow| flow.next_row == 0 && wait_max <= flow.waited(now);
         let waited: Vec<_> = self.flows.extract_if(.., has_waited).collect();
-        for (_, flow) in waited {
-            self.drop_flow(flow, Why::Waited, now);
+        for (place, flow) in waited {
+            self.drop_flow(place, flow, Why::Waited, now);
         }
         self.rest();
     }
 
-    fn drop_flow(&mut self, flow: Flow, why: Why, now: Instant) {
+    fn drop_flow(&mut self, place: Place, flow: Flow, why: Why, now: Instant) {
         self.pushed_sum -= flow.amount;
-        self.weight_sum -= weight(flow.priority);
+        self.sharing.leave(place);
         why.count(flow.amount.rows, &mut self.dropped);
         let error = why.error(flow.waited(now));
         self.late.push((flow.work, error));
@@ -451,40 +441,15 @@ impl Queue {
     fn rest(&mut self) {
         if self.flows.is_empty() {
             self.pushed_sum = Amount::default();
-            self.weight_sum = 0.0;
         }
         if self.promised.is_empty() {
             self.promised_sum = Amount::default();
         }
         if self.flows.is_empty() && self.promised.is_empty() {
-            self.virtual_s = 0.0;
+            self.sharing.rest();
         }
     }
 }
-
-// === impl Place ===
-
-impl Ord for Place {
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.finish_s
-            .total_cmp(&other.finish_s)
-            .then(self.seq.cmp(&other.seq))
-    }
-}
-
-impl PartialOrd for Place {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for Place {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other) == Ordering::Equal
-    }
-}
-
-impl Eq for Place {}
 
 #[cfg(test)]
 mod tests;

@@ -50,6 +50,16 @@ struct Job {
     reply: Mutex<Option<oneshot::Sender<Reply>>>,
 }
 
+/// How many of the threads a request may have at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Haste {
+    /// All: nobody else needs the processors.
+    All,
+    /// Half: where workers compute on the same processors, a large request that takes all threads makes those
+    /// wait that are nearly done.
+    Half,
+}
+
 /// Some of a job's documents, and what came of them.
 struct Piece {
     documents: Range<usize>,
@@ -88,10 +98,15 @@ impl Pool {
         query: String,
         documents: Vec<Arc<String>>,
         work: Arc<Work>,
+        haste: Haste,
     ) -> Reply {
         let (job, answer) = Job::new(tokenizer, query, documents, work, self.n_threads);
         let n_pieces = job.pieces.len();
-        for helper in 0..n_pieces.min(self.n_threads) {
+        let n_threads = match haste {
+            Haste::All => self.n_threads,
+            Haste::Half => self.n_threads.div_ceil(2),
+        };
+        for helper in 0..n_pieces.min(n_threads) {
             match self.jobs.try_send(Arc::downgrade(&job)) {
                 // One thread is enough; the others would only have made it faster.
                 Err(TrySendError::Full(_)) if helper > 0 => break,
@@ -329,7 +344,7 @@ mod tests {
             tokenizer.push_pair(&query, document, &mut want).unwrap();
         }
         let work = rows(documents.len());
-        let asked = pool.tokenize(tokenizer, "plants".to_owned(), documents, work);
+        let asked = pool.tokenize(tokenizer, "plants".to_owned(), documents, work, Haste::All);
         let got = tasks.block_on(asked).unwrap();
         assert_eq!(got.rows, want);
     }
@@ -352,6 +367,7 @@ mod tests {
             "q".to_owned(),
             vec![Arc::new("x".to_owned())],
             rows(1),
+            Haste::All,
         );
         let soon = Duration::from_millis(1);
         let outcome = tasks.block_on(async { tokio::time::timeout(soon, asked).await });
@@ -391,7 +407,13 @@ mod tests {
         let documents = vec![light; 3];
         let work = rows(3);
         work.unwant(1);
-        let asked = pool.tokenize(tokenizer, "q".to_owned(), documents, Arc::clone(&work));
+        let asked = pool.tokenize(
+            tokenizer,
+            "q".to_owned(),
+            documents,
+            Arc::clone(&work),
+            Haste::All,
+        );
         let rows = tasks.block_on(asked).unwrap().rows;
         let lengths = [0, 1, 2].map(|row| rows.row_len(row));
         assert!(0 < lengths[0] && lengths[0] == lengths[2], "{lengths:?}");
@@ -427,7 +449,13 @@ mod tests {
             let (empties, now) = (Arc::new(Empties::default()), Instant::now());
             let sink: Arc<dyn Sink> = Arc::<Empties>::clone(&empties);
             let work = Work::new(2, Priority::Normal, now, now, Arc::downgrade(&sink));
-            let asked = pool.tokenize(Arc::clone(&tokenizer), query.to_owned(), documents, work);
+            let asked = pool.tokenize(
+                Arc::clone(&tokenizer),
+                query.to_owned(),
+                documents,
+                work,
+                Haste::All,
+            );
             assert_eq!(tasks.block_on(asked).unwrap().rows.len(), 2);
             empties.0.lock().unwrap().clone()
         };

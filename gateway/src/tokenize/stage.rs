@@ -1,6 +1,6 @@
 //! The last stage before the queue: tokenize and push.
 
-use super::Pool;
+use super::{Haste, Pool};
 use crate::generation::Generation;
 use crate::generation::line::{Permit, Ticket};
 use crate::generation::work::Work;
@@ -66,8 +66,13 @@ async fn push(pool: Arc<Pool>, admitted: Admitted) -> Result<Ticket, ScoreError>
     let documents_bytes: usize = documents.iter().map(|document| document.len()).sum();
     let (n_documents, query_bytes) = (documents.len(), query.len());
     let tokenizer = Arc::clone(generation.tokenizer());
+    let haste = if generation.line().is_idle() {
+        Haste::All
+    } else {
+        Haste::Half
+    };
     let tokenized = pool
-        .tokenize(tokenizer, query, documents, Arc::clone(&work))
+        .tokenize(tokenizer, query, documents, Arc::clone(&work), haste)
         .await?;
     work.note_tokenized(now() - started);
     let (line, rows) = (generation.line(), &tokenized.rows);
