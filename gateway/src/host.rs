@@ -6,9 +6,10 @@ pub mod probe;
 mod store;
 
 pub use memory::available as memory_available;
-pub use probe::{ProbeRows, Probed, Prober};
+pub use probe::{Probed, Prober};
 pub use store::ImageBounds;
 
+use crate::model::TokenRows;
 use backend_api::{Fault, FaultCode, OpenBackend, OpenRequest, PluginCard, PluginLibrary};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -125,7 +126,7 @@ impl Host {
         &self,
         path: &Path,
         request: &OpenRequest,
-        rows: ProbeRows,
+        rows: TokenRows,
     ) -> Result<(String, Probed), String> {
         let (sha256, copy) = self.store.stage(path)?;
         let probed = self

@@ -5,8 +5,8 @@ use crate::config::{Config, Threads};
 use crate::generation::hold::HoldBounds;
 use crate::generation::queue::{BatchBounds, QueueBounds};
 use crate::generation::{Facts, Generation, Slots, Start, WorkerBounds, golden_rows};
-use crate::host::{Host, Opened, ProbeRows};
-use crate::model::{self, ModelInfo, Source, Tokenizer, hub, progress};
+use crate::host::{Host, Opened};
+use crate::model::{self, ModelInfo, Source, TokenRows, Tokenizer, hub, progress};
 use crate::runtime::{Runtime, aside_of_all};
 use crate::score::Activation;
 use crate::telemetry::Metrics;
@@ -339,12 +339,10 @@ fn count(n: usize) -> u32 {
 
 impl Read {
     /// The golden rows of this model, for whoever tries a plugin out.
-    pub(super) fn golden_rows(&self) -> Result<ProbeRows, String> {
-        let rows = golden_rows(&self.tokenizer)?;
-        Ok(ProbeRows {
-            input_ids: rows.input_ids,
-            type_ids: rows.type_ids,
-            ends: rows.ends,
-        })
+    ///
+    /// # Errors
+    /// The encoder's own.
+    pub(super) fn golden_rows(&self) -> Result<TokenRows, String> {
+        golden_rows(&self.tokenizer)
     }
 }

@@ -5,6 +5,7 @@
 //! standard input and says how it went in one line of standard output.
 
 use super::image;
+use crate::model::TokenRows;
 use crate::runtime::step_back;
 use backend_api::{Description, OpenRequest, OpenWorker, RaggedBatch, RowControl};
 use rustix::process::{Resource, Rlimit, setrlimit};
@@ -38,33 +39,31 @@ pub struct Prober {
     pub memory_max: Option<u64>,
 }
 
-/// Rows to score.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ProbeRows {
-    /// Token ids of all rows.
-    pub input_ids: Vec<u32>,
-    /// Their segments.
-    pub type_ids: Vec<u32>,
-    /// Where each row ends.
-    pub ends: Vec<u32>,
-}
-
 /// What the child is to do.
 #[derive(Serialize, Deserialize)]
 struct Task {
     library: PathBuf,
+    #[serde(with = "RequestDef")]
+    request: OpenRequest,
+    rows: TokenRows,
+    /// Bytes of data that it may have.
+    memory_max: Option<u64>,
+}
+
+/// How a request is written down: backend-api knows no serde.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "OpenRequest")]
+struct RequestDef {
     model_dir: PathBuf,
     device: String,
     dtype: String,
+    cpus: Vec<u32>,
     n_threads: u32,
     n_workers: u32,
     rows_max: u32,
     tokens_max: u32,
     row_tokens_max: u32,
     options: String,
-    rows: ProbeRows,
-    /// Bytes of data that it may have.
-    memory_max: Option<u64>,
 }
 
 /// How it went.
@@ -100,19 +99,11 @@ impl Prober {
         &self,
         copy: &Path,
         request: &OpenRequest,
-        rows: ProbeRows,
+        rows: TokenRows,
     ) -> Result<Probed, String> {
         let task = Task {
             library: copy.to_owned(),
-            model_dir: request.model_dir.clone(),
-            device: request.device.clone(),
-            dtype: request.dtype.clone(),
-            n_threads: request.n_threads,
-            n_workers: request.n_workers,
-            rows_max: request.rows_max,
-            tokens_max: request.tokens_max,
-            row_tokens_max: request.row_tokens_max,
-            options: request.options.clone(),
+            request: request.clone(),
             rows,
             memory_max: self.memory_max.or_else(super::memory::available),
         };
@@ -271,21 +262,9 @@ fn attempt(task: &Task) -> Result<Probed, String> {
         let _ = setrlimit(Resource::Data, limit);
     }
     let library = image::open(&task.library)?;
-    let request = OpenRequest {
-        model_dir: task.model_dir.clone(),
-        device: task.device.clone(),
-        dtype: task.dtype.clone(),
-        n_threads: task.n_threads,
-        n_workers: task.n_workers,
-        rows_max: task.rows_max,
-        tokens_max: task.tokens_max,
-        row_tokens_max: task.row_tokens_max,
-        options: task.options.clone(),
-        ..OpenRequest::default()
-    };
     let name = library.card().name.clone();
     let of_plugin = |fault: backend_api::Fault| format!("{name}: {fault}");
-    let backend = library.open(&request).map_err(of_plugin)?;
+    let backend = library.open(&task.request).map_err(of_plugin)?;
     let mut worker = backend.worker().map_err(of_plugin)?;
     let n_scored = score(&mut worker, &task.rows)?;
     let Description {
@@ -307,33 +286,28 @@ fn attempt(task: &Task) -> Result<Probed, String> {
 }
 
 /// Scores all rows, as many at a time as there may be.
-fn score(worker: &mut OpenWorker, rows: &ProbeRows) -> Result<usize, String> {
+fn score(worker: &mut OpenWorker, rows: &TokenRows) -> Result<usize, String> {
     let (limits, n_labels) = (worker.limits(), worker.n_labels());
-    let row = |idx: usize| {
-        let start = idx
-            .checked_sub(1)
-            .map_or(0, |before| rows.ends[before] as usize);
-        start..rows.ends[idx] as usize
-    };
-    let fits = |idx: usize| row(idx).len() <= limits.row_tokens_max.min(limits.tokens_max);
+    let end = |row: usize| rows.ends[row] as usize;
+    let fits = |row: usize| rows.row_len(row) <= limits.row_tokens_max.min(limits.tokens_max);
     let (mut first, mut n_scored) = (0, 0);
-    while first < rows.ends.len() {
+    while first < rows.len() {
         // The server will cut what is longer.
         if !fits(first) {
             first += 1;
             continue;
         }
-        let (mut offsets, start) = (vec![0], row(first).start);
+        let (mut offsets, start) = (vec![0], end(first) - rows.row_len(first));
         let mut last = first;
-        while last < rows.ends.len()
+        while last < rows.len()
             && offsets.len() <= limits.rows_max
             && fits(last)
-            && row(last).end - start <= limits.tokens_max
+            && end(last) - start <= limits.tokens_max
         {
-            offsets.push((row(last).end - start) as u32);
+            offsets.push((end(last) - start) as u32);
             last += 1;
         }
-        let tokens = start..row(last - 1).end;
+        let tokens = start..end(last - 1);
         let wanted = AtomicBool::new(true);
         let control = || RowControl {
             deadline_us: u64::MAX,

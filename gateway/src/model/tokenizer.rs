@@ -1,6 +1,7 @@
 //! A model's tokenizer: text to rows of tokens.
 
 use super::template::Template;
+use serde::{Deserialize, Serialize};
 use std::path::Path;
 use tokenizers::Tokenizer as Encoder;
 
@@ -16,7 +17,7 @@ pub struct Tokenizer {
 }
 
 /// Rows of tokens, one after the other.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenRows {
     /// Token ids.
     pub input_ids: Vec<u32>,
@@ -35,7 +36,7 @@ pub struct Query {
 }
 
 /// What of a pair did not fit into a row.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cut {
     /// The query lost tokens.
     pub query: bool,
