@@ -5,6 +5,7 @@
 //! together (`tests/tidy.rs` checks).
 
 // Ground: nouns and instruments that every stage may use.
+pub(crate) mod digest;
 pub(crate) mod sync;
 
 pub mod score;

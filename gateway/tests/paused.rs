@@ -46,6 +46,13 @@ type Asked = JoinHandle<Result<ScoreResponse, ScoreError>>;
 // === impl Server ===
 
 impl Server {
+    /// Takes no more requests, and ends when what there is has been answered, or then.
+    fn drain_within(&self, timeout: Duration) -> JoinHandle<()> {
+        self.slots.drain();
+        let (slots, deadline) = (Arc::clone(&self.slots), now() + timeout);
+        tokio::task::spawn_blocking(move || slots.shut_down(deadline))
+    }
+
     /// With what has equal pairs computed once, and keeps them if it `keeps`.
     fn start(name: &'static str, wait_max: Option<Duration>, keeps: bool) -> Self {
         let handle = tokio::runtime::Handle::current();
@@ -351,10 +358,7 @@ async fn draining_answers_what_was_admitted() {
     server.until_entered(1).await;
     let queued = server.ask(&["green"], 9 * SECOND).await;
     server.until_queued(1).await;
-    server.slots.drain();
-    let slots = Arc::clone(&server.slots);
-    let deadline = now() + 9 * SECOND;
-    let drained = tokio::task::spawn_blocking(move || slots.shut_down(deadline));
+    let drained = server.drain_within(9 * SECOND);
     let refused = answer(server.ask(&["blue"], SECOND).await).await;
     assert!(
         matches!(refused, Err(ScoreError::Unavailable { .. })),
@@ -374,10 +378,7 @@ async fn draining_ends_at_its_deadline() {
     server.until_entered(1).await;
     let queued = server.ask(&["green"], 9 * SECOND).await;
     server.until_queued(1).await;
-    server.slots.drain();
-    let slots = Arc::clone(&server.slots);
-    let deadline = now() + 2 * SECOND;
-    let drained = tokio::task::spawn_blocking(move || slots.shut_down(deadline));
+    let drained = server.drain_within(2 * SECOND);
     pass(SECOND).await;
     assert!(!drained.is_finished() && !queued.is_finished());
     pass(SECOND).await;

@@ -43,6 +43,10 @@ impl Swapping {
         self.server.order("/models/starter/swap", order)
     }
 
+    fn rollback(&self) -> server::Answer {
+        self.server.order("/models/starter/rollback", &Value::Null)
+    }
+
     fn model(&self) -> Value {
         let models: Value = serde_json::from_str(&self.server.get("/models").text).unwrap();
         models["starter"].clone()
@@ -263,9 +267,7 @@ fn one_that_is_slower_than_before_is_rolled_back_by_itself() {
 fn an_operator_rolls_back() {
     let swapping = Swapping::start(&json!({}), &[]);
     let before = swapping.scores();
-    let refused = swapping
-        .server
-        .order("/models/starter/rollback", &Value::Null);
+    let refused = swapping.rollback();
     assert_eq!(refused.status, 409, "{refused:?}");
     let order = json!({"options": {"bias": 0.001}, "probation_s": 600});
     assert_eq!(swapping.swap(&order).status, 200);
@@ -273,13 +275,7 @@ fn an_operator_rolls_back() {
     let again = swapping.swap(&json!({}));
     assert_eq!(again.status, 409, "{again:?}");
     assert!(again.text.contains("probation"), "{again:?}");
-    assert_eq!(
-        swapping
-            .server
-            .order("/models/starter/rollback", &Value::Null)
-            .status,
-        202
-    );
+    assert_eq!(swapping.rollback().status, 202);
     let swap = swapping.until("rolled_back");
     assert!(
         swap["detail"].as_str().unwrap().contains("operator"),
@@ -302,13 +298,7 @@ fn the_cache_does_not_mix_generations() {
         before.iter().zip(&after).all(|(a, b)| a < b),
         "{before:?} {after:?}"
     );
-    assert_eq!(
-        swapping
-            .server
-            .order("/models/starter/rollback", &Value::Null)
-            .status,
-        202
-    );
+    assert_eq!(swapping.rollback().status, 202);
     swapping.until("rolled_back");
     assert_eq!(swapping.scores(), before);
     // The first generation's pairs are good again.

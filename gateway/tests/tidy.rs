@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Modules that use no stage. Each may use those before it.
-const GROUND: [&str; 9] = [
+const GROUND: [&str; 10] = [
+    "digest",
     "sync",
     "score",
     "load",

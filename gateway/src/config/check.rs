@@ -8,6 +8,7 @@ use super::{
     Batch, Cache, Config, Distributed, Intake, Log, Models, NamedSource, Plugins, Queue, Rate,
     RedisUrl, Server, Threads, Worker,
 };
+use crate::digest::is_sha256;
 use crate::score::{Activation, Priority};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -259,8 +260,7 @@ impl Reader<'_> {
             .iter()
             .map(|hash| hash.to_lowercase())
             .collect();
-        let is_hash = |hash: &str| hash.len() == 64 && hash.bytes().all(|c| c.is_ascii_hexdigit());
-        if let Some(wrong) = hashes.iter().find(|hash| !is_hash(hash)) {
+        if let Some(wrong) = hashes.iter().find(|hash| !is_sha256(hash)) {
             let said = self.raw.said(key);
             self.errors.push(format!(
                 "{said}: {wrong:?} is no SHA-256; expected 64 hexadecimal digits, as sha256sum prints them"

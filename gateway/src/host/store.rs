@@ -3,6 +3,7 @@
 //! plugin that serves changes a file that nobody has mapped.
 
 use super::image;
+use crate::digest::hex;
 use backend_api::PluginLibrary;
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
@@ -214,8 +215,4 @@ fn forget_old(dir: &Path) {
     for (_, path) in copies.drain(..n_old) {
         let _ = fs::remove_file(path);
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -21,6 +21,9 @@ from figures import interval, median  # noqa: E402
 SAMPLE = ROOT / "loadtest/workloads/sample.jsonl"
 # How long the load tester may take beyond what it was asked for: warm-up, last answers, a busy machine.
 RUN_GRACE_S = 60
+CLIENTS = (4, 8, 16)
+# Before and after the load that is held against it; each of them is a run for each number of clients.
+CAPACITY_ROUNDS = 3
 
 
 class Bench:
@@ -175,3 +178,24 @@ def write_lines(path, lines):
         for line in lines:
             file.write(json.dumps(line) + "\n")
     return str(path)
+
+
+def closed(bench, http, clients, seconds, *arguments, **keywords):
+    return bench.run(http, "--clients", clients, "--duration", f"{seconds}s", "--warmup", "1s", *arguments, **keywords)
+
+
+def measure_capacity(bench, http, pid, rounds=CAPACITY_ROUNDS, seconds=5):
+    """(pairs/s, the server's cores): medians at the concurrency that is best, from interleaved runs of each."""
+    seen = {clients: [] for clients in CLIENTS}
+    for _ in range(rounds):
+        for clients in CLIENTS:
+            cores = Cores(pid)
+            report = closed(bench, http, clients, seconds)
+            seen[clients].append((report["pairs_per_s"], cores.since()))
+    medians = []
+    for clients, runs in seen.items():
+        rates, cores = zip(*runs)
+        medians.append((median(rates), median(cores)))
+        say(f"closed loop, {clients:>2} clients: {spread(rates)} pairs/s; the server had {median(cores):.2f} cores, "
+            f"{client_share(report)}")
+    return max(medians)

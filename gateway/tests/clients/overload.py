@@ -22,12 +22,9 @@ import time
 
 import caching
 import swapping
-from measure import (ROOT, SAMPLE, Bench, Cores, client_share, counters, lines_of, median, quantiles, say, spread, total,
-                     watch_memory, write_lines)
+from measure import (ROOT, SAMPLE, Bench, Cores, client_share, closed, counters, lines_of, measure_capacity, quantiles,
+                     say, total, watch_memory, write_lines)
 
-CLIENTS = (4, 8, 16)
-# Before and after the load that is held against it; each of them is a run for each number of clients.
-CAPACITY_ROUNDS = 3
 DEADLINE_MS = 1000
 # The server's default, of which two may stand before an admitted request.
 BATCH_MS_MAX = 10
@@ -40,27 +37,6 @@ HANG_UP_AFTER_MS = 30
 LARGE_DOCUMENTS = 1000
 LARGE_CLIENTS = 2
 SINGLES_PER_S = 50
-
-
-def closed(bench, http, clients, seconds, *arguments, **keywords):
-    return bench.run(http, "--clients", clients, "--duration", f"{seconds}s", "--warmup", "1s", *arguments, **keywords)
-
-
-def measure_capacity(bench, http, pid, rounds=CAPACITY_ROUNDS, seconds=5):
-    """(pairs/s, the server's cores): medians at the concurrency that is best, from interleaved runs of each."""
-    seen = {clients: [] for clients in CLIENTS}
-    for _ in range(rounds):
-        for clients in CLIENTS:
-            cores = Cores(pid)
-            report = closed(bench, http, clients, seconds)
-            seen[clients].append((report["pairs_per_s"], cores.since()))
-    medians = []
-    for clients, runs in seen.items():
-        rates, cores = zip(*runs)
-        medians.append((median(rates), median(cores)))
-        say(f"closed loop, {clients:>2} clients: {spread(rates)} pairs/s; the server had {median(cores):.2f} cores, "
-            f"{client_share(report)}")
-    return max(medians)
 
 
 def capacity(bench, _):

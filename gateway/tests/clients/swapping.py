@@ -6,7 +6,7 @@ import time
 import urllib.error
 import urllib.request
 
-from measure import ROOT, counters, lines_of, median, quantiles, say, total, watch_memory
+from measure import ROOT, counters, lines_of, measure_capacity, median, quantiles, say, total, watch_memory
 
 SWAPS = 50
 LOAD_SHARE = 0.7
@@ -40,7 +40,6 @@ def confirmed(http, model):
 
 def swap(bench, _):
     """70 % of the capacity, open loop: steady, and while one swap follows the other."""
-    from overload import measure_capacity
     suffix = ".dylib" if sys.platform == "darwin" else ".so"
     plugins = bench.folder / "plugins"
     plugins.mkdir()
@@ -57,7 +56,7 @@ def swap(bench, _):
         steady = [bench.run(http, *load, "--duration", "10s") for _ in range(STEADY_RUNS)]
         for report in steady:
             say(f"steady: {quantiles(report['latency_us'])}")
-        started_us, states = [], {}
+        to_live_s, states = [], {}
         with watch_memory(process.pid) as mib:
             began = time.monotonic()
             seconds = 0
@@ -70,7 +69,7 @@ def swap(bench, _):
                 (plugins / "next").rename(plugins / name)
                 at = time.monotonic()
                 status, answer = order(process.admin, model, {"plugin": "cpu-int8", "probation_s": 0})
-                started_us.append(time.monotonic() - at)
+                to_live_s.append(time.monotonic() - at)
                 if status != 200:
                     bench.check(f"swap {number}: {answer}", False)
                     break
@@ -86,8 +85,8 @@ def swap(bench, _):
             file.write(b"one too many")
         refused, answer = order(process.admin, model, {"plugin": "cpu-int8"})
         images = total(counters(http), "crossgate_plugin_images")
-    say(f"{len(started_us)} swaps in {seconds:.1f} s, from order to live {median(started_us) * 1e3:.0f} ms "
-        f"({min(started_us) * 1e3:.0f} to {max(started_us) * 1e3:.0f})")
+    say(f"{len(to_live_s)} swaps in {seconds:.1f} s, from order to live {median(to_live_s) * 1e3:.0f} ms "
+        f"({min(to_live_s) * 1e3:.0f} to {max(to_live_s) * 1e3:.0f})")
     say("reached after, median ms: " + ", ".join(f"{state} {median(at) * 1e3:.0f}" for state, at in states.items()))
     say(f"while swapping: {quantiles(report['latency_us'])}")
     outcomes = report["outcomes"]

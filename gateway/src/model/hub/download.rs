@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
+use crate::digest::{hex, is_sha256};
 use crate::model::progress::Progress;
 use crate::model::{Cause, ModelError};
 
 use super::answers::Metadata;
 use super::cache::Cache;
 use super::client::{Client, Failure};
-use super::names::is_sha256;
 
 /// One shard of weights; the largest on the hub have 50 GB.
 const WEIGHT_BYTES_MAX: u64 = 64 << 30;
@@ -211,6 +211,7 @@ fn is_blob(blob: &Path, n_bytes: Option<u64>) -> bool {
 /// The whole file again from disk and not while it arrives, because a part may be older than this
 /// process; 1.5 GB/s with SHA instructions, a tenth of the time of any network.
 fn verify(name: &str, metadata: &Metadata, path: &Path) -> Result<(), ModelError> {
+    // Large files are named by the SHA-256 of their content, small ones by git's 40 digits.
     if !is_sha256(&metadata.blob) {
         return Ok(());
     }
@@ -225,11 +226,7 @@ fn verify(name: &str, metadata: &Metadata, path: &Path) -> Result<(), ModelError
         }
         hasher.update(&buffer[..n_read]);
     }
-    let got: String = hasher
-        .finalize()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let got = hex(&hasher.finalize());
     if got.eq_ignore_ascii_case(&metadata.blob) {
         return Ok(());
     }

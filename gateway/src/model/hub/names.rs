@@ -1,5 +1,7 @@
 //! Names that come from outside and become paths and URLs. Each is checked before it is used.
 
+use crate::digest::is_hex;
+
 /// Characters of `org/name`, as the hub allows.
 const REPO_CHARS_MAX: usize = 96;
 /// Characters of a branch, a tag or a pull request's ref.
@@ -74,18 +76,9 @@ pub(super) fn blob_name(etag: &str) -> Result<String, String> {
     Ok(bare.to_owned())
 }
 
-/// Large files are named by the SHA-256 of their content, small ones by git's 40 digits.
-pub(super) fn is_sha256(blob: &str) -> bool {
-    blob.len() == 64 && is_hex(blob)
-}
-
 /// A full commit, which never changes what it means.
 pub(super) fn is_commit(text: &str) -> bool {
     text.len() == 40 && is_hex(text)
-}
-
-fn is_hex(text: &str) -> bool {
-    text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// Percent-encodes for a URL's path; `keep_slash` for a path, not for one segment.
@@ -106,6 +99,7 @@ pub(super) fn url_path(text: &str, keep_slash: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::digest::is_sha256;
 
     #[track_caller]
     fn check(check: fn(&str) -> Result<(), String>, text: &str, ok: bool) {
