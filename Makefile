@@ -64,7 +64,7 @@ test-asan: ## The int8 engine's tests under AddressSanitizer
 .PHONY: fuzz
 fuzz: ## Fuzz the int8 engine's loader for FUZZ_SECONDS=600
 	$(CARGO) fuzz --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-fuzz
-	$(PYTHON) plugins/cpu-int8/fuzz/seeds.py plugins/cpu-int8/tests/golden plugins/cpu-int8/fuzz/corpus/folder
+	$(PYTHON) plugins/cpu-int8/fuzz/seeds.py plugins/golden plugins/cpu-int8/fuzz/corpus/folder
 	cd plugins/cpu-int8 && RUSTC_BOOTSTRAP=1 nice $(CARGO) fuzz run folder -- -max_total_time=$(FUZZ_SECONDS) \
 	  -dict=fuzz/folder.dict -max_len=16384 -rss_limit_mb=2048 -malloc_limit_mb=512 -timeout=20
 

@@ -1,5 +1,5 @@
 //! Every family's small model against the logits that `transformers` computes
-//! (tests/golden/make_golden.py), by every kernel that this CPU has; and a row's independence of
+//! (plugins/golden/make_golden.py), by every kernel that this CPU has; and a row's independence of
 //! everything around it.
 
 #![allow(clippy::print_stdout)] // The measured differences, and which kernels ran.

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-/// The folders of tests/golden.
+/// The folders of plugins/golden.
 pub const GOLDEN: [&str; 16] = [
     "bert",
     "bert-sharded-3-labels",
@@ -49,7 +49,7 @@ struct Golden {
 
 pub fn golden_dir(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/golden")
+        .join("../golden")
         .join(name)
 }
 
