@@ -33,6 +33,11 @@ impl Config {
         values.find(|value| !value.is_null())
     }
 
+    /// The value of a key as it stands there, `null` included.
+    pub(crate) fn said(&self, key: &str) -> Option<&Value> {
+        self.keys.get(key)
+    }
+
     /// The value of a key, if it is of the kind that `read` reads.
     fn read<T>(
         &self,

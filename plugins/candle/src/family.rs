@@ -1,6 +1,8 @@
 //! The architectures, each in a file of its own.
 
 mod bert;
+mod deberta;
+mod modernbert;
 
 use crate::loader::Loader;
 use crate::model::Model;
@@ -28,11 +30,13 @@ const fn family(
 }
 
 /// All that this plugin computes.
-pub(crate) const FAMILIES: [Family; 6] = [
+pub(crate) const FAMILIES: [Family; 8] = [
     family("BertForSequenceClassification", "bert", bert::open_bert),
     family("RobertaForSequenceClassification", "roberta", bert::open_roberta),
     family("CamembertForSequenceClassification", "camembert", bert::open_roberta),
     family("XLMRobertaForSequenceClassification", "xlm-roberta", bert::open_roberta),
     family("ElectraForSequenceClassification", "electra", bert::open_electra),
     family("DistilBertForSequenceClassification", "distilbert", bert::open_distilbert),
+    family("ModernBertForSequenceClassification", "modernbert", modernbert::open),
+    family("DebertaV2ForSequenceClassification", "deberta-v2", deberta::open),
 ];

@@ -303,6 +303,8 @@ impl InplaceOp1 for Keys<'_> {
 pub(super) struct AddRelative<'a> {
     /// The table's row of each distance i − j, from −(keys − 1) on.
     pub(super) rows: &'a [u32],
+    /// Rows of the table that the terms are of.
+    pub(super) n_rows: usize,
     pub(super) by_query: bool,
     pub(super) by_key: bool,
     pub(super) first_query: usize,
@@ -325,7 +327,7 @@ impl InplaceOp3 for AddRelative<'_> {
         let (_, n_queries, n_keys) = x_layout.shape().dims3()?;
         let x = slice_mut(x, x_layout)?;
         let (queries, keys) = (slice(by_query, query_layout)?, slice(by_key, key_layout)?);
-        let n_rows = *query_layout.dims().last().unwrap_or(&1);
+        let n_rows = self.n_rows;
         for (line, x) in x.chunks_exact_mut(n_keys).enumerate() {
             let (block, query) = (line / n_queries, self.first_query + line % n_queries);
             // For j from 0: the distances i − j fall.

@@ -96,6 +96,7 @@ impl Relative {
         if is_fused(&scores) {
             let step = fused::AddRelative {
                 rows: &rows,
+                n_rows,
                 by_query: self.keys.is_some(),
                 by_key: self.queries.is_some(),
                 first_query,
