@@ -207,12 +207,9 @@ fn simd() -> &'static str {
 
 /// Which tokens were compared, if the request says.
 fn tokens(options: &Options) -> String {
-    match (options.yes_token, options.no_token) {
-        (None, None) => String::new(),
-        (yes, no) => {
-            let name = |token: Option<u32>| token.map_or("model".to_owned(), |id| id.to_string());
-            format!("/yes-{}-no-{}", name(yes), name(no))
-        }
+    match (&options.yes_token, &options.no_token) {
+        (Some(yes), Some(no)) => format!("/yes-{yes}-no-{no}"),
+        _ => String::new(),
     }
 }
 
@@ -273,7 +270,9 @@ impl CandleWorker {
                 && (sizes.types == 0
                     || tokens.type_ids.iter().all(|&kind| (kind as usize) < sizes.types));
             match batch.state(row) {
-                RowStatus::Scored if known => rows.push(row),
+                RowStatus::Scored if known && self.opened.model.can_score(tokens.input_ids) => {
+                    rows.push(row);
+                }
                 RowStatus::Scored => out.fail(row, RowStatus::Failed),
                 nobody_waits => out.fail(row, nobody_waits),
             }

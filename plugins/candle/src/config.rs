@@ -203,6 +203,20 @@ impl Config {
         }
     }
 
+    /// The base of rotary positions, of which this plugin computes unscaled ones.
+    pub(crate) fn rope_theta(&self, older: &[&str], default: f64) -> Result<f64, Fault> {
+        self.refuse_rope_scaling()?;
+        let older = self.number_or(older, default, 1.0)?;
+        theta(self.find(&["rope_parameters"]), older)
+    }
+
+    pub(crate) fn refuse_rope_scaling(&self) -> Result<(), Fault> {
+        match self.find(&["rope_scaling"]) {
+            Some(scaling) => Err(unsupported("rope_scaling", scaling, "unscaled positions")),
+            None => Ok(()),
+        }
+    }
+
     /// Checks that heads share the width evenly, and returns a head's part.
     pub(crate) fn head_dim(&self, hidden: usize, n_heads: usize) -> Result<usize, Fault> {
         if hidden.is_multiple_of(n_heads) {
@@ -211,6 +225,25 @@ impl Config {
         Err(Fault::bad_model(format!(
             "config.json: hidden_size = {hidden} is not a multiple of num_attention_heads = {n_heads}"
         )))
+    }
+}
+
+/// What an entry of `rope_parameters` says of the base, or else `older`.
+pub(crate) fn theta(rope: Option<&Value>, older: f64) -> Result<f64, Fault> {
+    let Some(rope) = rope else {
+        return Ok(older);
+    };
+    match rope.get("rope_type").or(rope.get("type")) {
+        None | Some(Value::Null) => {}
+        Some(Value::String(name)) if name == "default" => {}
+        Some(other) => return Err(unsupported("rope_type", other, "\"default\"")),
+    }
+    match rope.get("rope_theta") {
+        None | Some(Value::Null) => Ok(older),
+        Some(value) => value
+            .as_f64()
+            .filter(|theta| theta.is_finite() && 1.0 <= *theta)
+            .ok_or_else(|| bad("rope_theta", value, "not a finite number from 1 up")),
     }
 }
 

@@ -3,6 +3,9 @@
 mod bert;
 mod deberta;
 mod modernbert;
+mod qwen;
+mod t5;
+mod tokens;
 
 use crate::loader::Loader;
 use crate::model::Model;
@@ -30,7 +33,7 @@ const fn family(
 }
 
 /// All that this plugin computes.
-pub(crate) const FAMILIES: [Family; 8] = [
+pub(crate) const FAMILIES: [Family; 18] = [
     family("BertForSequenceClassification", "bert", bert::open_bert),
     family("RobertaForSequenceClassification", "roberta", bert::open_roberta),
     family("CamembertForSequenceClassification", "camembert", bert::open_roberta),
@@ -39,4 +42,14 @@ pub(crate) const FAMILIES: [Family; 8] = [
     family("DistilBertForSequenceClassification", "distilbert", bert::open_distilbert),
     family("ModernBertForSequenceClassification", "modernbert", modernbert::open),
     family("DebertaV2ForSequenceClassification", "deberta-v2", deberta::open),
+    family("JinaBertForSequenceClassification", "", bert::open_jina_bert),
+    family("JinaEmbeddingsV3ForSequenceClassification", "jina_embeddings_v3", bert::open_jina_v3),
+    family("GteForSequenceClassification", "gte", bert::open_gte),
+    family("Qwen2ForSequenceClassification", "", qwen::open_2),
+    family("Qwen3ForSequenceClassification", "", qwen::open_3),
+    family("Qwen2ForCausalLM", "", qwen::open_2_yes_no),
+    family("Qwen3ForCausalLM", "", qwen::open_3_yes_no),
+    family("T5ForSequenceClassification", "", t5::open_classifier),
+    family("UMT5ForSequenceClassification", "", t5::open_classifier),
+    family("T5ForConditionalGeneration", "", t5::open_yes_no),
 ];

@@ -12,23 +12,44 @@ use crate::weights::Weights;
 use backend_api::Fault;
 use candle_core::{DType, Device, Result as Computed, Tensor};
 use serde::Deserialize;
+use std::fmt;
+use std::path::Path;
 
 /// Options of the open request, as JSON.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Options {
     /// The token whose logit says that a document is relevant, of a model that generates.
-    pub(crate) yes_token: Option<u32>,
+    pub(crate) yes_token: Option<Token>,
     /// The token whose logit says that it is not; both or neither.
-    pub(crate) no_token: Option<u32>,
+    pub(crate) no_token: Option<Token>,
     /// Computes in f64 by candle's own operations: what the fused loops are compared with.
     pub(crate) reference: bool,
+}
+
+/// A token by its id, or by its text in tokenizer.json.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum Token {
+    Id(u32),
+    Text(String),
+}
+
+impl fmt::Display for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Id(id) => write!(f, "{id}"),
+            Self::Text(text) => write!(f, "{text:?}"),
+        }
+    }
 }
 
 /// What a family reads its parts with.
 pub(crate) struct Loader<'a> {
     pub(crate) config: &'a Config,
     pub(crate) weights: &'a Weights,
+    /// The model's folder.
+    pub(crate) dir: &'a Path,
     pub(crate) numbers: &'a Numbers,
     pub(crate) options: &'a Options,
     /// Tokens of the longest row that the host will send.
@@ -118,7 +139,12 @@ impl Loader<'_> {
         n_in: usize,
         bias: bool,
     ) -> Result<Linear, Fault> {
-        self.hold(Held::Float(DType::F32), self.raw(name, n_out, n_in, bias)?)
+        self.hold_whole(self.raw(name, n_out, n_in, bias)?)
+    }
+
+    /// The same of tensors that were read.
+    pub(crate) fn hold_whole(&self, raw: RawLinear) -> Result<Linear, Fault> {
+        self.hold(Held::Float(DType::F32), raw)
     }
 
     fn hold(&self, held: Held, raw: RawLinear) -> Result<Linear, Fault> {

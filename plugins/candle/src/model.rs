@@ -18,6 +18,11 @@ pub(crate) trait Model: Send + Sync {
 
     /// What the host must know of it.
     fn sizes(&self) -> Sizes;
+
+    /// Whether a row of known tokens can be scored.
+    fn can_score(&self, _ids: &[u32]) -> bool {
+        true
+    }
 }
 
 /// Sizes of a model.
@@ -67,6 +72,7 @@ impl Opened {
         let loader = Loader {
             config: &config,
             weights: &weights,
+            dir,
             numbers,
             options,
             row_tokens_max,
@@ -124,13 +130,19 @@ fn refuse_what_nobody_computes(config: &Config) -> Result<(), Fault> {
 
 impl Sizes {
     /// Adds what layers of this width need.
-    pub(crate) fn with_layers(mut self, layers: &[Layer], hidden: usize) -> Self {
-        self.n_bytes += layers.iter().map(Layer::n_bytes).sum::<usize>();
-        let widened = layers.iter().map(Layer::n_widened_bytes).max();
-        self.n_widened_bytes = self.n_widened_bytes.max(widened.unwrap_or(0));
+    pub(crate) fn with_layers<'a>(
+        mut self,
+        layers: impl IntoIterator<Item = &'a Layer>,
+        hidden: usize,
+    ) -> Self {
+        let mut inner = 0;
+        for layer in layers {
+            self.n_bytes += layer.n_bytes();
+            self.n_widened_bytes = self.n_widened_bytes.max(layer.n_widened_bytes());
+            inner = inner.max(layer.n_inner());
+        }
         // The stream, queries, keys and values as products and by heads, what they mix to; or the stream,
         // its norm and the inner values before and behind a gate.
-        let inner = layers.iter().map(Layer::n_inner).max().unwrap_or(0);
         self.cell_values = 2 * hidden + (8 * hidden).max(inner * 2);
         self
     }

@@ -12,7 +12,8 @@ pub(crate) enum Dtype {
     Bf16,
     /// Linear layers in GGUF's Q8_0: 32 values of 8 bits with a common scale.
     Int8,
-    /// Linear layers in 4 bits: Q4_K where a layer is a multiple of 256 wide, else Q4_0.
+    /// Linear layers in 4 bits: Q4_K where a layer is a multiple of 256 wide, else Q4_1, 32 values with a
+    /// scale and a least one.
     Int4,
 }
 
@@ -69,7 +70,7 @@ impl Dtype {
             Self::Int4 if n_in.is_multiple_of(GgmlDType::Q4K.block_size()) => {
                 Held::Blocks(GgmlDType::Q4K)
             }
-            Self::Int4 => Held::Blocks(GgmlDType::Q4_0),
+            Self::Int4 => Held::Blocks(GgmlDType::Q4_1),
         }
     }
 

@@ -13,6 +13,7 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::path::Path;
 
 /// Bytes of the largest header; the `safetensors` crate has the same bound.
@@ -158,6 +159,29 @@ impl Weights {
 
     /// Reads a tensor of this shape as f32, row-major.
     pub(crate) fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Fault> {
+        self.read_part(name, shape, |len| 0..len)
+    }
+
+    /// Reads one row of a matrix of this shape.
+    pub(crate) fn read_row(
+        &self,
+        name: &str,
+        shape: &[usize; 2],
+        row: usize,
+    ) -> Result<Vec<f32>, Fault> {
+        self.read_part(name, shape, |len| {
+            let row_len = len / shape[0] as u64;
+            row as u64 * row_len..(row as u64 + 1) * row_len
+        })
+    }
+
+    /// Reads those bytes of a tensor that `part` says, given how many it has.
+    fn read_part(
+        &self,
+        name: &str,
+        shape: &[usize],
+        part: impl Fn(u64) -> Range<u64>,
+    ) -> Result<Vec<f32>, Fault> {
         let entry = self.entry(name)?;
         if entry.shape != shape {
             return Err(Fault::bad_model(format!(
@@ -166,7 +190,8 @@ impl Weights {
             )));
         }
         let Shard { name: file, file: from } = &self.files[entry.shard];
-        let bytes = read_at(from, entry.start, entry.len)
+        let Range { start, end } = part(entry.len);
+        let bytes = read_at(from, entry.start + start, end - start)
             .map_err(|error| Fault::bad_model(format!("{name} in {file}: {error}")))?;
         self.add_to_fingerprint(name.as_bytes());
         self.add_to_fingerprint(&bytes);

@@ -14,6 +14,16 @@ pub(crate) struct Head {
 }
 
 impl Head {
+    /// A classifier alone.
+    pub(crate) fn of(classifier: Linear) -> Self {
+        Self {
+            dense: None,
+            activation: Activation::Identity,
+            norm: None,
+            classifier,
+        }
+    }
+
     /// (rows, hidden) to (rows, labels).
     pub(crate) fn forward(&self, pooled: &Tensor) -> Result<Tensor> {
         let mut x = pooled.clone();

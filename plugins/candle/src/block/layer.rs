@@ -75,6 +75,18 @@ impl Layer {
         distances: Option<&Distances>,
         wanted: Wanted,
     ) -> Result<Tensor> {
+        let stream = self.attend(stream, rows, distances, wanted)?;
+        self.feed(stream)
+    }
+
+    /// The attending half of a layer whose norms come first.
+    pub(crate) fn attend(
+        &self,
+        stream: Tensor,
+        rows: &Rows,
+        distances: Option<&Distances>,
+        wanted: Wanted,
+    ) -> Result<Tensor> {
         let normed = match &self.attention_norm {
             Some(norm) => norm.forward(&stream)?,
             // The stream will be added to in place.
@@ -85,11 +97,10 @@ impl Layer {
             Wanted::Firsts => (rows.firsts(&normed)?, rows.firsts(&stream)?),
         };
         let mixed = self.attention.mix(&queries, &normed, rows, distances)?;
-        let stream = self.attention.output.add_to(stream, &mixed)?;
-        self.feed(stream)
+        self.attention.output.add_to(stream, &mixed)
     }
 
-    /// The feed-forward half of a layer whose norms come first.
+    /// Its feed-forward half.
     pub(crate) fn feed(&self, stream: Tensor) -> Result<Tensor> {
         let inner = self.feed_forward.inner(&self.output_norm.forward(&stream)?)?;
         self.feed_forward.outer.add_to(stream, &inner)

@@ -10,7 +10,7 @@ use crate::block::head::Head;
 use crate::block::layer::{FeedForward, Layer, Wanted};
 use crate::block::norm::Norm;
 use crate::block::rotary::Angles;
-use crate::config::{Config, bad, unsupported};
+use crate::config::{self, Config, unsupported};
 use crate::loader::{Loader, made};
 use crate::model::{Model, Sizes};
 use crate::rows::Rows;
@@ -190,9 +190,7 @@ fn layer(loader: &Loader<'_>, shape: &Shape, at: usize, sight: Sight) -> Result<
 /// Each layer's sight.
 fn sights(loader: &Loader<'_>, n_pairs: usize, positions: usize) -> Result<Vec<Sight>, Fault> {
     let config = loader.config;
-    if let Some(scaling) = config.find(&["rope_scaling"]) {
-        return Err(unsupported("rope_scaling", scaling, "unscaled positions"));
-    }
+    config.refuse_rope_scaling()?;
     let window = config.width_or(&["local_attention"], LOCAL_ATTENTION)? / 2;
     let sight = |kind: &str, window| {
         let theta = theta(config, kind)?;
@@ -235,19 +233,6 @@ fn theta(config: &Config, kind: &str) -> Result<f64, Fault> {
         (_, Some(Value::Null)) => global,
         _ => config.number_or(&["local_rope_theta"], LOCAL_THETA, 1.0)?,
     };
-    let Some(rope) = config.find(&["rope_parameters"]).and_then(|all| all.get(kind)) else {
-        return Ok(older);
-    };
-    match rope.get("rope_type").or(rope.get("type")) {
-        None | Some(Value::Null) => {}
-        Some(Value::String(name)) if name == "default" => {}
-        Some(other) => return Err(unsupported("rope_type", other, "\"default\"")),
-    }
-    match rope.get("rope_theta") {
-        None | Some(Value::Null) => Ok(older),
-        Some(value) => value
-            .as_f64()
-            .filter(|theta| theta.is_finite() && 1.0 <= *theta)
-            .ok_or_else(|| bad("rope_theta", value, "not a finite number from 1 up")),
-    }
+    let rope = config.find(&["rope_parameters"]);
+    config::theta(rope.and_then(|all| all.get(kind)), older)
 }
