@@ -133,9 +133,8 @@ impl CandleBackend {
             .min(request.tokens_max);
         let n_threads = request.n_threads.max(1) as usize;
         let cells = CPU_CELLS_MAX.max(row_tokens_max as usize);
-        let scratch = cells * sizes.cell_values * size_of::<f32>()
-            + sizes.n_widened_bytes
-            + SCORES_BYTES;
+        let scratch =
+            cells * sizes.cell_values * size_of::<f32>() + sizes.n_widened_bytes + SCORES_BYTES;
         let n_scratches = n_threads * request.n_workers.max(1) as usize;
         let description = Description {
             device: place.name().to_owned(),
@@ -242,9 +241,7 @@ impl Worker for CandleWorker {
             return work.run();
         }
         std::thread::scope(|scope| {
-            let others: Vec<_> = (1..n_threads)
-                .map(|_| scope.spawn(|| work.run()))
-                .collect();
+            let others: Vec<_> = (1..n_threads).map(|_| scope.spawn(|| work.run())).collect();
             let mut phases = work.run()?;
             for other in others {
                 let other = other
@@ -266,9 +263,15 @@ impl CandleWorker {
         let mut rows = Vec::new();
         for row in 0..batch.n_rows() {
             let tokens = batch.row(row);
-            let known = tokens.input_ids.iter().all(|&id| (id as usize) < sizes.vocab)
+            let known = tokens
+                .input_ids
+                .iter()
+                .all(|&id| (id as usize) < sizes.vocab)
                 && (sizes.types == 0
-                    || tokens.type_ids.iter().all(|&kind| (kind as usize) < sizes.types));
+                    || tokens
+                        .type_ids
+                        .iter()
+                        .all(|&kind| (kind as usize) < sizes.types));
             match batch.state(row) {
                 RowStatus::Scored if known && self.opened.model.can_score(tokens.input_ids) => {
                     rows.push(row);
@@ -277,7 +280,10 @@ impl CandleWorker {
                 nobody_waits => out.fail(row, nobody_waits),
             }
         }
-        let lengths: Vec<_> = rows.iter().map(|&row| batch.row(row).input_ids.len()).collect();
+        let lengths: Vec<_> = rows
+            .iter()
+            .map(|&row| batch.row(row).input_ids.len())
+            .collect();
         // Each thread has something to do, if there are rows enough.
         let share = lengths.iter().sum::<usize>().div_ceil(self.n_threads);
         let mut rectangles = pad::rectangles(&lengths, CPU_CELLS_MAX.min(share), 1);
@@ -310,7 +316,11 @@ impl Work<'_, '_, '_> {
             let rows = Rows::new(self.batch, &rectangle, self.opened.sizes.pad_id);
             let gathered = Instant::now();
             let logits = self.logits(&rows).map_err(|error| {
-                Fault::internal(format!("{} rows of {} tokens: {error}", rows.n(), rows.width))
+                Fault::internal(format!(
+                    "{} rows of {} tokens: {error}",
+                    rows.n(),
+                    rows.width
+                ))
             })?;
             let computed = Instant::now();
             let mut out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
@@ -325,7 +335,10 @@ impl Work<'_, '_, '_> {
     }
 
     fn next(&self) -> Option<Rectangle> {
-        let mut rectangles = self.rectangles.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut rectangles = self
+            .rectangles
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         rectangles.next()
     }
 

@@ -46,9 +46,7 @@ impl Config {
         read: impl Fn(&Value) -> Option<T>,
     ) -> Result<Option<T>, Fault> {
         self.find(keys)
-            .map(|value| {
-                read(value).ok_or_else(|| bad(keys[0], value, &format!("not {kind}")))
-            })
+            .map(|value| read(value).ok_or_else(|| bad(keys[0], value, &format!("not {kind}"))))
             .transpose()
     }
 
@@ -163,7 +161,10 @@ impl Config {
     /// A list of texts.
     pub(crate) fn texts(&self, key: &str) -> Result<Vec<String>, Fault> {
         let texts = self.read(&[key], "a list of texts", |value| {
-            let texts = value.as_array()?.iter().map(|text| text.as_str().map(str::to_owned));
+            let texts = value
+                .as_array()?
+                .iter()
+                .map(|text| text.as_str().map(str::to_owned));
             texts.collect()
         })?;
         Ok(texts.unwrap_or_default())
@@ -181,15 +182,16 @@ impl Config {
         };
         let words = words.ok_or_else(|| bad(key, value, "not a list of texts"))?;
         let words = words.into_iter().map(|word| word.trim().to_lowercase());
-        Ok(words.filter(|word| !matches!(word.as_str(), "" | "none")).collect())
+        Ok(words
+            .filter(|word| !matches!(word.as_str(), "" | "none"))
+            .collect())
     }
 
     /// A nonlinearity by its name in `transformers`.
     pub(crate) fn activation(&self, keys: &[&str], default: &str) -> Result<Activation, Fault> {
         let name = self.text(keys)?.unwrap_or(default);
-        Activation::named(name).ok_or_else(|| {
-            unsupported(keys[0], &name.into(), &Activation::NAMES.join(", "))
-        })
+        Activation::named(name)
+            .ok_or_else(|| unsupported(keys[0], &name.into(), &Activation::NAMES.join(", ")))
     }
 
     /// Refuses a model that sets one of these keys to something else than `only`.

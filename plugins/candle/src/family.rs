@@ -35,15 +35,51 @@ const fn family(
 /// All that this plugin computes.
 pub(crate) const FAMILIES: [Family; 18] = [
     family("BertForSequenceClassification", "bert", bert::open_bert),
-    family("RobertaForSequenceClassification", "roberta", bert::open_roberta),
-    family("CamembertForSequenceClassification", "camembert", bert::open_roberta),
-    family("XLMRobertaForSequenceClassification", "xlm-roberta", bert::open_roberta),
-    family("ElectraForSequenceClassification", "electra", bert::open_electra),
-    family("DistilBertForSequenceClassification", "distilbert", bert::open_distilbert),
-    family("ModernBertForSequenceClassification", "modernbert", modernbert::open),
-    family("DebertaV2ForSequenceClassification", "deberta-v2", deberta::open),
-    family("JinaBertForSequenceClassification", "", bert::open_jina_bert),
-    family("JinaEmbeddingsV3ForSequenceClassification", "jina_embeddings_v3", bert::open_jina_v3),
+    family(
+        "RobertaForSequenceClassification",
+        "roberta",
+        bert::open_roberta,
+    ),
+    family(
+        "CamembertForSequenceClassification",
+        "camembert",
+        bert::open_roberta,
+    ),
+    family(
+        "XLMRobertaForSequenceClassification",
+        "xlm-roberta",
+        bert::open_roberta,
+    ),
+    family(
+        "ElectraForSequenceClassification",
+        "electra",
+        bert::open_electra,
+    ),
+    family(
+        "DistilBertForSequenceClassification",
+        "distilbert",
+        bert::open_distilbert,
+    ),
+    family(
+        "ModernBertForSequenceClassification",
+        "modernbert",
+        modernbert::open,
+    ),
+    family(
+        "DebertaV2ForSequenceClassification",
+        "deberta-v2",
+        deberta::open,
+    ),
+    family(
+        "JinaBertForSequenceClassification",
+        "",
+        bert::open_jina_bert,
+    ),
+    family(
+        "JinaEmbeddingsV3ForSequenceClassification",
+        "jina_embeddings_v3",
+        bert::open_jina_v3,
+    ),
     family("GteForSequenceClassification", "gte", bert::open_gte),
     family("Qwen2ForSequenceClassification", "", qwen::open_2),
     family("Qwen3ForSequenceClassification", "", qwen::open_3),

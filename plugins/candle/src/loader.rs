@@ -103,7 +103,9 @@ impl Loader<'_> {
         n_in: usize,
         bias: bool,
     ) -> Result<RawLinear, Fault> {
-        let weights = self.weights.read(&format!("{name}.weight"), &[n_out, n_in])?;
+        let weights = self
+            .weights
+            .read(&format!("{name}.weight"), &[n_out, n_in])?;
         let bias = match bias {
             true => self.weights.read(&format!("{name}.bias"), &[n_out])?,
             false => Vec::new(),

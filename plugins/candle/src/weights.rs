@@ -189,7 +189,10 @@ impl Weights {
                 entry.shape
             )));
         }
-        let Shard { name: file, file: from } = &self.files[entry.shard];
+        let Shard {
+            name: file,
+            file: from,
+        } = &self.files[entry.shard];
         let Range { start, end } = part(entry.len);
         let bytes = read_at(from, entry.start + start, end - start)
             .map_err(|error| Fault::bad_model(format!("{name} in {file}: {error}")))?;
@@ -315,7 +318,12 @@ fn decode(dtype: &str, bytes: &[u8]) -> Option<Vec<f32>> {
     match dtype {
         "F32" => {
             let (values, _) = bytes.as_chunks::<4>();
-            Some(values.iter().map(|&value| f32::from_le_bytes(value)).collect())
+            Some(
+                values
+                    .iter()
+                    .map(|&value| f32::from_le_bytes(value))
+                    .collect(),
+            )
         }
         "F16" => Some(halves().reinterpret_into::<f16>().to_f32_vec()),
         "BF16" => Some(halves().reinterpret_into::<bf16>().to_f32_vec()),

@@ -70,6 +70,16 @@ pub fn golden_request(name: &str, dtype: &str) -> OpenRequest {
     request(&golden_dir(name), dtype, &options.to_string())
 }
 
+/// The same request with one more option.
+pub fn with_option(request: OpenRequest, name: &str, value: serde_json::Value) -> OpenRequest {
+    let mut options: serde_json::Value = serde_json::from_str(&request.options).unwrap();
+    options[name] = value;
+    OpenRequest {
+        options: options.to_string(),
+        ..request
+    }
+}
+
 pub fn open(request: &OpenRequest) -> Result<OpenBackend, Fault> {
     PluginLibrary::in_process::<CandleCpu>()
         .unwrap()

@@ -80,7 +80,9 @@ impl Attention {
     ) -> Result<Tensor> {
         let query_norm = self.norms.as_ref().map(|[query, _]| query);
         let key_norm = self.norms.as_ref().map(|[_, key]| key);
-        let q = self.heads(queries, &self.query, 1, rows.n(), query_norm)?.get(0)?;
+        let q = self
+            .heads(queries, &self.query, 1, rows.n(), query_norm)?
+            .get(0)?;
         let kv = self.heads(x, &self.key_value, 2, rows.n(), key_norm)?;
         let (k, v) = (kv.get(0)?, kv.get(1)?);
         let keys = Keys {
@@ -100,7 +102,13 @@ impl Attention {
                 let mixed = rows.lens.iter().enumerate().map(|(row, len)| {
                     let part = |x: &Tensor| x.narrow(0, row * n, n);
                     let lens = std::slice::from_ref(len);
-                    attend(&part(&q)?, &part(&k)?, &part(&v)?, &Keys { lens, ..keys }, Some(relative))
+                    attend(
+                        &part(&q)?,
+                        &part(&k)?,
+                        &part(&v)?,
+                        &Keys { lens, ..keys },
+                        Some(relative),
+                    )
                 });
                 Tensor::cat(&mixed.collect::<Result<Vec<_>>>()?, 0)?
             }
@@ -207,7 +215,11 @@ impl Keys<'_> {
         let behind = |window| n_keys.min(queries.end + window);
         let start = self.window.map_or(0, before);
         let end = self.window.map_or(n_keys, behind);
-        start..if self.causal { end.min(queries.end) } else { end }
+        start..if self.causal {
+            end.min(queries.end)
+        } else {
+            end
+        }
     }
 
     /// Keys of the block that a query of it sees; none if it is padding.

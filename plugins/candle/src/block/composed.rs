@@ -1,9 +1,9 @@
 //! The same steps by candle's operations: for every device and type.
 
+use super::Vector;
 use super::activation::Activation;
 use super::attention::Keys;
 use super::norm::Norm;
-use super::Vector;
 use candle_core::{D, DType, Result, Tensor};
 
 pub(super) fn add_bias(x: Tensor, bias: Option<&Vector>) -> Result<Tensor> {
@@ -77,11 +77,17 @@ pub(super) fn softmax(keys: &Keys<'_>, scores: &Tensor) -> Result<Tensor> {
     let most = masked.max_keepdim(D::Minus1)?;
     let powers = masked.broadcast_sub(&most)?.exp()?;
     let weights = powers.broadcast_div(&powers.sum_keepdim(D::Minus1)?)?;
-    weights.reshape((n, n_queries, n_keys))?.to_dtype(scores.dtype())
+    weights
+        .reshape((n, n_queries, n_keys))?
+        .to_dtype(scores.dtype())
 }
 
 /// What `fused::Heads` does.
-pub(super) fn heads(x: &Tensor, heads: &super::fused::Heads<'_>, norm: Option<&Norm>) -> Result<Tensor> {
+pub(super) fn heads(
+    x: &Tensor,
+    heads: &super::fused::Heads<'_>,
+    norm: Option<&Norm>,
+) -> Result<Tensor> {
     let (n_cells, n_rows) = (x.dim(0)?, heads.n_rows);
     let (n_kv, dim, width) = (heads.n_kv, heads.dim, n_cells / n_rows);
     let copies = heads.n_heads / n_kv;
@@ -95,9 +101,13 @@ pub(super) fn heads(x: &Tensor, heads: &super::fused::Heads<'_>, norm: Option<&N
         let mut x = by_part.get(part)?;
         if part == 0 {
             x = norm.map_or(Ok(x.clone()), |norm| self::norm(norm, &x))?;
-            x = heads.angles.map_or(Ok(x.clone()), |angles| angles.turn(&x))?;
+            x = heads
+                .angles
+                .map_or(Ok(x.clone()), |angles| angles.turn(&x))?;
         }
-        let spread = x.unsqueeze(2)?.broadcast_as((n_rows, n_kv, copies, width, dim))?;
+        let spread = x
+            .unsqueeze(2)?
+            .broadcast_as((n_rows, n_kv, copies, width, dim))?;
         parts.push(spread.reshape((n_rows * heads.n_heads, width, dim))?);
     }
     Tensor::stack(&parts, 0)

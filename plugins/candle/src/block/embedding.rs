@@ -19,7 +19,9 @@ impl Table {
 
     /// These rows, in the type that is computed in.
     pub(crate) fn look_up(&self, rows: Vec<u32>) -> Result<Tensor> {
-        let found = self.rows.index_select(&indices(rows, self.rows.device())?, 0)?;
+        let found = self
+            .rows
+            .index_select(&indices(rows, self.rows.device())?, 0)?;
         if found.dtype() == self.compute {
             Ok(found)
         } else {

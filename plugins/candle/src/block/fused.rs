@@ -62,12 +62,14 @@ impl InplaceOp2 for Add<'_> {
         let (x, y) = (slice_mut(x, x_layout)?, slice(y, y_layout)?);
         let width = x_layout.dims().last().copied().unwrap_or(1);
         let bias = self.bias;
-        vectorized!(|x: &'a mut [f32], y: &'a [f32], bias: &'a [f32], width: usize| -> () {
-            for (x, y) in x.chunks_exact_mut(width).zip(y.chunks_exact(width)) {
-                loops::add_bias(x, y);
-                loops::add_bias(x, bias);
+        vectorized!(
+            |x: &'a mut [f32], y: &'a [f32], bias: &'a [f32], width: usize| -> () {
+                for (x, y) in x.chunks_exact_mut(width).zip(y.chunks_exact(width)) {
+                    loops::add_bias(x, y);
+                    loops::add_bias(x, bias);
+                }
             }
-        });
+        );
         Ok(())
     }
 }
@@ -87,7 +89,11 @@ impl InplaceOp1 for Activate<'_> {
         let x = slice_mut(x, layout)?;
         let width = layout.dims().last().copied().unwrap_or(1);
         let (bias, activation) = (self.bias, self.activation);
-        vectorized!(|x: &'a mut [f32], bias: &'a [f32], width: usize, activation: Activation| -> () {
+        vectorized!(|x: &'a mut [f32],
+                     bias: &'a [f32],
+                     width: usize,
+                     activation: Activation|
+         -> () {
             for x in x.chunks_exact_mut(width) {
                 loops::add_bias(x, bias);
                 loops::activate(activation, x);
@@ -114,9 +120,16 @@ impl CustomOp1 for Gate<'_> {
         let (x, bias, activation) = (slice(x, layout)?, self.bias, self.activation);
         let mut out = vec![0.0; n * width];
         let target = &mut out[..];
-        vectorized!(|x: &'a [f32], target: &'a mut [f32], bias: &'a [f32], width: usize,
-                     activation: Activation| -> () {
-            for (x, out) in x.chunks_exact(2 * width).zip(target.chunks_exact_mut(width)) {
+        vectorized!(|x: &'a [f32],
+                     target: &'a mut [f32],
+                     bias: &'a [f32],
+                     width: usize,
+                     activation: Activation|
+         -> () {
+            for (x, out) in x
+                .chunks_exact(2 * width)
+                .zip(target.chunks_exact_mut(width))
+            {
                 let (a, b) = x.split_at(width);
                 out.copy_from_slice(a);
                 if let Some((first, second)) = bias.split_at_checked(width) {
@@ -191,7 +204,11 @@ impl InplaceOp2 for AddNorm<'_> {
     ) -> Result<()> {
         let (x, residual) = (slice_mut(x, x_layout)?, slice(residual, residual_layout)?);
         let (bias, norm) = (self.bias, self.norm);
-        vectorized!(|x: &'a mut [f32], residual: &'a [f32], bias: &'a [f32], norm: Norm<'a>| -> () {
+        vectorized!(|x: &'a mut [f32],
+                     residual: &'a [f32],
+                     bias: &'a [f32],
+                     norm: Norm<'a>|
+         -> () {
             let width = norm.weight.len();
             for (x, residual) in x.chunks_exact_mut(width).zip(residual.chunks_exact(width)) {
                 loops::add_bias(x, residual);
@@ -266,9 +283,11 @@ impl CustomOp1 for Heads<'_> {
         let n_cells = layout.shape().dims2()?.0;
         let mut out = vec![0.0; self.parts * n_cells * self.n_heads * self.dim];
         let (x, target, heads) = (slice(x, layout)?, &mut out[..], self);
-        vectorized!(|x: &'a [f32], target: &'a mut [f32], heads: &'a Heads<'a>| -> () {
-            heads.spread(x, target);
-        });
+        vectorized!(
+            |x: &'a [f32], target: &'a mut [f32], heads: &'a Heads<'a>| -> () {
+                heads.spread(x, target);
+            }
+        );
         let all = self.n_rows * self.n_heads;
         let shape = (self.parts, all, n_cells / self.n_rows, self.dim);
         Ok((CpuStorage::F32(out), Shape::from(shape)))
@@ -284,7 +303,12 @@ impl InplaceOp1 for Keys<'_> {
     fn cpu_fwd(&self, x: &mut CpuStorage, layout: &Layout) -> Result<()> {
         let (n, n_queries, n_keys) = layout.shape().dims3()?;
         let (x, keys) = (slice_mut(x, layout)?, self);
-        vectorized!(|x: &'a mut [f32], keys: &'a Keys<'a>, n: usize, n_queries: usize, n_keys: usize| -> () {
+        vectorized!(|x: &'a mut [f32],
+                     keys: &'a Keys<'a>,
+                     n: usize,
+                     n_queries: usize,
+                     n_keys: usize|
+         -> () {
             for (line, x) in x.chunks_exact_mut(n_keys).enumerate() {
                 let (block, query) = (line / n_queries, line % n_queries);
                 let seen = keys.seen(block / (n / keys.lens.len()), query, n_keys);

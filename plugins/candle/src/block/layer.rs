@@ -64,7 +64,8 @@ impl Layer {
             None => super::add(output.forward(&mixed)?, &queries)?,
         };
         let inner = self.feed_forward.inner(&x)?;
-        self.output_norm.behind(&self.feed_forward.outer, &inner, &x)
+        self.output_norm
+            .behind(&self.feed_forward.outer, &inner, &x)
     }
 
     /// A layer whose norms come first: the stream is never normed itself.
@@ -102,7 +103,9 @@ impl Layer {
 
     /// Its feed-forward half.
     pub(crate) fn feed(&self, stream: Tensor) -> Result<Tensor> {
-        let inner = self.feed_forward.inner(&self.output_norm.forward(&stream)?)?;
+        let inner = self
+            .feed_forward
+            .inner(&self.output_norm.forward(&stream)?)?;
         self.feed_forward.outer.add_to(stream, &inner)
     }
 
@@ -124,6 +127,9 @@ impl Layer {
 
     /// Bytes of its largest weights in f32, if they are not held so.
     pub(crate) fn n_widened_bytes(&self) -> usize {
-        self.linears().map(Linear::n_widened_bytes).max().unwrap_or(0)
+        self.linears()
+            .map(Linear::n_widened_bytes)
+            .max()
+            .unwrap_or(0)
     }
 }

@@ -150,7 +150,10 @@ fn pad(weights: Vec<f32>, n_in: usize, block: usize) -> Vec<f32> {
         return weights;
     }
     let mut rows = vec![0.0; weights.len() / n_in * padded];
-    for (row, weights) in rows.chunks_exact_mut(padded).zip(weights.chunks_exact(n_in)) {
+    for (row, weights) in rows
+        .chunks_exact_mut(padded)
+        .zip(weights.chunks_exact(n_in))
+    {
         row[..n_in].copy_from_slice(weights);
     }
     rows

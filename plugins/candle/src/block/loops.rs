@@ -154,7 +154,10 @@ fn most(x: &[f32]) -> f32 {
         }
     }
     let all = most.iter().chain(rest);
-    all.fold(f32::NEG_INFINITY, |most, &x| if most < x { x } else { most })
+    all.fold(
+        f32::NEG_INFINITY,
+        |most, &x| if most < x { x } else { most },
+    )
 }
 
 /// Turns pairs (x[i], x[i + n/2]) by their angles.
@@ -176,10 +179,16 @@ mod tests {
             let x = step as f32 / 50.0;
             let expected = f64::from(x).exp();
             let found = f64::from(exp(x));
-            assert!((found - expected).abs() <= 3e-7 * expected + 2e-38, "e^{x}: {found}");
+            assert!(
+                (found - expected).abs() <= 3e-7 * expected + 2e-38,
+                "e^{x}: {found}"
+            );
             let gelu = activated(Activation::Gelu, x);
             let expected = f64::from(x) / 2.0 * (1.0 + reference_erf(f64::from(x) / 2f64.sqrt()));
-            assert!((f64::from(gelu) - expected).abs() < 2e-6, "gelu({x}): {gelu}, {expected}");
+            assert!(
+                (f64::from(gelu) - expected).abs() < 2e-6,
+                "gelu({x}): {gelu}, {expected}"
+            );
         }
     }
 

@@ -117,7 +117,8 @@ impl Relative {
             sum = (sum + by_query.gather(&index(n_queries, n_keys, &row)?, 2)?)?;
         }
         if self.queries.is_some() {
-            let turned = by_key.gather(&index(n_keys, n_queries, &|key, query| row(query, key))?, 2)?;
+            let turned =
+                by_key.gather(&index(n_keys, n_queries, &|key, query| row(query, key))?, 2)?;
             sum = (sum + turned.transpose(1, 2)?)?;
         }
         Ok(sum)
@@ -151,9 +152,21 @@ mod tests {
     /// Rows by `make_log_bucket_position` of `transformers` 5.24.
     #[test]
     fn far_distances_share_rows_by_logarithm() {
-        check(256, Some(511), &[(0, 256), (-1, 255), (128, 384), (-129, 127)]);
-        check(256, Some(511), &[(131, 387), (200, 425), (510, 511), (-511, 1), (600, 511)]);
-        check(16, Some(239), &[(8, 24), (9, 25), (20, 26), (238, 31), (-239, 1)]);
+        check(
+            256,
+            Some(511),
+            &[(0, 256), (-1, 255), (128, 384), (-129, 127)],
+        );
+        check(
+            256,
+            Some(511),
+            &[(131, 387), (200, 425), (510, 511), (-511, 1), (600, 511)],
+        );
+        check(
+            16,
+            Some(239),
+            &[(8, 24), (9, 25), (20, 26), (238, 31), (-239, 1)],
+        );
         check(3, None, &[(0, 3), (2, 5), (3, 5), (-3, 0), (-4, 0)]);
     }
 

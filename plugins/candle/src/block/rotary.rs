@@ -27,7 +27,9 @@ impl Angles {
         let angles = |of: fn(f64) -> f64| -> Vec<f32> {
             let positions = (0..positions).map(|position| position as f64);
             let angles = positions.flat_map(|position| {
-                frequencies.iter().map(move |frequency| position * frequency)
+                frequencies
+                    .iter()
+                    .map(move |frequency| position * frequency)
             });
             angles.map(|angle| of(angle) as f32).collect()
         };

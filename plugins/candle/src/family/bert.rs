@@ -3,7 +3,9 @@
 
 mod names;
 
-use self::names::{BERT, DISTILBERT, ELECTRA, FLASH, GTE, Inner, JINA_BERT, Names, Projections, ROBERTA};
+use self::names::{
+    BERT, DISTILBERT, ELECTRA, FLASH, GTE, Inner, JINA_BERT, Names, Projections, ROBERTA,
+};
 use crate::block::activation::Activation;
 use crate::block::attention::{Attention, Distances, HeadShape};
 use crate::block::embedding::{Embeddings, PositionRule};
@@ -86,9 +88,10 @@ pub(super) fn open_roberta(loader: &Loader<'_>) -> Result<Box<dyn Model>, Fault>
         return open(loader, &ROBERTA, 1, Positions::BehindPadding(pad));
     }
     let rotary = json!("rotary");
-    loader
-        .config
-        .only("position_embedding_type", &[json!("absolute"), rotary.clone()])?;
+    loader.config.only(
+        "position_embedding_type",
+        &[json!("absolute"), rotary.clone()],
+    )?;
     let positions = match loader.config.find(&["position_embedding_type"]) {
         Some(kind) if *kind == rotary => {
             Positions::Rotary(loader.config.rope_theta(&["rotary_emb_base"], 10_000.0)?)
@@ -105,8 +108,13 @@ pub(super) fn open_jina_v3(loader: &Loader<'_>) -> Result<Box<dyn Model>, Fault>
 }
 
 pub(super) fn open_jina_bert(loader: &Loader<'_>) -> Result<Box<dyn Model>, Fault> {
-    loader.config.only("position_embedding_type", &[json!("alibi")])?;
-    if loader.weights.has("bert.encoder.layer.0.mlp.up_gated_layer.weight") {
+    loader
+        .config
+        .only("position_embedding_type", &[json!("alibi")])?;
+    if loader
+        .weights
+        .has("bert.encoder.layer.0.mlp.up_gated_layer.weight")
+    {
         return Err(Fault::unsupported(
             "bert.encoder.layer.0.mlp.up_gated_layer.weight: this is JinaBERT with norms of queries and keys; \
              this plugin computes the one of jina-reranker-v1, whose layers have mlp.gated_layers",
@@ -130,7 +138,9 @@ pub(super) fn open_distilbert(loader: &Loader<'_>) -> Result<Box<dyn Model>, Fau
 }
 
 fn absolute(loader: &Loader<'_>) -> Result<(), Fault> {
-    loader.config.only("position_embedding_type", &[json!("absolute")])
+    loader
+        .config
+        .only("position_embedding_type", &[json!("absolute")])
 }
 
 /// What a member's layers share.
@@ -159,8 +169,7 @@ fn open(
         "electra." => config.width_or(&["embedding_size"], hidden)?,
         _ => hidden,
     };
-    let (head, n_labels) =
-        loader.head(names.dense, names.activation, names.classifier, hidden)?;
+    let (head, n_labels) = loader.head(names.dense, names.activation, names.classifier, hidden)?;
     let types = match types {
         0 => 0,
         types => config.types_or(types)?,
@@ -226,7 +235,12 @@ fn shape(loader: &Loader<'_>, names: &Names, positions: Positions) -> Result<Sha
         }
         Positions::Rotary(theta) => {
             let n = row_tokens_max(loader, positions)?.min(loader.row_tokens_max);
-            Some(Arc::new(made(Angles::new(loader.numbers, theta, dim / 2, n))?))
+            Some(Arc::new(made(Angles::new(
+                loader.numbers,
+                theta,
+                dim / 2,
+                n,
+            ))?))
         }
         _ => None,
     };
@@ -248,7 +262,9 @@ fn shape(loader: &Loader<'_>, names: &Names, positions: Positions) -> Result<Sha
 
 /// Tokens of the longest row: RoBERTa's first position is pad_token_id + 1.
 fn row_tokens_max(loader: &Loader<'_>, positions: Positions) -> Result<usize, Fault> {
-    let n = loader.config.positions(&["max_position_embeddings"], None)?;
+    let n = loader
+        .config
+        .positions(&["max_position_embeddings"], None)?;
     let Positions::BehindPadding(pad) = positions else {
         return Ok(n);
     };
@@ -271,7 +287,9 @@ fn embeddings(
     let names = &shape.names;
     let part = |part: &str| format!("{}embeddings.{part}", names.prefix);
     let table = |name: &str, n| loader.table(&part(name), n, width);
-    let n = loader.config.positions(&["max_position_embeddings"], None)?;
+    let n = loader
+        .config
+        .positions(&["max_position_embeddings"], None)?;
     let rule = match positions {
         Positions::Table => Some(PositionRule::FromZero),
         Positions::BehindPadding(pad) => Some(PositionRule::BehindPadding(pad)),
@@ -279,7 +297,11 @@ fn embeddings(
     };
     let norm = format!("{}{}", names.prefix, names.embedding_norm);
     Ok(Embeddings {
-        words: loader.words(&part("word_embeddings.weight"), loader.config.vocab()?, width)?,
+        words: loader.words(
+            &part("word_embeddings.weight"),
+            loader.config.vocab()?,
+            width,
+        )?,
         positions: match rule {
             Some(rule) => Some((table("position_embeddings.weight", n)?, rule)),
             None => None,

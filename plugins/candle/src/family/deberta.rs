@@ -156,8 +156,15 @@ fn shape(
 ) -> Result<Shape, Fault> {
     let config = loader.config;
     let terms = config.words("pos_att_type")?;
-    if let Some(other) = terms.iter().find(|term| !matches!(term.as_str(), "c2p" | "p2c")) {
-        return Err(unsupported("pos_att_type", &json!(other), "\"c2p\" and \"p2c\""));
+    if let Some(other) = terms
+        .iter()
+        .find(|term| !matches!(term.as_str(), "c2p" | "p2c"))
+    {
+        return Err(unsupported(
+            "pos_att_type",
+            &json!(other),
+            "\"c2p\" and \"p2c\"",
+        ));
     }
     let has = |term: &str| terms.iter().any(|found| found == term);
     let (keys, queries) = (has("c2p"), has("p2c"));
@@ -222,7 +229,10 @@ fn buckets(config: &Config, positions: usize) -> Result<Buckets, Fault> {
     // Otherwise no distance is far enough for a logarithm.
     let far = span / 2 < positions - 1;
     if far && most - 1 <= span / 2 {
-        let what = format!("with position_buckets = {span} at least {} is needed", span / 2 + 2);
+        let what = format!(
+            "with position_buckets = {span} at least {} is needed",
+            span / 2 + 2
+        );
         return Err(bad("max_relative_positions", &json!(most), &what));
     }
     Ok(Buckets {

@@ -203,7 +203,13 @@ fn sights(loader: &Loader<'_>, n_pairs: usize, positions: usize) -> Result<Vec<S
     let n_layers = config.n_layers(&["num_hidden_layers"])?;
     if config.find(&["layer_types"]).is_none() {
         let every = config.width_or(&["global_attn_every_n_layers"], GLOBAL_EVERY)?;
-        let of = |at: usize| if at.is_multiple_of(every) { &global } else { &local };
+        let of = |at: usize| {
+            if at.is_multiple_of(every) {
+                &global
+            } else {
+                &local
+            }
+        };
         return Ok((0..n_layers).map(|at| of(at).clone()).collect());
     }
     let types = config.texts("layer_types")?;

@@ -208,7 +208,9 @@ fn layer(
     at: usize,
     window: Option<usize>,
 ) -> Result<Layer, Fault> {
-    let Shape { hidden, epsilon, .. } = *shape;
+    let Shape {
+        hidden, epsilon, ..
+    } = *shape;
     let HeadShape { n_heads, n_kv, dim } = shape.heads;
     let config = loader.config;
     let name = |part: &str| format!("model.layers.{at}.{part}");
@@ -229,10 +231,18 @@ fn layer(
         attention: Attention {
             query: loader.held(raw("self_attn.q_proj", n_heads * dim, shape.bias)?)?,
             key_value: loader.held(RawLinear::join(key_value))?,
-            output: loader.linear(&name("self_attn.o_proj"), hidden, n_heads * dim, output_bias)?,
+            output: loader.linear(
+                &name("self_attn.o_proj"),
+                hidden,
+                n_heads * dim,
+                output_bias,
+            )?,
             shape: shape.heads,
             norms: match shape.normed {
-                true => Some([norm("self_attn.q_norm", dim)?, norm("self_attn.k_norm", dim)?]),
+                true => Some([
+                    norm("self_attn.q_norm", dim)?,
+                    norm("self_attn.k_norm", dim)?,
+                ]),
                 false => None,
             },
             angles: Some(Arc::clone(&shape.angles)),

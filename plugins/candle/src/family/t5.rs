@@ -122,7 +122,9 @@ impl Stack {
             if let Some(biases) = &block.biases {
                 distances = Some(self.buckets.distances(biases, rows.width));
             }
-            x = block.layer.attend(x, rows, distances.as_ref(), Wanted::All)?;
+            x = block
+                .layer
+                .attend(x, rows, distances.as_ref(), Wanted::All)?;
             if let (Some((norm, cross)), Some(encoded)) = (&block.cross, encoded) {
                 let mixed = cross.mix(&norm.forward(&x)?, encoded, rows, None)?;
                 x = cross.output.add_to(x, &mixed)?;
@@ -145,7 +147,9 @@ impl Stack {
 impl Buckets {
     fn distances(&self, biases: &[f32], width: usize) -> Distances {
         let n_heads = biases.len() / self.n;
-        Distances::new(n_heads, width, |head, offset| biases[self.of(offset) * n_heads + head])
+        Distances::new(n_heads, width, |head, offset| {
+            biases[self.of(offset) * n_heads + head]
+        })
     }
 
     /// The bucket of key − query: half of them for one distance each, half for more and more.
@@ -184,9 +188,20 @@ pub(super) fn open_yes_no(loader: &Loader<'_>) -> Result<Box<dyn Model>, Fault> 
     let tokens = Tokens::of(loader)?;
     // T5 scales what it decodes; T5 1.1, whose checkpoints have an output of their own, does not.
     let tied = !loader.weights.has("lm_head.weight");
-    let scaled = config.flag_or("scale_decoder_outputs", config.flag_or("tie_word_embeddings", true)?)?;
-    let scale = if scaled { 1.0 / (hidden as f32).sqrt() } else { 1.0 };
-    let table = if tied { "shared.weight" } else { "lm_head.weight" };
+    let scaled = config.flag_or(
+        "scale_decoder_outputs",
+        config.flag_or("tie_word_embeddings", true)?,
+    )?;
+    let scale = if scaled {
+        1.0 / (hidden as f32).sqrt()
+    } else {
+        1.0
+    };
+    let table = if tied {
+        "shared.weight"
+    } else {
+        "lm_head.weight"
+    };
     let head = tokens.head(loader, table, hidden, scale)?;
     open(loader, "", Ending::AtStart, head)
 }
@@ -275,7 +290,8 @@ fn block(loader: &Loader<'_>, name: &str, decodes: bool, n_buckets: usize) -> Re
     let config = loader.config;
     let hidden = config.width(&["d_model"])?;
     let epsilon = config.epsilon("layer_norm_epsilon", 1e-6)?;
-    let norm = |at: usize| loader.rms_norm(&format!("{name}.layer.{at}.layer_norm"), hidden, epsilon);
+    let norm =
+        |at: usize| loader.rms_norm(&format!("{name}.layer.{at}.layer_norm"), hidden, epsilon);
     let n_heads = config.n_heads(&["num_heads"], None)?;
     let bias = format!("{name}.layer.0.SelfAttention.relative_attention_bias.weight");
     let biases = match loader.weights.has(&bias) {
@@ -306,7 +322,10 @@ fn block(loader: &Loader<'_>, name: &str, decodes: bool, n_buckets: usize) -> Re
 fn attention(loader: &Loader<'_>, name: &str, causal: bool) -> Result<Attention, Fault> {
     let config = loader.config;
     let hidden = config.width(&["d_model"])?;
-    let (n_heads, dim) = (config.n_heads(&["num_heads"], None)?, config.width(&["d_kv"])?);
+    let (n_heads, dim) = (
+        config.n_heads(&["num_heads"], None)?,
+        config.width(&["d_kv"])?,
+    );
     let raw = |part: &str| loader.raw(&format!("{name}.{part}"), n_heads * dim, hidden, false);
     Ok(Attention {
         query: loader.held(raw("q")?)?,
@@ -339,7 +358,11 @@ fn feed_forward(loader: &Loader<'_>, name: &str) -> Result<FeedForward, Fault> {
     };
     let activation = activation.ok_or_else(|| {
         let known = Activation::NAMES.join(", ");
-        unsupported("feed_forward_proj", &json!(kind), &format!("these and \"gated-\" before them: {known}"))
+        unsupported(
+            "feed_forward_proj",
+            &json!(kind),
+            &format!("these and \"gated-\" before them: {known}"),
+        )
     })?;
     let raw = |part: &str| loader.raw(&format!("{name}.{part}"), inner, hidden, false);
     Ok(FeedForward {

@@ -51,7 +51,11 @@ impl Tokens {
         scale: f32,
     ) -> Result<Head, Fault> {
         let vocab = loader.config.vocab()?;
-        let row = |id: u32| loader.weights.read_row(table, &[vocab, hidden], id as usize);
+        let row = |id: u32| {
+            loader
+                .weights
+                .read_row(table, &[vocab, hidden], id as usize)
+        };
         let (yes, no) = (row(self.yes)?, row(self.no)?);
         let weights = yes.iter().zip(&no).map(|(yes, no)| scale * (yes - no));
         let raw = RawLinear {

@@ -1,0 +1,47 @@
+//! A plugin starts no thread beyond its budget. candle has a pool of as many spinning threads as the machine
+//! has cores, and gemm and rayon have theirs: none may come to life, whatever is computed.
+
+#![cfg(target_os = "linux")] // Threads are counted in /proc.
+
+mod common;
+
+use backend_api::OpenRequest;
+use common::{GoldenRow, golden, golden_names, golden_request, open, score_all};
+
+/// Names of this process's threads.
+fn threads() -> Vec<String> {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let names = tasks.map(|task| {
+        // A thread may end while we look.
+        let name = std::fs::read_to_string(task.unwrap().path().join("comm"));
+        name.unwrap_or_default().trim().to_owned()
+    });
+    names.collect()
+}
+
+/// One test in this file: others would start threads of their own beside it.
+#[test]
+fn no_thread_is_left_or_added() {
+    let before = threads();
+    for name in golden_names() {
+        let rows = golden(&name).rows;
+        // Enough cells for every threshold in candle and gemm, in rectangles of 512.
+        let many: Vec<&GoldenRow> = rows.iter().take(8).cycle().take(600).collect();
+        for dtype in ["f32", "f16", "bf16", "int8", "int4"] {
+            let mut worker = open(&golden_request(&name, dtype))
+                .unwrap()
+                .worker()
+                .unwrap();
+            score_all(&mut worker, &many);
+            assert_eq!(threads(), before, "{name} in {dtype}");
+        }
+        // With two threads one comes and goes within the call.
+        let two = OpenRequest {
+            n_threads: 2,
+            ..golden_request(&name, "f32")
+        };
+        let mut worker = open(&two).unwrap().worker().unwrap();
+        score_all(&mut worker, &many);
+        assert_eq!(threads(), before, "{name} with two threads");
+    }
+}
