@@ -18,6 +18,8 @@ use std::time::Instant;
 const NUMERICS_VERSION: u32 = 1;
 /// Workers share nothing that is written, so any number may run; this only bounds a request.
 const WORKERS_MAX: u32 = 1_024;
+/// Below what plugins have that say nothing: an engine made for a device and a model is the better choice.
+const PREFERENCE: u32 = 50;
 /// Cells of a rectangle on a CPU, padding included: enough that weights are read seldom, and few enough
 /// that rows are looked at often and sums stay in the cache.
 const CPU_CELLS_MAX: usize = 512;
@@ -54,6 +56,7 @@ pub fn card(name: &str, version: &str, place: Place) -> PluginCard {
         architectures: FAMILIES
             .map(|family| family.architecture.to_owned())
             .to_vec(),
+        preference: PREFERENCE,
     }
 }
 
@@ -78,8 +81,6 @@ pub fn open(name: &str, request: &OpenRequest, place: Place) -> Result<Box<dyn B
             )));
         }
     }
-    // Of this image alone: no other plugin's gemm, and none of candle's models elsewhere.
-    gemm::set_threading_threshold(usize::MAX);
     let numbers = Numbers {
         dtype,
         compute: match options.reference {

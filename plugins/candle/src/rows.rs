@@ -41,11 +41,6 @@ impl Rows {
         self.pick(x, |_| 0)
     }
 
-    /// Cells of the last token of each row.
-    pub(crate) fn lasts(&self, x: &Tensor) -> Result<Tensor> {
-        self.pick(x, |row| self.lens[row] - 1)
-    }
-
     /// One cell of each row: (cells, values) to (rows, values).
     pub(crate) fn pick(&self, x: &Tensor, position: impl Fn(usize) -> usize) -> Result<Tensor> {
         let cells = (0..self.n()).map(|row| (row * self.width + position(row)) as u32);

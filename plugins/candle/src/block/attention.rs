@@ -3,6 +3,7 @@
 
 use super::linear::Linear;
 use super::norm::Norm;
+use super::product::product;
 use super::relative::Relative;
 use super::rotary::Angles;
 use super::{composed, fused, is_fused, values};
@@ -194,11 +195,11 @@ fn attend(
             first_key: near.start,
             ..*keys
         };
-        let mut scores = q.matmul(&k.t()?)?;
+        let mut scores = product(&q, &k.t()?)?;
         if let Some((relative, terms)) = relative.zip(terms.as_ref()) {
             scores = relative.add(scores, &q, terms, first_query)?;
         }
-        mixed.push(keys.weights(scores)?.matmul(&v)?);
+        mixed.push(product(&keys.weights(scores)?, &v)?);
     }
     match mixed.len() {
         1 => Ok(mixed.swap_remove(0)),

@@ -1,6 +1,7 @@
 //! Linear layers: weights in floats or in GGUF's blocks.
 
 use super::activation::Activation;
+use super::product::product;
 use super::{Vector, bytes_of, composed, fused, is_fused, values};
 use crate::numbers::{Held, Numbers};
 use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
@@ -66,11 +67,11 @@ impl Linear {
     /// x · weightᵀ, for (cells, inputs).
     pub(super) fn product(&self, x: &Tensor) -> Result<Tensor> {
         match &self.weight {
-            Weight::Whole(weight) => x.matmul(&weight.t()?),
-            Weight::Half(weight) => x.matmul(&widened(weight, x.dtype())?.t()?),
+            Weight::Whole(weight) => product(x, &weight.t()?),
+            Weight::Half(weight) => product(x, &widened(weight, x.dtype())?.t()?),
             Weight::Blocks { blocks, n_in } if x.device().is_cpu() => {
                 let weight = blocks.dequantize(x.device())?.to_dtype(x.dtype())?;
-                x.matmul(&weight.narrow(1, 0, *n_in)?.t()?)
+                product(x, &weight.narrow(1, 0, *n_in)?.t()?)
             }
             Weight::Blocks { blocks, n_in } => {
                 let padding = blocks.shape().dims2()?.1 - n_in;

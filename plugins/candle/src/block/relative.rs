@@ -1,6 +1,7 @@
 //! DeBERTa's disentangled attention: terms of scores that queries and keys have with embeddings of their
 //! distance.
 
+use super::product::product;
 use super::{bytes_of, fused, is_fused};
 use candle_core::{Result, Tensor};
 use std::sync::Arc;
@@ -132,7 +133,7 @@ impl Relative {
 /// (heads, positions, dim) · (heads, dim, rows), of these rows of the table.
 fn terms(x: &Tensor, table: Option<&Tensor>, first: usize, n_rows: usize) -> Result<Tensor> {
     match table {
-        Some(table) => x.matmul(&table.narrow(2, first, n_rows)?),
+        Some(table) => product(x, &table.narrow(2, first, n_rows)?),
         None => Tensor::zeros((1, 1, 1), x.dtype(), x.device()),
     }
 }
