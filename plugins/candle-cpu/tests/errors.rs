@@ -211,111 +211,62 @@ fn shards_are_named() {
     refused(dir.path(), bad, &[shard]);
 }
 
-/// A key with a value that cannot be, or that is not computed: the text has the key and the value.
+/// A model, a key of its configuration, a value, and whether that cannot be or is only not computed here.
+const WRONG_VALUES: &str = r#"
+bert architectures ["GPT2ForSequenceClassification"] unsupported
+bert architectures "Bert" bad
+bert hidden_size 50 bad
+bert hidden_size "many" bad
+bert hidden_size -1 bad
+bert num_attention_heads 0 bad
+bert num_hidden_layers 1000000 bad
+bert hidden_act "mish" unsupported
+bert layer_norm_eps -1.0 bad
+bert position_embedding_type "relative_key" unsupported
+bert is_decoder true unsupported
+bert id2label {} bad
+bert quantization_config {"bits":4} unsupported
+roberta pad_token_id 39 bad
+jina-bert feed_forward_type "original" unsupported
+jina-bert position_embedding_type "absolute" unsupported
+gte rope_scaling {"type":"ntk"} unsupported
+modernbert classifier_pooling "max" unsupported
+modernbert layer_types ["full_attention"] bad
+modernbert-mean-older-keys local_rope_theta "x" bad
+deberta-v3 conv_kernel_size 3 unsupported
+deberta-v3 pos_att_type ["p2p"] unsupported
+deberta-v3 norm_rel_ebd "batch_norm" unsupported
+deberta-v3 max_relative_positions 9 bad
+deberta-v3 pooler_hidden_size 128 bad
+qwen3-3-labels head_dim 15 bad
+qwen3-3-labels num_key_value_heads 3 bad
+qwen3-3-labels rope_scaling {"rope_type":"yarn"} unsupported
+t5 feed_forward_proj "gated-mish" unsupported
+t5 relative_attention_num_buckets 2 bad
+t5 decoder_start_token_id 120 bad
+"#;
+
+/// The text of a refusal has the key, and the value if that is a text or a number.
 #[test]
 fn configurations_name_key_and_value() {
-    let (bad, unsupported) = (FaultCode::BadModel, FaultCode::Unsupported);
-    for (model, key, value, code) in [
-        (
-            "bert",
-            "architectures",
-            json!(["GPT2ForSequenceClassification"]),
-            unsupported,
-        ),
-        ("bert", "architectures", json!("Bert"), bad),
-        ("bert", "hidden_size", json!(50), bad),
-        ("bert", "hidden_size", json!("many"), bad),
-        ("bert", "hidden_size", json!(-1), bad),
-        ("bert", "num_attention_heads", json!(0), bad),
-        ("bert", "num_hidden_layers", json!(1_000_000), bad),
-        ("bert", "hidden_act", json!("mish"), unsupported),
-        ("bert", "layer_norm_eps", json!(-1.0), bad),
-        (
-            "bert",
-            "position_embedding_type",
-            json!("relative_key"),
-            unsupported,
-        ),
-        ("bert", "is_decoder", json!(true), unsupported),
-        ("bert", "id2label", json!({}), bad),
-        (
-            "bert",
-            "quantization_config",
-            json!({"bits": 4}),
-            unsupported,
-        ),
-        ("roberta", "pad_token_id", json!(39), bad),
-        (
-            "jina-bert",
-            "feed_forward_type",
-            json!("original"),
-            unsupported,
-        ),
-        (
-            "jina-bert",
-            "position_embedding_type",
-            json!("absolute"),
-            unsupported,
-        ),
-        ("gte", "rope_scaling", json!({"type": "ntk"}), unsupported),
-        (
-            "modernbert",
-            "classifier_pooling",
-            json!("max"),
-            unsupported,
-        ),
-        ("modernbert", "layer_types", json!(["full_attention"]), bad),
-        (
-            "modernbert-mean-older-keys",
-            "local_rope_theta",
-            json!("x"),
-            bad,
-        ),
-        ("deberta-v3", "conv_kernel_size", json!(3), unsupported),
-        (
-            "deberta-v3",
-            "pos_att_type",
-            json!(["c2p", "p2p"]),
-            unsupported,
-        ),
-        (
-            "deberta-v3",
-            "norm_rel_ebd",
-            json!("batch_norm"),
-            unsupported,
-        ),
-        ("deberta-v3", "max_relative_positions", json!(9), bad),
-        ("deberta-v3", "pooler_hidden_size", json!(128), bad),
-        ("qwen3-3-labels", "head_dim", json!(15), bad),
-        ("qwen3-3-labels", "num_key_value_heads", json!(3), bad),
-        (
-            "qwen3-3-labels",
-            "rope_scaling",
-            json!({"rope_type": "yarn"}),
-            unsupported,
-        ),
-        ("t5", "feed_forward_proj", json!("gated-mish"), unsupported),
-        ("t5", "relative_attention_num_buckets", json!(2), bad),
-        ("t5", "decoder_start_token_id", json!(120), bad),
-    ] {
+    for line in WRONG_VALUES.trim().lines() {
+        let parts: Vec<&str> = line.split(' ').collect();
+        let [model, key, value, kind] = parts[..] else {
+            panic!("{line}")
+        };
+        let code = match kind {
+            "bad" => FaultCode::BadModel,
+            _ => FaultCode::Unsupported,
+        };
         let dir = copy(model);
-        set_config(dir.path(), key, value.clone());
+        let value: Value = serde_json::from_str(value).unwrap();
         let text = match &value {
             Value::String(text) => text.clone(),
             Value::Number(number) => number.to_string(),
-            Value::Array(values) => values
-                .last()
-                .and_then(Value::as_str)
-                .unwrap_or_default()
-                .to_owned(),
             _ => String::new(),
         };
-        let words = [key, text.trim_matches('"')];
-        refused(
-            dir.path(),
-            code,
-            &words[..if key == "layer_types" { 1 } else { 2 }],
-        );
+        set_config(dir.path(), key, value);
+        refused(dir.path(), code, &[key, &text]);
     }
 }
 

@@ -40,8 +40,9 @@ fn no_thread_is_left_or_added() {
     let before = threads();
     for name in golden_names() {
         let rows = golden(&name).rows;
-        // Enough cells for every threshold in candle and gemm, in rectangles of 512.
-        let many: Vec<&GoldenRow> = rows.iter().take(8).cycle().take(600).collect();
+        // Enough for every threshold in candle and gemm: rectangles of 512 cells, and one of 8,192.
+        let short = rows.iter().take(8).cycle().take(500);
+        let many: Vec<&GoldenRow> = rows.iter().chain(short).collect();
         for dtype in ["f32", "f16", "bf16", "int8", "int4"] {
             let mut worker = open(&golden_request(&name, dtype))
                 .unwrap()

@@ -1,5 +1,6 @@
 //! The plugins' face: checks the request, opens the model, cuts batches into rectangles.
 
+use crate::block::attention::scores_bytes;
 use crate::family::FAMILIES;
 use crate::loader::Options;
 use crate::model::Opened;
@@ -23,8 +24,6 @@ const PREFERENCE: u32 = 50;
 /// Cells of a rectangle on a CPU, padding included: enough that weights are read seldom, and few enough
 /// that rows are looked at often and sums stay in the cache.
 const CPU_CELLS_MAX: usize = 512;
-/// Scores that exist at the same time, in bytes: see `attention`.
-const SCORES_BYTES: usize = 8 << 20;
 
 /// Where a plugin computes: what its library was built for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,8 +133,9 @@ impl CandleBackend {
             .min(request.tokens_max);
         let n_threads = request.n_threads.max(1) as usize;
         let cells = CPU_CELLS_MAX.max(row_tokens_max as usize);
-        let scratch =
-            cells * sizes.cell_values * size_of::<f32>() + sizes.n_widened_bytes + SCORES_BYTES;
+        let scratch = cells * sizes.cell_values * size_of::<f32>()
+            + sizes.n_widened_bytes
+            + scores_bytes(sizes.n_heads, row_tokens_max as usize);
         let n_scratches = n_threads * request.n_workers.max(1) as usize;
         let description = Description {
             device: place.name().to_owned(),

@@ -13,7 +13,7 @@ pub(crate) mod layer;
 pub(crate) mod linear;
 mod loops;
 pub(crate) mod norm;
-mod product;
+pub(crate) mod product;
 pub(crate) mod relative;
 pub(crate) mod rotary;
 

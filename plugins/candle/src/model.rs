@@ -42,6 +42,8 @@ pub(crate) struct Sizes {
     pub(crate) n_bytes: usize,
     /// Bytes of the largest weights in f32, if they are not held so.
     pub(crate) n_widened_bytes: usize,
+    /// Heads of attention.
+    pub(crate) n_heads: usize,
     /// Values of a cell that exist at the same time, at most.
     pub(crate) cell_values: usize,
 }
@@ -140,6 +142,7 @@ impl Sizes {
             self.n_bytes += layer.n_bytes();
             self.n_widened_bytes = self.n_widened_bytes.max(layer.n_widened_bytes());
             inner = inner.max(layer.n_inner());
+            self.n_heads = layer.attention.shape.n_heads;
         }
         // The stream, queries, keys and values as products and by heads, what they mix to; or the stream,
         // its norm and the inner values before and behind a gate.

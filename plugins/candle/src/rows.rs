@@ -1,5 +1,6 @@
 //! A rectangle of rows, as models see it.
 
+use crate::block::product::product;
 use backend_api::RaggedBatch;
 use backend_api::pad::{self, Rectangle};
 use candle_core::{Device, Result, Tensor};
@@ -55,7 +56,7 @@ impl Rows {
             parts[row * self.width..][..len].fill(1.0 / len as f32);
         }
         let parts = Tensor::from_vec(parts, (self.n(), n_cells), x.device())?;
-        parts.to_dtype(x.dtype())?.matmul(x)
+        product(&parts.to_dtype(x.dtype())?, x)
     }
 }
 

@@ -16,6 +16,8 @@ use std::sync::Arc;
 /// its launches.
 const CPU_SCORES_MAX: usize = 1 << 20;
 const DEVICE_SCORES_MAX: usize = 1 << 27;
+/// Queries of a block at least: fewer would read all keys too often.
+const QUERIES_MIN: usize = 64;
 /// Queries of a block where a window hides far keys: more would multiply more that is hidden.
 const WINDOW_QUERIES_MAX: usize = 128;
 
@@ -65,6 +67,11 @@ pub(crate) struct Keys<'a> {
     pub(super) causal: bool,
     pub(super) scale: f32,
     pub(super) distances: Option<&'a Distances>,
+}
+
+/// Bytes of the scores that exist at the same time on a CPU, for rows of so many tokens.
+pub(crate) fn scores_bytes(n_heads: usize, row_tokens_max: usize) -> usize {
+    CPU_SCORES_MAX.max(n_heads * QUERIES_MIN * row_tokens_max) * size_of::<f32>()
 }
 
 // === impl Attention ===
@@ -179,7 +186,7 @@ fn attend(
         Device::Cpu => CPU_SCORES_MAX,
         _ => DEVICE_SCORES_MAX,
     };
-    let mut block = (scores_max / (n * n_keys)).clamp(1, n_queries);
+    let mut block = (scores_max / (n * n_keys)).max(QUERIES_MIN);
     if keys.window.is_some() {
         block = block.min(WINDOW_QUERIES_MAX);
     }

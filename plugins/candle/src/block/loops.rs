@@ -48,7 +48,7 @@ fn erf(x: f32) -> f32 {
 
 #[inline(always)]
 pub(super) fn activated(activation: Activation, x: f32) -> f32 {
-    const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769_1;
+    const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769;
     match activation {
         Activation::Gelu => 0.5 * x * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2)),
         // (1 + tanh t) / 2 is the sigmoid of 2t.

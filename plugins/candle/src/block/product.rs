@@ -10,7 +10,7 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use gemm::Parallelism;
 
 /// x · y, of two matrices or of as many pairs of them.
-pub(super) fn product(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+pub(crate) fn product(x: &Tensor, y: &Tensor) -> Result<Tensor> {
     if is_fused(x) && is_fused(y) {
         x.apply_op2_no_bwd(y, &Product)
     } else {
