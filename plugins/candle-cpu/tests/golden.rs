@@ -209,6 +209,30 @@ fn a_row_without_an_end_fails_alone() {
     assert!(farthest(expected, found) < F32_TOLERANCE);
 }
 
+/// Where there is one type, or none, types are passed over; elsewhere one beyond the table fails its row.
+#[test]
+fn types_that_tell_nothing_apart_are_passed_over() {
+    for (name, expected) in [("xlm-roberta", true), ("distilbert", true), ("bert", false)] {
+        let mut row = golden(name).rows.swap_remove(4);
+        let mut worker = open(&golden_request(name, "f32"))
+            .unwrap()
+            .worker()
+            .unwrap();
+        row.type_ids.fill(7);
+        let found = score(&mut worker, &[&row]).swap_remove(0);
+        match found {
+            Ok(found) => assert!(
+                expected && farthest([&row.logits], [&found]) < F32_TOLERANCE,
+                "{name}"
+            ),
+            Err(status) => assert!(
+                !expected && status == RowStatus::Failed,
+                "{name}: {status:?}"
+            ),
+        }
+    }
+}
+
 /// T5 1.1 has an output table of its own, and does not scale what it decodes.
 #[test]
 fn a_t5s_own_output_counts() {

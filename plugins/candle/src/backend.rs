@@ -268,7 +268,7 @@ impl CandleWorker {
                 .input_ids
                 .iter()
                 .all(|&id| (id as usize) < sizes.vocab)
-                && (sizes.types == 0
+                && (sizes.types <= 1
                     || tokens
                         .type_ids
                         .iter()

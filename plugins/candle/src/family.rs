@@ -33,7 +33,7 @@ const fn family(
 }
 
 /// All that this plugin computes.
-pub(crate) const FAMILIES: [Family; 18] = [
+pub(crate) const FAMILIES: [Family; 20] = [
     family("BertForSequenceClassification", "bert", bert::open_bert),
     family(
         "RobertaForSequenceClassification",
@@ -86,6 +86,9 @@ pub(crate) const FAMILIES: [Family; 18] = [
     family("Qwen2ForCausalLM", "", qwen::open_2_yes_no),
     family("Qwen3ForCausalLM", "", qwen::open_3_yes_no),
     family("T5ForSequenceClassification", "", t5::open_classifier),
+    // A copy of T5 in `transformers`, under other names.
+    family("MT5ForSequenceClassification", "", t5::open_classifier),
+    family("MT5ForConditionalGeneration", "", t5::open_yes_no),
     family("UMT5ForSequenceClassification", "", t5::open_classifier),
     family("T5ForConditionalGeneration", "", t5::open_yes_no),
 ];

@@ -30,7 +30,7 @@ pub(crate) trait Model: Send + Sync {
 pub(crate) struct Sizes {
     /// Token ids are below this.
     pub(crate) vocab: usize,
-    /// Token types are below this; 0 for a family without any, which ignores them.
+    /// Token types are below this; 0 for a family without any, which ignores them, as does one with 1.
     pub(crate) types: usize,
     /// Tokens of the longest row.
     pub(crate) row_tokens_max: usize,

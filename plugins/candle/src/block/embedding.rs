@@ -60,7 +60,12 @@ impl Embeddings {
             x = add(x, &table.look_up(rule.positions(rows))?)?;
         }
         if let Some(table) = &self.types {
-            x = add(x, &table.look_up(rows.types.clone())?)?;
+            // With one row there is nothing to tell apart: types are whatever the tokenizer says.
+            let types = match table.rows.dim(0)? {
+                1 => vec![0; rows.types.len()],
+                _ => rows.types.clone(),
+            };
+            x = add(x, &table.look_up(types)?)?;
         }
         match &self.norm {
             Some(norm) => norm.forward(&x),

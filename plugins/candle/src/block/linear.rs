@@ -179,3 +179,48 @@ pub(super) fn widened(x: &Tensor, to: DType) -> Result<Tensor> {
     };
     Tensor::from_vec(values, layout.shape().clone(), &Device::Cpu)?.to_dtype(to)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::numbers::Dtype;
+    use candle_core::D;
+
+    /// How far products may be off, beside their own size, when weights are held as each type: of widths
+    /// with whole blocks, with parts of one, and with fewer values than a block.
+    #[test]
+    fn weights_are_held_as_they_say() -> Result<()> {
+        let wave = |n: usize, step: f32| {
+            (0..n)
+                .map(|at| (at as f32 * step).sin())
+                .collect::<Vec<_>>()
+        };
+        for (dtype, tolerance) in [
+            (Dtype::F32, 1e-6),
+            (Dtype::F16, 1e-3),
+            (Dtype::Bf16, 8e-3),
+            (Dtype::Int8, 1e-2),
+            (Dtype::Int4, 0.12),
+        ] {
+            let numbers = Numbers {
+                dtype,
+                compute: DType::F32,
+                device: Device::Cpu,
+            };
+            for (n_in, n_out) in [(20, 3), (100, 7), (256, 5), (768, 9)] {
+                let x = Tensor::from_vec(wave(4 * n_in, 0.71), (4, n_in), &Device::Cpu)?;
+                let weights = wave(n_out * n_in, 0.37);
+                let exact = Tensor::from_slice(&weights, (n_out, n_in), &Device::Cpu)?;
+                let exact = x.matmul(&exact.t()?)?;
+                let linear = Linear::new(&numbers, dtype.held(n_in), weights, n_in, None)?;
+                let size = |x: &Tensor| x.sqr()?.mean(D::Minus1)?.mean_all()?.to_scalar::<f32>();
+                let off = (linear.forward(&x)? - &exact)?;
+                // Beside the size of what is added up, for the waves' sum nearly cancels.
+                let ratio = (size(&off)? / (n_in as f32 / 4.0)).sqrt();
+                assert!(ratio <= tolerance, "{dtype:?} of {n_in}: {ratio}");
+                assert_eq!(off.dims(), [4, n_out]);
+            }
+        }
+        Ok(())
+    }
+}
