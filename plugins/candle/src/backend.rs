@@ -134,7 +134,7 @@ impl CandleBackend {
         let n_threads = request.n_threads.max(1) as usize;
         let cells = CPU_CELLS_MAX.max(row_tokens_max as usize);
         let scratch = cells * sizes.cell_values * size_of::<f32>()
-            + sizes.n_widened_bytes
+            + sizes.n_product_bytes
             + scores_bytes(sizes.n_heads, row_tokens_max as usize);
         let n_scratches = n_threads * request.n_workers.max(1) as usize;
         let description = Description {

@@ -40,8 +40,8 @@ pub(crate) struct Sizes {
     pub(crate) pad_id: u32,
     /// Bytes of weights.
     pub(crate) n_bytes: usize,
-    /// Bytes of the largest weights in f32, if they are not held so.
-    pub(crate) n_widened_bytes: usize,
+    /// Bytes that the largest product takes for its weights.
+    pub(crate) n_product_bytes: usize,
     /// Heads of attention.
     pub(crate) n_heads: usize,
     /// Values of a cell that exist at the same time, at most.
@@ -140,13 +140,14 @@ impl Sizes {
         let mut inner = 0;
         for layer in layers {
             self.n_bytes += layer.n_bytes();
-            self.n_widened_bytes = self.n_widened_bytes.max(layer.n_widened_bytes());
+            self.n_product_bytes = self.n_product_bytes.max(layer.n_product_bytes());
             inner = inner.max(layer.n_inner());
             self.n_heads = layer.attention.shape.n_heads;
         }
-        // The stream, queries, keys and values as products and by heads, what they mix to; or the stream,
-        // its norm and the inner values before and behind a gate.
-        self.cell_values = 2 * hidden + (8 * hidden).max(inner * 2);
+        // The stream, queries, keys and values as products and by heads, what they mix to; or the stream, its
+        // norm and the inner values before and behind a gate. Twice, because the allocator keeps what the
+        // others have left: measured, 93 to 99 % of what a process takes.
+        self.cell_values = 2 * (2 * hidden + (8 * hidden).max(inner * 2));
         self
     }
 }

@@ -125,10 +125,10 @@ impl Layer {
         self.feed_forward.inner.n_out()
     }
 
-    /// Bytes of its largest weights in f32, if they are not held so.
-    pub(crate) fn n_widened_bytes(&self) -> usize {
+    /// Bytes that its largest product takes for its weights.
+    pub(crate) fn n_product_bytes(&self) -> usize {
         self.linears()
-            .map(Linear::n_widened_bytes)
+            .map(Linear::n_product_bytes)
             .max()
             .unwrap_or(0)
     }

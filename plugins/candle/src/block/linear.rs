@@ -134,13 +134,15 @@ impl Linear {
         weights + self.bias.as_ref().map_or(0, Vector::n_bytes)
     }
 
-    /// Bytes that a product needs for its weights beside them.
-    pub(crate) fn n_widened_bytes(&self) -> usize {
-        match &self.weight {
-            Weight::Whole(_) => 0,
-            Weight::Half(weight) => weight.elem_count() * size_of::<f32>(),
-            Weight::Blocks { blocks, .. } => blocks.shape().elem_count() * size_of::<f32>(),
-        }
+    /// Bytes that a product takes for its weights beside them: gemm packs them, and what is not f32 is
+    /// widened first.
+    pub(crate) fn n_product_bytes(&self) -> usize {
+        let (n_values, copies) = match &self.weight {
+            Weight::Whole(weight) => (weight.elem_count(), 1),
+            Weight::Half(weight) => (weight.elem_count(), 2),
+            Weight::Blocks { blocks, .. } => (blocks.shape().elem_count(), 2),
+        };
+        copies * n_values * size_of::<f32>()
     }
 }
 
