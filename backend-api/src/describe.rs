@@ -53,9 +53,6 @@ facts! {
         dtypes: Vec<String> = Vec::new(),
         /// Architectures it can load, by the names in `config.json`; empty for any.
         architectures: Vec<String> = Vec::new(),
-        /// Of several plugins that serve a model on the same kind of device, a host that was given no name
-        /// asks the one with the largest number first.
-        preference: u32 = 100,
     }
 }
 

@@ -11,7 +11,6 @@ pub use store::ImageBounds;
 
 use crate::model::TokenRows;
 use backend_api::{Fault, FaultCode, OpenBackend, OpenRequest, PluginCard, PluginLibrary};
-use std::cmp::Reverse;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -211,8 +210,7 @@ impl Host {
     }
 
     /// Opens a model with the plugin named `backend`, or without a name by the first one that says it
-    /// serves `architecture`, in the order of devices (`cuda`, `metal`, `cpu`), then of the plugins'
-    /// preferences, then of names.
+    /// serves `architecture`, in the order of devices (`cuda`, `metal`, `cpu`) and then of names.
     ///
     /// # Errors
     /// What each plugin answered.
@@ -269,8 +267,7 @@ impl Host {
                     .position(|known| known == device)
                     .unwrap_or(DEVICES.len())
             };
-            let device = card.devices.iter().map(preference).min();
-            (device, Reverse(card.preference), card.name.clone())
+            (card.devices.iter().map(preference).min(), card.name.clone())
         });
         if serving.is_empty() {
             return Err(self.no_plugin(&format!("no plugin serves a {architecture}")));

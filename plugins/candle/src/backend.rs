@@ -19,8 +19,6 @@ use std::time::Instant;
 const NUMERICS_VERSION: u32 = 1;
 /// Workers share nothing that is written, so any number may run; this only bounds a request.
 const WORKERS_MAX: u32 = 1_024;
-/// Below what plugins have that say nothing: an engine made for a device and a model is the better choice.
-const PREFERENCE: u32 = 50;
 /// Cells of a rectangle on a CPU, padding included: enough that weights are read seldom, and few enough
 /// that rows are looked at often and sums stay in the cache.
 const CPU_CELLS_MAX: usize = 512;
@@ -55,7 +53,7 @@ pub fn card(name: &str, version: &str, place: Place) -> PluginCard {
         architectures: FAMILIES
             .map(|family| family.architecture.to_owned())
             .to_vec(),
-        preference: PREFERENCE,
+        ..PluginCard::default()
     }
 }
 
