@@ -85,19 +85,23 @@ impl App {
         core.metrics.observe_cache(move || levels.state());
         let host = Arc::clone(&core.host);
         core.metrics.observe_images(move || host.n_images());
+        let (swaps, stop) = (core.swaps(), CancellationToken::new());
+        runtime.task(swap::stand_guard(swaps.clone(), stop.clone()));
+        if config.plugins().watch {
+            runtime.task(swap::follow_files(swaps.clone(), stop.clone()));
+        }
         let edge = Edge {
             core: BoxCloneSyncService::new(core.intake.clone()),
             catalog,
             control: Arc::new(Controls {
                 levels: core.levels.clone(),
-                swaps: core.swaps(),
+                swaps,
             }),
             door: door.clone(),
             metrics: Arc::new(Shown(Arc::clone(&core.metrics))),
             settings: settings(config, core.threads.tokenizers),
             shared: core.shared.clone(),
         };
-        let stop = CancellationToken::new();
         if let Some(interval) = config.cache().clear_interval {
             runtime.task(clear_again_and_again(
                 core.levels.clone(),
@@ -317,8 +321,16 @@ impl Control for Controls {
         self.swaps.start(order)
     }
 
-    fn rollback(&self, model: &str) -> Result<(), SwapError> {
+    fn rollback(&self, model: &str) -> Result<mpsc::Receiver<SwapStep>, SwapError> {
         self.swaps.rollback(model)
+    }
+
+    fn load(&self, order: SwapOrder) -> Result<mpsc::Receiver<SwapStep>, SwapError> {
+        self.swaps.load(order)
+    }
+
+    fn unload(&self, model: &str) -> Result<mpsc::Receiver<SwapStep>, SwapError> {
+        self.swaps.unload(model)
     }
 
     fn clear_cache(&self) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + '_>> {

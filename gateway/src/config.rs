@@ -37,6 +37,9 @@ pub struct Config {
     log: Log,
 }
 
+/// Models that one server serves.
+pub const MODELS_MAX: usize = 64;
+
 /// What is served, and how its backend is opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Models {
@@ -73,6 +76,8 @@ pub struct Plugins {
     pub dirs: Vec<PathBuf>,
     /// Images in one process.
     pub images_max: usize,
+    /// Whether files that arrive are swapped to.
+    pub watch: bool,
     /// What tries new plugins out; `None` for this program.
     pub prober: Option<PathBuf>,
     /// For trying one out.
@@ -161,6 +166,10 @@ pub struct Worker {
     pub timeout: Duration,
     /// After the first try.
     pub retries_max: usize,
+    /// Batches that may fail within `faults_window`.
+    pub faults_max: usize,
+    /// See `faults_max`.
+    pub faults_window: Duration,
 }
 
 /// Numbers of threads as said; [`Threads::resolve`] replaces the zeros.

@@ -14,7 +14,7 @@ use backend_api::{Fault, FaultCode, OpenBackend, OpenRequest, PluginCard, Plugin
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use store::Store;
+use store::{Store, of_file};
 
 /// Devices in the order in which `auto` prefers them.
 const DEVICES: [&str; 3] = ["cuda", "metal", "cpu"];
@@ -132,7 +132,7 @@ impl Host {
         let probed = self
             .prober
             .probe(&copy, request, rows)
-            .map_err(|why| why.replace(&copy.display().to_string(), &path.display().to_string()))?;
+            .map_err(|why| of_file(&why, &copy, path))?;
         Ok((sha256, probed))
     }
 
@@ -166,13 +166,41 @@ impl Host {
             .ok_or_else(|| self.no_plugin(&format!("there is no plugin {name:?}")))
     }
 
-    /// The plugin of a file of this content.
+    /// The name of the plugin in a file as it is now. One that nobody has looked at is looked at in a process
+    /// of its own. Blocks.
+    ///
+    /// # Errors
+    /// What is wrong with the file, or how its process ended.
+    pub fn name_of(&self, path: &Path) -> Result<String, String> {
+        let (sha256, copy) = self.store.stage(path)?;
+        if let Some(library) = self.by_hash(&sha256) {
+            return Ok(library.card().name.clone());
+        }
+        self.prober
+            .name(&copy)
+            .map_err(|why| of_file(&why, &copy, path))
+    }
+
+    /// The SHA-256 of a file as it is now.
+    ///
+    /// # Errors
+    /// Why it cannot be read.
+    pub fn hash_of(&self, path: &Path) -> Result<String, String> {
+        store::hash(path)
+    }
+
+    /// The image of this content, if it is mapped.
     pub fn by_hash(&self, hash: &str) -> Option<Arc<PluginLibrary>> {
-        let files = self.known();
-        let file = files
+        self.store.mapped_as(hash)
+    }
+
+    /// Library files in the folders of plugins, as they are now.
+    pub fn look(&self) -> Vec<PathBuf> {
+        let found = self
+            .dirs
             .iter()
-            .find(|file| file.sha256.as_deref() == Some(hash));
-        file.and_then(|file| file.found.clone().ok())
+            .map(|dir| image::find_in(dir, Listing::All));
+        found.flatten().collect()
     }
 
     /// Images that this process has mapped: none ever goes.
@@ -244,6 +272,16 @@ impl Host {
             }
         }
         Err(NoBackend { why, is_by_options })
+    }
+
+    /// The name of the plugin that a model of this architecture is opened with.
+    ///
+    /// # Errors
+    /// That there is none.
+    pub fn chosen(&self, architecture: &str) -> Result<String, String> {
+        let candidates = self.choose(None, architecture)?;
+        let first = candidates.first().ok_or("there is no plugin")?;
+        Ok(first.library.card().name.clone())
     }
 
     fn choose(&self, backend: Option<&str>, architecture: &str) -> Result<Vec<Candidate>, String> {

@@ -2,15 +2,15 @@
 //! generation that it keeps to the end.
 
 use crate::cache::Routed;
-use crate::generation::Slots;
-use crate::runtime::now;
+use crate::generation::{Chosen, Generation, Slots};
+use crate::runtime::{Runtime, now};
 use crate::score::{Answer, Priority, ScoreError, ScoreRequest, ScoreResponse};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tower::Service;
+use tower::{Service, ServiceExt as _};
 
 /// Bodies are counted in units of this many bytes: a semaphore counts to 2^29 at least, which is
 /// 512 GiB.
@@ -71,6 +71,19 @@ pub struct Intake<S> {
     slots: Arc<Slots>,
     bounds: Bounds,
     next: S,
+    // The same way without what is kept of scores.
+    afresh: S,
+    runtime: Runtime,
+}
+
+/// What is to be done with a request besides answering it.
+struct Again<S> {
+    request: ScoreRequest,
+    // Answers it if what serves now does not.
+    previous: Option<Arc<Generation>>,
+    // Tries it out on what does not serve yet.
+    chosen: Option<Chosen>,
+    intake: Intake<S>,
 }
 
 // === impl Door ===
@@ -205,29 +218,154 @@ impl Weight {
 // === impl Intake ===
 
 impl<S> Intake<S> {
-    /// Requests for `slots` within `bounds` go on to `next`.
-    pub fn new(slots: Arc<Slots>, bounds: Bounds, next: S) -> Self {
+    /// Requests for `slots` within `bounds` go on to `next`; to `afresh` where they must be computed.
+    pub fn new(slots: Arc<Slots>, bounds: Bounds, next: S, afresh: S, runtime: Runtime) -> Self {
         Self {
             slots,
             bounds,
             next,
+            afresh,
+            runtime,
         }
     }
+}
 
-    fn route(&self, mut request: ScoreRequest) -> Result<Routed, ScoreError> {
-        self.bounds.check(&request)?;
-        self.bounds.lower(&mut request);
-        let generation = self.slots.live(request.model.as_deref())?;
-        Ok(Routed {
+impl<S> Intake<S>
+where
+    S: Service<Routed, Response = ScoreResponse, Error = ScoreError, Future = Answer>
+        + Clone
+        + Send
+        + 'static,
+{
+    /// A request that comes while its model's next generation is about to.
+    async fn serve_soon(mut self, request: ScoreRequest) -> Result<ScoreResponse, ScoreError> {
+        let came = now();
+        let model = request.model.clone();
+        let live = self.slots.live_soon(model.as_deref());
+        let generation = within(came, request.deadline, live).await?;
+        self.serve(request, generation).await
+    }
+
+    fn serve(&mut self, request: ScoreRequest, generation: Arc<Generation>) -> Answer {
+        let (came, deadline) = (now(), request.deadline);
+        let again = self.again(&request, &generation);
+        // Dropped with the future when the client goes away, which counts too.
+        let open = generation.metrics().open();
+        let answer = self.next.call(Routed {
             request,
-            generation,
+            generation: Arc::clone(&generation),
+        });
+        Box::pin(async move {
+            let outcome = within(came, deadline, answer).await;
+            let outcome = match again {
+                None => outcome,
+                Some(again) => again.follow(came, outcome).await,
+            };
+            generation.count_answer();
+            open.end(outcome.as_ref().map_or_else(ScoreError::outcome, |_| "ok"));
+            outcome
         })
+    }
+
+    /// Only around a swap is there anything to do.
+    fn again(&self, request: &ScoreRequest, generation: &Generation) -> Option<Again<S>> {
+        let previous = self.slots.previous(generation);
+        let shadow = self.slots.shadow(generation);
+        let chosen = shadow.and_then(|shadow| shadow.choose());
+        let is_needed = previous.is_some() || chosen.is_some();
+        is_needed.then(|| Again {
+            request: request.clone(),
+            previous,
+            chosen,
+            intake: self.clone(),
+        })
+    }
+}
+
+impl<S> Again<S>
+where
+    S: Service<Routed, Response = ScoreResponse, Error = ScoreError, Future = Answer>
+        + Clone
+        + Send
+        + 'static,
+{
+    /// A request that what has just gone live fails is answered, whole, by what served before.
+    async fn follow(
+        self,
+        came: Instant,
+        outcome: Result<ScoreResponse, ScoreError>,
+    ) -> Result<ScoreResponse, ScoreError> {
+        let Self {
+            request,
+            previous,
+            chosen,
+            intake,
+        } = self;
+        match (outcome, previous, chosen) {
+            (Err(ScoreError::Backend { .. }), Some(generation), _) => {
+                let deadline = request.deadline;
+                let answer = intake.next.oneshot(Routed {
+                    request,
+                    generation,
+                });
+                within(came, deadline, answer).await
+            }
+            (Ok(answered), _, Some(chosen)) => {
+                let tried = try_out(chosen, request, came, answered.clone(), intake.afresh);
+                intake.runtime.task(tried);
+                Ok(answered)
+            }
+            (outcome, ..) => outcome,
+        }
+    }
+}
+
+/// Has a generation that does not serve yet score what was answered by another. Nobody waits for it.
+async fn try_out<S>(
+    chosen: Chosen,
+    request: ScoreRequest,
+    came: Instant,
+    answered: ScoreResponse,
+    afresh: S,
+) where
+    S: Service<Routed, Response = ScoreResponse, Error = ScoreError, Future = Answer>,
+{
+    let (started, id) = (now(), request.id.clone());
+    // As long as its client would have waited.
+    let deadline = started + request.deadline.saturating_duration_since(came);
+    let answer = afresh.oneshot(Routed {
+        request: ScoreRequest {
+            deadline,
+            priority: Priority::Low,
+            ..request
+        },
+        generation: chosen.candidate(),
+    });
+    let outcome = within(started, deadline, answer).await;
+    chosen.compare(&id, &answered, &outcome);
+}
+
+/// When the time is up the answer's future is dropped, and with it all that it asked for.
+async fn within<T>(
+    came: Instant,
+    deadline: Instant,
+    answer: impl Future<Output = Result<T, ScoreError>>,
+) -> Result<T, ScoreError> {
+    match tokio::time::timeout_at(deadline.into(), answer).await {
+        // A row that expired in the queue or the plugin knows no better how long it had.
+        Err(_) | Ok(Err(ScoreError::DeadlinePassed { .. })) => Err(ScoreError::DeadlinePassed {
+            after: deadline.saturating_duration_since(came),
+        }),
+        Ok(outcome) => outcome,
     }
 }
 
 impl<S> Service<ScoreRequest> for Intake<S>
 where
-    S: Service<Routed, Response = ScoreResponse, Error = ScoreError, Future = Answer>,
+    S: Service<Routed, Response = ScoreResponse, Error = ScoreError, Future = Answer>
+        + Clone
+        + Send
+        + 'static,
 {
     type Response = ScoreResponse;
     type Error = ScoreError;
@@ -237,31 +375,16 @@ where
         self.next.poll_ready(context)
     }
 
-    fn call(&mut self, request: ScoreRequest) -> Answer {
-        let (came, deadline) = (now(), request.deadline);
-        let routed = match self.route(request) {
-            Ok(routed) => routed,
-            Err(error) => return Box::pin(std::future::ready(Err(error))),
-        };
-        // Dropped with the future when the client goes away, which counts too.
-        let open = routed.generation.metrics().open();
-        let generation = Arc::clone(&routed.generation);
-        let answer = self.next.call(routed);
-        Box::pin(async move {
-            // When the time is up the answer's future is dropped, and with it all that it asked for.
-            let outcome = match tokio::time::timeout_at(deadline.into(), answer).await {
-                // A row that expired in the queue or the plugin knows no better how long it had.
-                Err(_) | Ok(Err(ScoreError::DeadlinePassed { .. })) => {
-                    Err(ScoreError::DeadlinePassed {
-                        after: deadline.saturating_duration_since(came),
-                    })
-                }
-                Ok(outcome) => outcome,
-            };
-            generation.count_answer();
-            open.end(outcome.as_ref().map_or_else(ScoreError::outcome, |_| "ok"));
-            outcome
-        })
+    fn call(&mut self, mut request: ScoreRequest) -> Answer {
+        if let Err(error) = self.bounds.check(&request) {
+            return Box::pin(std::future::ready(Err(error)));
+        }
+        self.bounds.lower(&mut request);
+        match self.slots.live(request.model.as_deref()) {
+            Ok(generation) => self.serve(request, generation),
+            Err(ScoreError::Unavailable { .. }) => Box::pin(self.clone().serve_soon(request)),
+            Err(error) => Box::pin(std::future::ready(Err(error))),
+        }
     }
 }
 
@@ -275,7 +398,7 @@ impl Bounds {
     /// `TooLarge`.
     pub fn check_count(&self, n_documents: usize) -> Result<(), ScoreError> {
         let bound = ("intake.documents_max", self.documents_max);
-        within("documents", n_documents, "documents", bound)
+        check_bound("documents", n_documents, "documents", bound)
     }
 
     /// Whether a document may have so many bytes.
@@ -287,7 +410,7 @@ impl Bounds {
             return Ok(());
         }
         let bound = ("intake.document_bytes_max", self.document_bytes_max);
-        within(&format!("documents[{index}]"), bytes, "bytes", bound)
+        check_bound(&format!("documents[{index}]"), bytes, "bytes", bound)
     }
 
     fn check(&self, request: &ScoreRequest) -> Result<(), ScoreError> {
@@ -305,7 +428,7 @@ impl Bounds {
         }
         self.check_count(request.documents.len())?;
         let bound = ("intake.query_bytes_max", self.query_bytes_max);
-        within("query", request.query.len(), "bytes", bound)?;
+        check_bound("query", request.query.len(), "bytes", bound)?;
         let mut documents = request.documents.iter().enumerate();
         documents.try_for_each(|(index, document)| self.check_document(index, document.len()))
     }
@@ -327,7 +450,7 @@ impl Bounds {
     }
 }
 
-fn within(
+fn check_bound(
     param: &str,
     found: usize,
     unit: &str,

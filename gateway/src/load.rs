@@ -47,7 +47,9 @@ pub struct ModelState {
     pub numerics_id: String,
     /// Counts up with every swap, from 1.
     pub generation: u64,
-    /// `live`, `draining`, `failed`.
+    /// What its scores were compared with, and how they agreed; `None` if they were not.
+    pub proof: Option<String>,
+    /// `live`, `failing`, `draining`, `failed`.
     pub state: &'static str,
     /// How busy it is.
     pub load: Load,
@@ -60,7 +62,7 @@ pub struct ModelState {
 /// What a swap has reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LastSwap {
-    /// `found`, `loaded`, `warm`, `proven`, `live`, `confirmed`, `refused`, `rolled_back`.
+    /// One of `SwapState`'s names.
     pub state: &'static str,
     /// What there is to say of it: for a refusal why.
     pub detail: String,

@@ -3,6 +3,7 @@
 use super::StartError;
 use crate::config::{Config, Threads};
 use crate::generation::hold::HoldBounds;
+use crate::generation::probation::FaultBounds;
 use crate::generation::queue::{BatchBounds, QueueBounds};
 use crate::generation::{Facts, Generation, Slots, Start, WorkerBounds, golden_rows};
 use crate::host::{Host, Opened};
@@ -305,6 +306,15 @@ impl Loader {
         }
     }
 
+    /// When a generation counts as failing.
+    pub(super) fn fault_bounds(&self) -> FaultBounds {
+        let worker = self.config.worker();
+        FaultBounds {
+            faults_max: worker.faults_max as u64,
+            window: worker.faults_window,
+        }
+    }
+
     fn queue_bounds(&self) -> QueueBounds {
         let queue = self.config.queue();
         QueueBounds {
@@ -344,5 +354,15 @@ impl Read {
     /// The encoder's own.
     pub(super) fn golden_rows(&self) -> Result<TokenRows, String> {
         golden_rows(&self.tokenizer)
+    }
+
+    /// Of the files that scores depend on.
+    pub(super) fn fingerprint(&self) -> &[u8; 32] {
+        &self.info.fingerprint
+    }
+
+    /// The class in `config.json`.
+    pub(super) fn architecture(&self) -> &str {
+        &self.info.architecture
     }
 }

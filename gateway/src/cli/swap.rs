@@ -152,10 +152,6 @@ impl Order {
             let message = said.and_then(|said| Some(said["message"].as_str()?.to_owned()));
             return Err(message.unwrap_or_else(|| format!("{url} answered {status}: {text}")));
         }
-        if self.is_rollback {
-            self.show("rolled back", "what served before serves again");
-            return Ok(());
-        }
         self.follow(BufReader::new(response.body_mut().as_reader()))
     }
 
@@ -175,10 +171,11 @@ impl Order {
             let (state, detail) = (word("state"), word("detail"));
             match state.as_str() {
                 "refused" => return Err(format!("refused, nothing has changed: {detail}")),
-                "rolled_back" => return Err(format!("rolled back: {detail}")),
+                "rolled_back" if !self.is_rollback => return Err(format!("rolled back: {detail}")),
                 _ => bar.suspend(|| self.show(&state, &detail)),
             }
-            if state == "confirmed" || (state == "live" && !self.waits) {
+            let is_live = state == "live" && !self.waits;
+            if is_live || matches!(state.as_str(), "confirmed" | "rolled_back") {
                 bar.finish_and_clear();
                 return Ok(());
             }

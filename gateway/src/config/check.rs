@@ -5,16 +5,14 @@ use super::setting::Setting;
 use super::table::SETTINGS;
 use super::value::{self, Value};
 use super::{
-    Batch, Cache, Config, Distributed, Intake, Log, Models, NamedSource, Plugins, Queue, Rate,
-    RedisUrl, Server, Threads, Worker,
+    Batch, Cache, Config, Distributed, Intake, Log, MODELS_MAX, Models, NamedSource, Plugins,
+    Queue, Rate, RedisUrl, Server, Threads, Worker,
 };
 use crate::digest::is_sha256;
 use crate::score::{Activation, Priority};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-/// Models that one server serves.
-const MODELS_MAX: usize = 64;
 /// A model's name stands in paths, metrics and logs.
 const MODEL_NAME_CHARS_MAX: usize = 256;
 
@@ -129,6 +127,8 @@ impl<'a> Reader<'a> {
             worker: Worker {
                 timeout: self.time("worker.timeout"),
                 retries_max: self.size("worker.retries_max"),
+                faults_max: self.size("worker.faults_max"),
+                faults_window: self.time("worker.faults_window"),
             },
             distributed: self.distributed(),
             log: Log {
@@ -189,6 +189,7 @@ impl Reader<'_> {
                 .map(|dir| value::expand_home(dir))
                 .collect(),
             images_max: self.size("plugins.images_max"),
+            watch: self.switch("plugins.watch"),
             prober: self
                 .has("plugins.prober")
                 .then(|| value::expand_home(&self.text("plugins.prober"))),
@@ -422,17 +423,27 @@ fn name_source(item: &str) -> Result<NamedSource, String> {
             "{item:?}: expected NAME=SOURCE with both sides filled"
         ));
     }
-    let is_strange = |c: char| c.is_whitespace() || c.is_control();
-    if MODEL_NAME_CHARS_MAX < name.chars().count() || name.contains(is_strange) {
-        return Err(format!(
-            "{name:?} is no name for a model: expected at most {MODEL_NAME_CHARS_MAX} characters \
-             without spaces; write NAME=SOURCE"
-        ));
+    NamedSource::new(name, source).map_err(|why| format!("{why}; write NAME=SOURCE"))
+}
+
+impl NamedSource {
+    /// The model of this name from there.
+    ///
+    /// # Errors
+    /// That it is no name for one.
+    pub fn new(name: &str, source: &str) -> Result<Self, String> {
+        let is_strange = |c: char| c.is_whitespace() || c.is_control();
+        let n_chars = name.chars().count();
+        if n_chars == 0 || MODEL_NAME_CHARS_MAX < n_chars || name.contains(is_strange) {
+            return Err(format!(
+                "{name:?} is no name for a model: expected 1 to {MODEL_NAME_CHARS_MAX} characters without spaces"
+            ));
+        }
+        Ok(Self {
+            name: name.into(),
+            source: source.into(),
+        })
     }
-    Ok(NamedSource {
-        name: name.into(),
-        source: source.into(),
-    })
 }
 
 /// Other tools' spellings of the plugins' data types.

@@ -4,6 +4,7 @@ mod cache;
 mod distributed;
 mod log;
 mod plugins;
+mod worker;
 
 use super::setting::{Kind, Setting, Unit, setting};
 use std::time::Duration;
@@ -117,6 +118,7 @@ pub static SETTINGS: &[Setting] = &[
     plugins::PROBE_TIMEOUT,
     plugins::PROBER,
     plugins::SHA256,
+    plugins::WATCH,
     setting(
         "server.host",
         "host",
@@ -443,31 +445,10 @@ pub static SETTINGS: &[Setting] = &[
     distributed::RATE_MAX,
     distributed::RATE_BURST,
     distributed::CLIENT_HEADER,
-    setting(
-        "worker.timeout",
-        "worker-timeout",
-        &["CROSSGATE_WORKER_TIMEOUT", "WORKER_TIMEOUT"],
-        Kind::Time {
-            unit: Unit::Seconds,
-            min: Duration::from_millis(1),
-            max: HOUR,
-        },
-        "30s",
-        "How long a worker may take for a batch. After that it counts as stuck: another one is started in its place, and its rows are tried again.",
-    ),
-    setting(
-        "worker.retries_max",
-        "worker-retries-max",
-        &["CROSSGATE_WORKER_RETRIES_MAX", "MAX_RETRIES"],
-        Kind::Count {
-            unit: "retries",
-            min: 0,
-            max: 16,
-        },
-        "2",
-        "How often rows that a backend failed are tried again, by another worker, while there is time.",
-    )
-    .also(&["max-retries"]),
+    worker::TIMEOUT,
+    worker::RETRIES_MAX,
+    worker::FAULTS_MAX,
+    worker::FAULTS_WINDOW,
     log::LEVEL,
     log::FORMAT,
 ];

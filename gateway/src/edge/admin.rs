@@ -20,13 +20,15 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use tower_http::catch_panic::CatchPanicLayer;
 
-const ROUTES: [&str; 6] = [
+const ROUTES: [&str; 8] = [
     "/plugins",
     "/models",
     "/health",
     CLEAR,
     "/models/{model}/swap",
     "/models/{model}/rollback",
+    "/models/{model}/load",
+    "/models/{model}/unload",
 ];
 /// Forgets all kept scores.
 const CLEAR: &str = "/cache/clear";
@@ -71,9 +73,7 @@ pub fn admin(edge: Edge, plugins: impl Fn() -> Vec<PluginRow> + Send + Sync + 's
         .route("/models/{*deed}", post(act_on_model))
         .fallback(async |request: Request| no_route(&request, &ROUTES))
         .method_not_allowed_fallback(async |request: Request| {
-            let is_deed = |path: &str| {
-                path == CLEAR || path.ends_with("/swap") || path.ends_with("/rollback")
-            };
+            let is_deed = |path: &str| path == CLEAR || deed(path).is_some();
             let allowed = if is_deed(request.uri().path()) {
                 "POST"
             } else {
@@ -102,19 +102,22 @@ async fn show_health(State(admin): State<Arc<Admin>>) -> Response {
     health::view(&admin.edge)
 }
 
-/// `…/swap` and `…/rollback`. What stands before is a model's name, which may be a path.
+/// What stands before the deed is a model's name, which may be a path.
 async fn act_on_model(
     State(admin): State<Arc<Admin>>,
     Path(path): Path<String>,
     request: Request,
 ) -> Result<Response, Problem> {
-    if let Some(model) = path.strip_suffix("/rollback") {
-        return swap::rollback(&admin.edge, model);
+    match deed(&path) {
+        Some((model, deed)) => swap::act(&admin.edge, model, deed, request).await,
+        None => Err(no_route(&request, &ROUTES)),
     }
-    let Some(model) = path.strip_suffix("/swap") else {
-        return Err(no_route(&request, &ROUTES));
-    };
-    swap::swap(&admin.edge, model.to_owned(), request).await
+}
+
+/// What the end of a path orders, and what stands before it.
+fn deed(path: &str) -> Option<(&str, &'static str)> {
+    let mut deeds = swap::DEEDS.into_iter();
+    deeds.find_map(|deed| Some((path.strip_suffix(deed)?, deed)))
 }
 
 /// What came of clearing the cache.

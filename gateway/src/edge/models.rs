@@ -51,7 +51,9 @@ pub(super) struct Model {
     numerics_id: String,
     /// Counts up with every swap, from 1.
     generation: u64,
-    /// `live`, `draining`, `failed`.
+    /// What its scores were compared with, and how they agreed; null if they were not.
+    proof: Option<String>,
+    /// `live`; `failing` where its backend fails batch after batch; `draining`; `failed` where it has no worker left.
     #[schema(example = "live")]
     state: &'static str,
     /// What its last swap has reached; null if there was none.
@@ -62,7 +64,7 @@ pub(super) struct Model {
 /// What a swap has reached.
 #[derive(Serialize, ToSchema)]
 pub(super) struct LastSwap {
-    /// `found`, `loaded`, `warm`, `proven`, `live`, `confirmed`, `refused`, `rolled_back`.
+    /// `found`, `verified`, `loaded`, `draining`, `warm`, `proven`, `shadow`, `live`, `confirmed`, `refused`, `rolled_back`.
     #[schema(example = "confirmed")]
     state: &'static str,
     /// What there is to say of it: for a refusal why.
@@ -204,6 +206,7 @@ impl From<ModelState> for Model {
             architecture: state.architecture,
             numerics_id: state.numerics_id,
             generation: state.generation,
+            proof: state.proof,
             state: state.state,
             last_swap: state.last_swap.map(|swap| LastSwap {
                 state: swap.state,

@@ -43,11 +43,18 @@ pub struct Prober {
 #[derive(Serialize, Deserialize)]
 struct Task {
     library: PathBuf,
+    /// `None` to look at the plugin's card only.
+    trial: Option<Trial>,
+    /// Bytes of data that it may have.
+    memory_max: Option<u64>,
+}
+
+/// What the plugin is to do.
+#[derive(Serialize, Deserialize)]
+struct Trial {
     #[serde(with = "RequestDef")]
     request: OpenRequest,
     rows: TokenRows,
-    /// Bytes of data that it may have.
-    memory_max: Option<u64>,
 }
 
 /// How a request is written down: backend-api knows no serde.
@@ -67,8 +74,10 @@ struct RequestDef {
 }
 
 /// How it went.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Probed {
+    /// The plugin's name.
+    pub name: String,
     /// Bytes that the plugin says it takes.
     pub memory_bytes: u64,
     /// As the plugin describes it.
@@ -77,8 +86,10 @@ pub struct Probed {
     pub dtype: String,
     /// As the plugin describes it.
     pub device: String,
-    /// Logits that are finite.
-    pub n_scored: usize,
+    /// Logits of all rows that are no longer than the plugin takes, each finite.
+    pub logits: Vec<f32>,
+    /// Logits of a row.
+    pub n_labels: usize,
 }
 
 /// The child's last word.
@@ -101,10 +112,22 @@ impl Prober {
         request: &OpenRequest,
         rows: TokenRows,
     ) -> Result<Probed, String> {
+        let request = request.clone();
+        self.run(copy, Some(Trial { request, rows }))
+    }
+
+    /// The name of the plugin at `copy`. Blocks.
+    ///
+    /// # Errors
+    /// Why it is none, or how its process ended.
+    pub fn name(&self, copy: &Path) -> Result<String, String> {
+        Ok(self.run(copy, None)?.name)
+    }
+
+    fn run(&self, copy: &Path, trial: Option<Trial>) -> Result<Probed, String> {
         let task = Task {
             library: copy.to_owned(),
-            request: request.clone(),
-            rows,
+            trial,
             memory_max: self.memory_max.or_else(super::memory::available),
         };
         let task = serde_json::to_vec(&task).map_err(|error| error.to_string())?;
@@ -263,10 +286,17 @@ fn attempt(task: &Task) -> Result<Probed, String> {
     }
     let library = image::open(&task.library)?;
     let name = library.card().name.clone();
+    let Some(trial) = &task.trial else {
+        return Ok(Probed {
+            name,
+            ..Probed::default()
+        });
+    };
     let of_plugin = |fault: backend_api::Fault| format!("{name}: {fault}");
-    let backend = library.open(&task.request).map_err(of_plugin)?;
+    let backend = library.open(&trial.request).map_err(of_plugin)?;
     let mut worker = backend.worker().map_err(of_plugin)?;
-    let n_scored = score(&mut worker, &task.rows)?;
+    let logits = score(&mut worker, &trial.rows)?;
+    let n_labels = worker.n_labels();
     let Description {
         memory_bytes,
         numerics_id,
@@ -277,20 +307,22 @@ fn attempt(task: &Task) -> Result<Probed, String> {
     drop(worker);
     drop(backend);
     Ok(Probed {
+        name,
         memory_bytes,
         numerics_id,
         dtype,
         device,
-        n_scored,
+        logits,
+        n_labels,
     })
 }
 
 /// Scores all rows, as many at a time as there may be.
-fn score(worker: &mut OpenWorker, rows: &TokenRows) -> Result<usize, String> {
+fn score(worker: &mut OpenWorker, rows: &TokenRows) -> Result<Vec<f32>, String> {
     let (limits, n_labels) = (worker.limits(), worker.n_labels());
     let end = |row: usize| rows.ends[row] as usize;
     let fits = |row: usize| rows.row_len(row) <= limits.row_tokens_max.min(limits.tokens_max);
-    let (mut first, mut n_scored) = (0, 0);
+    let (mut first, mut scored) = (0, Vec::new());
     while first < rows.len() {
         // The server will cut what is longer.
         if !fits(first) {
@@ -324,12 +356,12 @@ fn score(worker: &mut OpenWorker, rows: &TokenRows) -> Result<usize, String> {
             .score(&batch, &mut logits, &mut statuses)
             .map_err(|fault| fault.to_string())?;
         for place in 0..n_rows {
-            let logits = scores
+            let of_row = scores
                 .row(place)
                 .map_err(|status| format!("row {} comes back as {status:?}", first + place))?;
-            n_scored += logits.len();
+            scored.extend_from_slice(of_row);
         }
         first = last;
     }
-    Ok(n_scored)
+    Ok(scored)
 }

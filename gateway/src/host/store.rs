@@ -86,6 +86,11 @@ impl Store {
         (Some(hash), found)
     }
 
+    /// The image of this content, if it is mapped.
+    pub(super) fn mapped_as(&self, hash: &str) -> Option<Arc<PluginLibrary>> {
+        self.mapped().get(hash)?.clone().ok()
+    }
+
     /// The copy of a file, which is not mapped for it.
     ///
     /// # Errors
@@ -165,8 +170,16 @@ impl Store {
     }
 }
 
+/// The SHA-256 of a file's content.
+///
+/// # Errors
+/// Why it cannot be read.
+pub(super) fn hash(path: &Path) -> Result<String, String> {
+    Ok(hex(&Sha256::digest(image::read(path)?)))
+}
+
 /// Users know the file, not the copy.
-fn of_file(why: &str, copy: &Path, path: &Path) -> String {
+pub(super) fn of_file(why: &str, copy: &Path, path: &Path) -> String {
     why.replace(&copy.display().to_string(), &path.display().to_string())
 }
 

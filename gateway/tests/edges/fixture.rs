@@ -266,8 +266,16 @@ impl Control for FakeControl {
         )))
     }
 
-    fn rollback(&self, model: &str) -> Result<(), SwapError> {
-        Err(SwapError::NotNow(format!("{model} is not swapped here")))
+    fn rollback(&self, model: &str) -> Result<mpsc::Receiver<SwapStep>, SwapError> {
+        self.swap(SwapOrder::of(model))
+    }
+
+    fn load(&self, order: SwapOrder) -> Result<mpsc::Receiver<SwapStep>, SwapError> {
+        self.swap(order)
+    }
+
+    fn unload(&self, model: &str) -> Result<mpsc::Receiver<SwapStep>, SwapError> {
+        self.swap(SwapOrder::of(model))
     }
 
     fn cache(&self) -> CacheState {
@@ -315,6 +323,7 @@ fn model(name: &str, labels: &[&str], activation: Activation) -> ModelState {
         plugin: ("fake".to_owned(), "0.1.0".to_owned()),
         image: "0".repeat(64),
         last_swap: None,
+        proof: None,
         device: "cpu".to_owned(),
         dtype: "f32".to_owned(),
         kernel: "scalar".to_owned(),
