@@ -12,7 +12,11 @@ use std::fs;
 use std::mem::discriminant;
 use std::path::Path;
 use std::process::Command;
-use support::{CHANGED, FAKE, GROWN, GROWN_HOST, SHORT, file, impostor};
+use support::libraries::{
+    self, FAKE, HEADER_SYMBOL, SHORT, cargo_of_stranger, file, impostor, with_foreign_header,
+    with_stamp, with_symbol,
+};
+use support::{CHANGED, GROWN, GROWN_HOST};
 
 /// The kinds of refusal, without what they carry.
 fn not_a_library() -> LoadCause {
@@ -111,29 +115,6 @@ fn a_truncated_plugin() {
 }
 
 // === no plugin ===
-
-/// The source of a library that has something under the stamp's name.
-fn with_symbol(item: &str) -> String {
-    format!("#[unsafe(export_name = \"{STAMP_SYMBOL}\")]\npub {item}\n")
-}
-
-fn with_stamp(stamp: AbiStamp) -> String {
-    let AbiStamp {
-        magic,
-        major,
-        minor,
-        host_minor_min,
-        reserved,
-    } = stamp;
-    let numbers = [
-        u64::from(major) | u64::from(minor) << 32,
-        u64::from(host_minor_min) | u64::from(reserved) << 32,
-    ];
-    with_symbol(&format!(
-        "static STAMP: [u64; 3] = [{magic}, {}, {}];",
-        numbers[0], numbers[1]
-    ))
-}
 
 #[test]
 fn a_library_of_somebody_else() {
@@ -238,13 +219,8 @@ fn a_newer_minor_is_no_reason() {
 }
 #[test]
 fn another_abi_stable() {
-    let header = format!(
-        "#[unsafe(export_name = \"{ROOT_MODULE_LOADER_NAME}\")]\npub static HEADER: [u64; 64] = [0; 64];\n"
-    );
-    let path = impostor(
-        "other-abi-stable",
-        &(with_stamp(AbiStamp::CURRENT) + &header),
-    );
+    assert_eq!(HEADER_SYMBOL, ROOT_MODULE_LOADER_NAME);
+    let path = impostor("other-abi-stable", &with_foreign_header());
     check_refused(
         &path,
         &changed_layout(),
@@ -350,12 +326,32 @@ fn a_host_of_the_next_minor_version() {
     );
 }
 
+/// Without unwinding the fence catches nothing, and the host could not tell: so it is no plugin at all.
+#[test]
+fn a_plugin_that_aborts_on_panic_does_not_compile() {
+    let (_, profile) = libraries::target_and_profile();
+    let mut cargo = cargo_of_stranger("rustc");
+    // For the plugin alone: what it is made from stays as it was built for the others.
+    cargo.args([
+        "--lib",
+        "--quiet",
+        "--profile",
+        &profile,
+        "--",
+        "-Cpanic=abort",
+    ]);
+    let output = cargo.output().expect("cargo starts");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "it was built: {said}");
+    assert!(said.contains("needs panic = \"unwind\""), "{said}");
+}
+
 /// The example of the contract is the one of `plugins/README.md`, which is built and loaded above.
 #[test]
 fn both_pages_show_one_example() {
     let pages = ["README.md", "../plugins/README.md"].map(|page| {
-        support::block(
-            &support::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join(page)),
+        libraries::block(
+            &libraries::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join(page)),
             "rust",
         )
     });
