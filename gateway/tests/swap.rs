@@ -1,9 +1,17 @@
 //! Backends that are replaced while they serve, on real sockets and with real library files.
 
+#[path = "swap/impostors.rs"]
+mod impostors;
+#[path = "../../backend-api/tests/support/libraries.rs"]
+mod libraries;
 #[path = "swap/refused.rs"]
 mod refused;
 #[path = "serve/server.rs"]
 mod server;
+#[path = "swap/serving.rs"]
+mod serving;
+#[path = "swap/two.rs"]
+mod two;
 
 use serde_json::{Value, json};
 use server::{Server, plugin_dir, token};
