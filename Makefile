@@ -61,6 +61,10 @@ test-asan: ## The plugins' tests under AddressSanitizer, their libraries loaded 
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address -Clink-arg=-rdynamic" CARGO_TARGET_DIR=target/asan \
 	  $(CARGO) test -p fake -p cpu-int8 --target $(HOST)
 
+.PHONY: test-compilers
+test-compilers: ## A plugin by other compilers (COMPILERS="PATH/rustc ..."), and with Rust's own types laid out at random
+	COMPILERS="$(COMPILERS)" $(CARGO) test -p backend-api --test refusals -- --ignored other_compilers
+
 .PHONY: fuzz
 fuzz: ## Fuzz the int8 engine's loader for FUZZ_SECONDS=600
 	$(CARGO) fuzz --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-fuzz

@@ -114,6 +114,20 @@ fn a_truncated_plugin() {
     }
 }
 
+/// Whole, and nothing wrong with it but that it is for another machine.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_plugin_for_another_processor() {
+    // `e_machine` of the file's header; 0x5a5a is nobody's.
+    let mut bytes = fs::read(&*FAKE).expect("the fake can be read");
+    bytes[18..20].copy_from_slice(&[0x5a, 0x5a]);
+    check_refused(
+        &file("another-processor", &bytes),
+        &not_a_library(),
+        &["shared library for linux on", std::env::consts::ARCH],
+    );
+}
+
 // === no plugin ===
 
 #[test]
@@ -324,6 +338,32 @@ fn a_host_of_the_next_minor_version() {
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
+}
+
+/// A compiler lays out Rust's own types as it likes, so none of them may cross: here it does so at random, and
+/// beside it are the compilers that `COMPILERS` names by their paths. Each builds everything again.
+#[test]
+#[ignore = "builds everything again for each compiler: make test-compilers"]
+fn plugins_of_other_compilers() {
+    let named = std::env::var("COMPILERS").unwrap_or_default();
+    let named = named.split_whitespace().map(|path| (Some(path), ""));
+    let at_random = ["7", "8"].map(|seed| (None, seed));
+    for (number, (compiler, seed)) in at_random.into_iter().chain(named).enumerate() {
+        let target = libraries::scratch("compilers").join(number.to_string());
+        let mut cargo = cargo_of_stranger("build");
+        cargo.args(["--quiet", "--ignore-rust-version", "--target-dir"]);
+        cargo.arg(&target).env("CARGO_BUILD_BUILD_DIR", &target);
+        match compiler {
+            Some(path) => cargo.env("RUSTC", path),
+            None => cargo.env("RUSTC_BOOTSTRAP", "1").env(
+                "RUSTFLAGS",
+                format!("-Zrandomize-layout -Zlayout-seed={seed}"),
+            ),
+        };
+        libraries::succeed(&mut cargo);
+        let built = target.join("debug").join(libraries::file_name("short"));
+        check_conforms(&load(&built), "{}", 30_522);
+    }
 }
 
 /// Without unwinding the fence catches nothing, and the host could not tell: so it is no plugin at all.
