@@ -121,7 +121,8 @@ facts! {
     }
 }
 
-/// How a backend treats rows of different lengths.
+/// How a backend treats rows of different lengths. One that is not known reads as `Padded`.
+#[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
     /// A row costs what it is.

@@ -6,12 +6,22 @@ mod arrivals;
 mod coming;
 #[path = "swap/guard.rs"]
 mod guard;
+#[path = "swap/impostors.rs"]
+mod impostors;
+#[path = "../../backend-api/tests/support/libraries.rs"]
+mod libraries;
+#[path = "swap/mixed.rs"]
+mod mixed;
 #[path = "swap/refused.rs"]
 mod refused;
 #[path = "serve/server.rs"]
 mod server;
+#[path = "swap/serving.rs"]
+mod serving;
 #[path = "swap/shadow.rs"]
 mod shadow;
+#[path = "swap/two.rs"]
+mod two;
 
 use serde_json::{Value, json};
 use server::{Server, plugin_dir, token};

@@ -1,0 +1,136 @@
+//! Files that are no plugins for this server, ordered while it serves: real libraries, each with one thing
+//! wrong.
+
+use crate::libraries::{impostor, with_foreign_header, with_stamp, with_symbol};
+use crate::serving::check_refused;
+use crate::{Swapping, file_name};
+use backend_api::abi::{ABI_MAJOR, ABI_MINOR, AbiStamp, STAMP_SYMBOL};
+use serde_json::json;
+
+/// A library's source, and what the answer must say.
+type Case = (&'static str, String, Vec<String>);
+
+fn case(name: &'static str, source: String, words: &[&str]) -> Case {
+    let words = words.iter().map(|&word| word.to_owned()).collect();
+    (name, source, words)
+}
+
+/// Code that runs when a library is mapped, before anybody has looked at it.
+fn at_load(code: &str) -> String {
+    let start = "#[unsafe(link_section = \".init_array\")]\n#[used]\nstatic START: extern \"C\" fn() = start;";
+    with_stamp(AbiStamp::CURRENT) + &format!("{start}\nextern \"C\" fn start() {{ {code} }}\n")
+}
+
+/// Libraries with the stamp's symbol and something wrong with it.
+fn stamps() -> Vec<Case> {
+    let ours = format!("needs plugin interface {ABI_MAJOR}.{ABI_MINOR}");
+    let other = ABI_MAJOR + 1;
+    let newer = ABI_MINOR + 1;
+    vec![
+        case(
+            "swap-magic",
+            with_stamp(AbiStamp {
+                magic: 7,
+                ..AbiStamp::CURRENT
+            }),
+            &["magic number", STAMP_SYMBOL],
+        ),
+        case(
+            "swap-byte",
+            with_symbol("static STAMP: u8 = 1;"),
+            &["not a Crossgate plugin"],
+        ),
+        case(
+            "swap-major",
+            with_stamp(AbiStamp {
+                major: other,
+                minor: 0,
+                ..AbiStamp::CURRENT
+            }),
+            &[&format!("interface {other}.0"), &ours, "rebuild it"],
+        ),
+        case(
+            "swap-newer",
+            with_stamp(AbiStamp {
+                minor: newer,
+                host_minor_min: newer,
+                ..AbiStamp::CURRENT
+            }),
+            &[
+                &format!("{ABI_MAJOR}.{newer} or newer"),
+                &ours,
+                "update the server",
+            ],
+        ),
+        case(
+            "swap-hollow",
+            with_stamp(AbiStamp::CURRENT),
+            &["no root module", "export_plugin!"],
+        ),
+        case(
+            "swap-header",
+            with_foreign_header(),
+            &["abi_stable's ABI 0.0"],
+        ),
+    ]
+}
+
+/// Libraries that the dynamic loader does not get through.
+fn loads() -> Vec<Case> {
+    let calls_nobody = "unsafe extern \"C\" { fn crossgate_nowhere(); }\n\
+                        #[unsafe(no_mangle)]\npub extern \"C\" fn call() { unsafe { crossgate_nowhere() } }\n";
+    vec![
+        case(
+            "swap-stranger",
+            "pub fn nothing() {}".to_owned(),
+            &["not a Crossgate plugin", "holds no symbol", STAMP_SYMBOL],
+        ),
+        case(
+            "swap-unresolved",
+            with_stamp(AbiStamp::CURRENT) + calls_nobody,
+            &[
+                "libswap-unresolved",
+                "undefined symbol",
+                "crossgate_nowhere",
+            ],
+        ),
+        case(
+            "swap-abort",
+            at_load("std::process::abort()"),
+            &["signal 6 (abort)"],
+        ),
+        case(
+            "swap-segfault",
+            at_load("unsafe { std::ptr::with_exposed_provenance_mut::<u8>(8).write_volatile(1) }"),
+            &["signal 11 (segmentation fault)"],
+        ),
+        case(
+            "swap-exit",
+            at_load("std::process::exit(0)"),
+            &["ended with code 0 and without a report"],
+        ),
+    ]
+}
+
+fn check(cases: Vec<Case>) {
+    let swapping = Swapping::start(&json!({}), &[]);
+    for (name, source, words) in cases {
+        let file = file_name(name);
+        std::fs::copy(impostor(name, &source), swapping.dir.path().join(&file)).unwrap();
+        let words: Vec<_> = words.iter().map(String::as_str).collect();
+        check_refused(&swapping, &json!({"plugin": file}), &words);
+    }
+    // None of them was mapped here, and none is in the way of a good one.
+    assert_eq!(swapping.server.metric("crossgate_plugin_images"), 1.0);
+    assert_eq!(swapping.swap(&json!({"probation_s": 0})).status, 200);
+}
+
+#[test]
+fn libraries_with_another_stamp_are_refused_and_the_cause_is_named() {
+    check(stamps());
+}
+
+#[test]
+fn libraries_that_do_not_load_are_refused_and_the_cause_is_named() {
+    check(loads());
+}
