@@ -97,14 +97,22 @@ impl Host {
             prober,
         };
         for path in dirs.iter().flat_map(|dir| image::find_in(dir, listing)) {
-            host.load(&path);
+            // What came with the program is as good as the program.
+            host.look_at(&path, listing == Listing::All);
         }
         Ok(host)
     }
 
-    /// Looks at a file as it is now.
+    /// Maps a file as it is now. One that no process has mapped before is tried out first.
     pub fn load(&self, path: &Path) -> PluginFile {
-        let (sha256, found) = self.store.load(path);
+        self.look_at(path, true)
+    }
+
+    fn look_at(&self, path: &Path, is_tried: bool) -> PluginFile {
+        let (sha256, found) = self.store.load(path, |copy| {
+            let named = is_tried.then(|| self.prober.name(copy));
+            named.transpose().map(drop)
+        });
         let file = PluginFile {
             path: path.to_owned(),
             sha256,
@@ -132,8 +140,14 @@ impl Host {
         let probed = self
             .prober
             .probe(&copy, request, rows)
-            .map_err(|why| of_file(&why, &copy, path))?;
+            .map_err(|why| self.tried_in_vain(&why, &copy, path))?;
         Ok((sha256, probed))
+    }
+
+    fn tried_in_vain(&self, why: &str, copy: &Path, path: &Path) -> String {
+        // Another process may have it mapped, and keeps it: only the name goes.
+        self.store.forget(copy);
+        of_file(why, copy, path)
     }
 
     /// The file that operators mean by `name`: a plugin's name, a file's, or a path; inside the folders of

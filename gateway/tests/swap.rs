@@ -47,9 +47,15 @@ struct Swapping {
 
 impl Swapping {
     fn start(options: &Value, settings: &[(&str, &str)]) -> Self {
+        Self::beside(options, settings, |_| {})
+    }
+
+    /// The same, with what `fill` puts into the folder.
+    fn beside(options: &Value, settings: &[(&str, &str)], fill: impl FnOnce(&Path)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().display().to_string();
         put(dir.path(), "fake", "");
+        fill(dir.path());
         let mut all = vec![("plugins.dir", path.as_str()), ("threads.total", "2")];
         all.extend(settings);
         let server = Server::start(&options.to_string(), &all);

@@ -72,18 +72,28 @@ impl Store {
         self.mapped().len()
     }
 
-    /// The SHA-256 of a file's content and the plugin that it is. The same content is mapped once.
+    /// The SHA-256 of a file's content and the plugin that it is. The same content is mapped once. Content that
+    /// no process has mapped before is given to `trial` first, as a copy.
     ///
     /// # Errors
     /// Why it is none, or is not allowed; with its hash if it could be read.
-    pub(super) fn load(&self, path: &Path) -> (Option<String>, Result<Arc<PluginLibrary>, String>) {
+    pub(super) fn load(
+        &self,
+        path: &Path,
+        trial: impl FnOnce(&Path) -> Result<(), String>,
+    ) -> (Option<String>, Result<Arc<PluginLibrary>, String>) {
         let bytes = match image::read(path) {
             Ok(bytes) => bytes,
             Err(why) => return (None, Err(why)),
         };
         let hash = hex(&Sha256::digest(&bytes));
-        let found = self.map(path, &hash, &bytes);
+        let found = self.map(path, &hash, &bytes, trial);
         (Some(hash), found)
+    }
+
+    /// What was found out about a copy speaks against it: it is not there for the next process.
+    pub(super) fn forget(&self, copy: &Path) {
+        let _ = fs::remove_file(copy);
     }
 
     /// The image of this content, if it is mapped.
@@ -99,7 +109,7 @@ impl Store {
         let bytes = image::read(path)?;
         let hash = hex(&Sha256::digest(&bytes));
         self.check_allowed(path, &hash)?;
-        let copy = self.copy(path, &hash, &bytes)?;
+        let (copy, _) = self.copy(path, &hash, &bytes)?;
         Ok((hash, copy))
     }
 
@@ -114,9 +124,23 @@ impl Store {
         ))
     }
 
-    fn map(&self, path: &Path, hash: &str, bytes: &[u8]) -> Result<Arc<PluginLibrary>, String> {
+    fn map(
+        &self,
+        path: &Path,
+        hash: &str,
+        bytes: &[u8],
+        trial: impl FnOnce(&Path) -> Result<(), String>,
+    ) -> Result<Arc<PluginLibrary>, String> {
         let named = |what: String| format!("{}: {what}", path.display());
         self.check_allowed(path, hash)?;
+        if let Some(found) = self.mapped().get(hash) {
+            return found.clone();
+        }
+        let (copy, is_new) = self.copy(path, hash, bytes)?;
+        if is_new && let Err(why) = trial(&copy) {
+            self.forget(&copy);
+            return Err(of_file(&why, &copy, path));
+        }
         let _one_at_a_time = LOADING.lock().unwrap_or_else(PoisonError::into_inner);
         let mut mapped = self.mapped();
         if let Some(found) = mapped.get(hash) {
@@ -129,7 +153,6 @@ impl Store {
                 mapped.len()
             )));
         }
-        let copy = self.copy(path, hash, bytes)?;
         let found = image::open(&copy)
             .map(Arc::new)
             .map_err(|why| of_file(&why, &copy, path));
@@ -137,13 +160,14 @@ impl Store {
         found
     }
 
-    /// The copy of a file with this content, made unless it is there, and whole.
-    fn copy(&self, path: &Path, hash: &str, bytes: &[u8]) -> Result<PathBuf, String> {
+    /// The copy of a file with this content, made unless it is there, and whole; whether it was made.
+    fn copy(&self, path: &Path, hash: &str, bytes: &[u8]) -> Result<(PathBuf, bool), String> {
         let stem = path.file_stem().unwrap_or_default().to_string_lossy();
         let extension = path.extension().unwrap_or_default().to_string_lossy();
         let copy = self.dir.join(format!("{stem}-{hash}.{extension}"));
         // A name says what should be in it; what is in it may have suffered.
-        if !fs::read(&copy).is_ok_and(|found| found == bytes) {
+        let is_new = !fs::read(&copy).is_ok_and(|found| found == bytes);
+        if is_new {
             self.write_copy(&copy, bytes).map_err(|error| {
                 let dir = self.dir.display();
                 format!("{}: it cannot be copied to {dir}: {error}", path.display())
@@ -152,7 +176,7 @@ impl Store {
         // The dynamic loader trusts a file's headers: a truncated one would end the process by SIGBUS.
         PluginLibrary::check_file(&copy)
             .map_err(|error| of_file(&error.to_string(), &copy, path))?;
-        Ok(copy)
+        Ok((copy, is_new))
     }
 
     fn write_copy(&self, copy: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -178,9 +202,15 @@ pub(super) fn hash(path: &Path) -> Result<String, String> {
     Ok(hex(&Sha256::digest(image::read(path)?)))
 }
 
-/// Users know the file, not the copy.
+/// Users know the file, not the copy; and are told of which one it is.
 pub(super) fn of_file(why: &str, copy: &Path, path: &Path) -> String {
-    why.replace(&copy.display().to_string(), &path.display().to_string())
+    let (copy, path) = (copy.display().to_string(), path.display().to_string());
+    let why = why.replace(&copy, &path);
+    if why.contains(&path) {
+        why
+    } else {
+        format!("{path}: {why}")
+    }
 }
 
 /// A folder that nobody else can write: what is in it is run.

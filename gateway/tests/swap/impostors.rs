@@ -5,7 +5,7 @@ use crate::libraries::{impostor, with_foreign_header, with_stamp, with_symbol};
 use crate::serving::check_refused;
 use crate::{Swapping, file_name};
 use backend_api::abi::{ABI_MAJOR, ABI_MINOR, AbiStamp, STAMP_SYMBOL};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// A library's source, and what the answer must say.
 type Case = (&'static str, String, Vec<String>);
@@ -110,6 +110,31 @@ fn loads() -> Vec<Case> {
             &["ended with code 0 and without a report"],
         ),
     ]
+}
+
+#[test]
+fn a_server_starts_beside_a_library_that_takes_its_process_along() {
+    let swapping = Swapping::beside(&json!({}), &[], |dir| {
+        for (name, source, _) in loads() {
+            std::fs::copy(impostor(name, &source), dir.join(file_name(name))).unwrap();
+        }
+    });
+    assert_eq!(swapping.scores().len(), 2);
+    let listed: Value = serde_json::from_str(&swapping.server.admin("/plugins").text).unwrap();
+    let row = |name: &str| {
+        let mut rows = listed.as_array().unwrap().iter();
+        let row = rows.find(|row| row["path"].as_str().unwrap().contains(name));
+        row.unwrap()["refused"].as_str().unwrap().to_owned()
+    };
+    for (name, _, words) in loads() {
+        let refused = row(name);
+        for word in words {
+            assert!(
+                refused.contains(&word),
+                "{name}: {refused} does not say {word}"
+            );
+        }
+    }
 }
 
 fn check(cases: Vec<Case>) {
