@@ -1,6 +1,8 @@
 //! Settings from what is said to what holds: precedence, names, forms, bounds, relations, and the
 //! texts that people read. The environment is a table here; nobody sets a variable.
 
+#[path = "config/admin.rs"]
+mod admin;
 #[path = "config/names.rs"]
 mod names;
 
