@@ -318,9 +318,9 @@ impl Connections {
         self.runtime.task(self.accepting.track_future(accepting));
     }
 
-    /// Waits until nobody accepts any more, which `stop` has told: ports are closed, files of sockets gone. Tells
-    /// clients to close their connections, waits a moment for those that do, at most until
-    /// `deadline`, and closes the rest. To be called when everybody has been answered.
+    /// Waits until nobody accepts any more, so that ports are closed and sockets' files gone; tells clients to
+    /// close their connections, waits a moment for those that do, at most until `deadline`, and closes the rest.
+    /// To be called when accepting was told to stop and everybody has been answered.
     pub async fn drained(&self, deadline: Instant) {
         self.accepting.close();
         let _ = tokio::time::timeout_at(deadline.into(), self.accepting.wait()).await;

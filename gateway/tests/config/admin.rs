@@ -1,6 +1,6 @@
 //! Who may reach the admin listener, and that its key is never shown.
 
-use crate::{check_error, print, run, serve, set, yaml};
+use crate::{Env, check_error, print, run, serve, set, yaml};
 use gateway::cli::{CliError, Command};
 use gateway::config::Config;
 use std::path::{Path, PathBuf};
@@ -183,14 +183,14 @@ fn a_key_is_never_shown() {
 
 // === the operators' commands ===
 
-fn order(flags: &str, env: &[(&str, &str)]) -> Result<Command, String> {
+fn order(flags: &str, env: Env) -> Result<Command, String> {
     run(&format!("crossgate swap starter {flags}"), env).map_err(|error| error.to_string())
 }
 
 #[test]
 fn commands_know_where_and_with_which_key() {
     let socket = ("CROSSGATE_ADMIN_SOCKET", "/env.sock");
-    let cases: [(&str, &[(&str, &str)], &str); 9] = [
+    let cases: [(&str, Env, &str); 9] = [
         ("", &[], "Port(\"127.0.0.1:9001\"), key: None"),
         ("--admin h:1", &[], "Port(\"h:1\"), key: None"),
         (
