@@ -3,6 +3,7 @@
 //! Flags are made from the table of settings, so a new setting needs nothing here. A new command is
 //! a line in [`program`], an arm in [`parse`] and a variant of [`Command`].
 
+mod admin;
 mod bench;
 mod swap;
 
@@ -48,7 +49,7 @@ pub enum CliError {
 }
 
 /// Reads arguments, the program's name first. `env` stands for the environment; [`env`] is the
-/// real one. Of the file system only the file of settings is read.
+/// real one. Of the file system only the file of settings is read, and for `swap` that of the key.
 pub fn parse<I, A>(args: I, env: impl Fn(&str) -> Option<String>) -> Result<Command, CliError>
 where
     I: IntoIterator<Item = A>,
@@ -64,7 +65,7 @@ where
     }
     if command == "swap" {
         // A server's settings are not its operators'.
-        let order = swap::order(of_command);
+        let order = swap::order(of_command, env);
         let wrong = |why| program().error(ErrorKind::InvalidValue, why);
         return Ok(Command::Swap(Box::new(order.map_err(wrong)?)));
     }

@@ -1,6 +1,8 @@
 //! The whole way on real sockets: HTTP to plugin and back, with the fake plugin's library, which holds,
 //! fails and panics on command.
 
+#[path = "serve/admin.rs"]
+mod admin;
 #[path = "serve/distributed.rs"]
 mod distributed;
 #[path = "serve/images.rs"]

@@ -1,5 +1,6 @@
 //! `crossgate swap`: an order to a server that runs, and what becomes of it.
 
+use super::admin::{self, Admin};
 use clap::{Arg, ArgAction, ArgMatches};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
@@ -16,6 +17,7 @@ Examples:
   crossgate swap reranker --dtype f32 --probation 600
   crossgate swap reranker --source org/name@v2 --expect-change
   crossgate swap reranker --rollback                 while the last swap is in its probation
+  crossgate swap reranker --admin unix:/run/crossgate/admin.sock
 
 The server proves the new backend before it answers a single request: its scores of 64 golden rows must be
 those of what serves now. Through the probation what served before is kept, and comes back by itself if the new
@@ -24,22 +26,19 @@ one fails, hangs, is slow or drifts. No request is lost either way.
 Exit codes: 0 it serves, and has passed its probation (with --no-wait: it serves); 1 refused or rolled back,
 the reason is printed; 2 a flag is wrong.";
 
-/// Where operators are listened to unless told otherwise.
-const ADMIN: &str = "127.0.0.1:9001";
 const HEADING: &str = "Swapping";
 
 /// What is ordered, and of whom.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Order {
-    /// Host and port of the admin listener.
-    admin: String,
+    admin: Admin,
     model: String,
     body: Value,
     waits: bool,
     is_rollback: bool,
 }
 
-pub(super) fn args() -> [Arg; 12] {
+pub(super) fn args() -> impl Iterator<Item = Arg> {
     let text = |name: &'static str, value: &'static str, help: &'static str| {
         Arg::new(name).long(name).value_name(value).help(help)
     };
@@ -68,16 +67,20 @@ pub(super) fn args() -> [Arg; 12] {
         yes("no-wait", "End when it serves; the server watches its probation all the same"),
         yes("rollback", "Have what served before the last swap serve again")
             .conflicts_with_all(["plugin", "sha256", "dtype", "device", "options", "source", "expect-change"]),
-        text("admin", "HOST:PORT", "The server's admin listener").default_value(ADMIN),
     ]
+    .into_iter()
+    .chain(admin::args())
     .map(|arg| arg.help_heading(HEADING))
 }
 
-/// What was said.
+/// What was said; `env` stands for the environment.
 ///
 /// # Errors
 /// What is wrong with it.
-pub(super) fn order(matches: &ArgMatches) -> Result<Order, String> {
+pub(super) fn order(
+    matches: &ArgMatches,
+    env: impl Fn(&str) -> Option<String>,
+) -> Result<Order, String> {
     let text = |name: &str| matches.get_one::<String>(name).cloned();
     let mut body = Map::new();
     for name in ["plugin", "sha256", "dtype", "device", "source"] {
@@ -99,7 +102,7 @@ pub(super) fn order(matches: &ArgMatches) -> Result<Order, String> {
         .map_err(|_| format!("--probation {probation}: expected seconds, as in 60"))?;
     body.insert("probation_s".to_owned(), json!(seconds));
     Ok(Order {
-        admin: text("admin").unwrap_or_else(|| ADMIN.to_owned()),
+        admin: admin::admin(matches, env)?,
         model: text("model").unwrap_or_default(),
         body: body.into(),
         waits: !matches.get_flag("no-wait"),
@@ -126,32 +129,8 @@ impl Order {
     /// Why the model is served as before, or the server could not be asked.
     pub fn run(&self) -> Result<(), String> {
         let deed = if self.is_rollback { "rollback" } else { "swap" };
-        let url = format!(
-            "http://{}/models/{}/{deed}",
-            self.admin,
-            in_url(&self.model)
-        );
-        let agent = ureq::Agent::config_builder()
-            .http_status_as_error(false)
-            .timeout_connect(Some(Duration::from_secs(5)))
-            .timeout_recv_body(None)
-            .build()
-            .new_agent();
-        let mut response = agent
-            .post(&url)
-            .content_type("application/json")
-            .header("accept", "text/event-stream")
-            .send(self.body.to_string())
-            .map_err(|error| {
-                format!("no answer from {url}: {error}; is the server running, and --admin its admin listener?")
-            })?;
-        if !response.status().is_success() {
-            let status = response.status();
-            let text = response.body_mut().read_to_string().unwrap_or_default();
-            let said: Option<Value> = serde_json::from_str(&text).ok();
-            let message = said.and_then(|said| Some(said["message"].as_str()?.to_owned()));
-            return Err(message.unwrap_or_else(|| format!("{url} answered {status}: {text}")));
-        }
+        let path = format!("/models/{}/{deed}", in_url(&self.model));
+        let mut response = self.admin.post(&path, &self.body)?;
         self.follow(BufReader::new(response.body_mut().as_reader()))
     }
 

@@ -4,7 +4,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, Request};
 use gateway::control::{Control, SwapError, SwapOrder, SwapStep};
-use gateway::edge::{Core, Edge, Exposition, PluginRow, Settings};
+use gateway::edge::{Core, Edge, Exposition, Key, PluginRow, Settings};
 use gateway::intake::{Bounds, Door};
 use gateway::load::{CacheState, Catalog, Load, ModelState, Totals};
 use gateway::score::{Activation, Priority, ScoreError, ScoreRequest, ScoreResponse, Times};
@@ -107,7 +107,12 @@ impl Fixture {
     }
 
     pub(crate) fn admin(&self) -> Router {
-        gateway::edge::admin(self.edge.clone(), || {
+        self.admin_for(None)
+    }
+
+    /// For those who show the key.
+    pub(crate) fn admin_for(&self, key: Option<Key>) -> Router {
+        gateway::edge::admin(self.edge.clone(), key, || {
             vec![PluginRow {
                 name: "fake".to_owned(),
                 version: "0.1.0".to_owned(),

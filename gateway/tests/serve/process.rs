@@ -9,12 +9,12 @@ use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 /// No step of a test takes this long unless something is broken.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 /// A process that was told to stop is gone after much less than any download takes.
-const SOON: Duration = Duration::from_secs(10);
+pub(crate) const SOON: Duration = Duration::from_secs(10);
 
 /// A running `crossgate`; killed when dropped.
-struct Process {
+pub(crate) struct Process {
     child: Child,
     stderr: BufReader<ChildStderr>,
     dir: tempfile::TempDir,
@@ -22,11 +22,11 @@ struct Process {
 
 impl Process {
     /// Starts on free ports with the fake plugin, and asks `hub` for models.
-    fn start(args: &[&str], hub: &str) -> Self {
+    pub(crate) fn start(args: &[&str], hub: &str) -> Self {
         Self::start_with(args, &[("HF_ENDPOINT", hub)])
     }
 
-    fn start_with(args: &[&str], env: &[(&str, &str)]) -> Self {
+    pub(crate) fn start_with(args: &[&str], env: &[(&str, &str)]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let options = json!({"hold": hold(dir.path())}).to_string();
         let mut command = Command::new(env!("CARGO_BIN_EXE_crossgate"));
@@ -48,7 +48,7 @@ impl Process {
     }
 
     /// Reads on until a line that says `word`.
-    fn line_with(&mut self, word: &str) -> String {
+    pub(crate) fn line_with(&mut self, word: &str) -> String {
         let mut said = String::new();
         loop {
             let mut line = String::new();
@@ -81,7 +81,7 @@ impl Process {
         client
     }
 
-    fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         let kill = Command::new("kill")
             .args([name, &self.child.id().to_string()])
             .status();
@@ -89,7 +89,7 @@ impl Process {
     }
 
     /// Waits for the end; what was said on the way.
-    fn end_within(&mut self, patience: Duration) -> (ExitStatus, String) {
+    pub(crate) fn end_within(&mut self, patience: Duration) -> (ExitStatus, String) {
         let deadline = Instant::now() + patience;
         let status = loop {
             if let Some(status) = self.child.try_wait().unwrap() {
