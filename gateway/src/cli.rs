@@ -7,6 +7,7 @@ mod admin;
 mod bench;
 mod swap;
 
+use swap::Deed;
 pub use swap::Order;
 
 use crate::bench::Options;
@@ -63,9 +64,9 @@ where
     if command == "probe" {
         return Ok(Command::Probe);
     }
-    if command == "swap" {
+    if let Some(deed) = Deed::ALL.into_iter().find(|deed| deed.name() == command) {
         // A server's settings are not its operators'.
-        let order = swap::order(of_command, env);
+        let order = swap::order(deed, of_command, env);
         let wrong = |why| program().error(ErrorKind::InvalidValue, why);
         return Ok(Command::Swap(Box::new(order.map_err(wrong)?)));
     }
@@ -222,11 +223,11 @@ pub fn program() -> clap::Command {
                 .args(bench::args())
                 .args(flags()),
         )
-        .subcommand(
-            command("swap", swap::ABOUT)
-                .after_help(swap::EXAMPLES)
-                .args(swap::args()),
-        )
+        .subcommands(Deed::ALL.map(|deed| {
+            command(deed.name(), deed.about())
+                .after_help(deed.examples())
+                .args(deed.args())
+        }))
         .subcommand(
             command(
                 "probe",
