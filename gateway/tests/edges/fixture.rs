@@ -4,7 +4,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, Request};
 use gateway::control::{Control, SwapError, SwapOrder, SwapStep};
-use gateway::edge::{Core, Edge, Exposition, Key, PluginRow, Settings};
+use gateway::edge::{Core, Edge, Exposition, Settings};
 use gateway::intake::{Bounds, Door};
 use gateway::load::{CacheState, Catalog, Load, ModelState, Totals};
 use gateway::score::{Activation, Priority, ScoreError, ScoreRequest, ScoreResponse, Times};
@@ -104,26 +104,6 @@ impl Fixture {
 
     pub(crate) fn http(&self) -> Router {
         gateway::edge::http(self.edge.clone())
-    }
-
-    pub(crate) fn admin(&self) -> Router {
-        self.admin_for(None)
-    }
-
-    /// For those who show the key.
-    pub(crate) fn admin_for(&self, key: Option<Key>) -> Router {
-        gateway::edge::admin(self.edge.clone(), key, || {
-            vec![PluginRow {
-                name: "fake".to_owned(),
-                version: "0.1.0".to_owned(),
-                path: "built in".to_owned(),
-                sha256: Some("0".repeat(64)),
-                devices: vec!["cpu".to_owned()],
-                dtypes: vec!["f32".to_owned()],
-                architectures: Vec::new(),
-                refused: None,
-            }]
-        })
     }
 }
 

@@ -1,10 +1,34 @@
 //! Who may call the admin listener: those who show its key, by whatever name they call it.
 
 use crate::fixture::{Fixture, Reply, block_on, send};
-use gateway::edge::Key;
+use axum::Router;
+use gateway::edge::{Key, PluginRow};
 
 const KEY: &str = "0123456789abcdefABCDEF";
 const HERE: &str = "host: 127.0.0.1:9001";
+
+impl Fixture {
+    /// For everybody.
+    pub(crate) fn admin(&self) -> Router {
+        self.admin_for(None)
+    }
+
+    /// For those who show the key.
+    pub(crate) fn admin_for(&self, key: Option<Key>) -> Router {
+        gateway::edge::admin(self.edge.clone(), key, || {
+            vec![PluginRow {
+                name: "fake".to_owned(),
+                version: "0.1.0".to_owned(),
+                path: "built in".to_owned(),
+                sha256: Some("0".repeat(64)),
+                devices: vec!["cpu".to_owned()],
+                dtypes: vec!["f32".to_owned()],
+                architectures: Vec::new(),
+                refused: None,
+            }]
+        })
+    }
+}
 
 fn reply(fixture: &Fixture, line: &str, headers: &[&str]) -> Reply {
     let router = fixture.admin_for(Some(Key::new(KEY)));
@@ -25,6 +49,8 @@ fn without_the_key_no_route_does_anything() {
         "POST /cache/clear",
         "POST /models/default/swap",
         "POST /models/default/rollback",
+        "POST /models/other/load",
+        "POST /models/default/unload",
         "POST /health",
         "GET /nowhere",
     ] {
