@@ -400,10 +400,14 @@ fn a_server_stops_in_the_middle_of_a_probation() {
 
 /// `crossgate swap` with these arguments: its exit code, and what it says.
 fn command(swapping: &Swapping, args: &[&str]) -> (Option<i32>, String) {
+    run(swapping, &[&["swap", "starter"], args].concat())
+}
+
+fn run(swapping: &Swapping, args: &[&str]) -> (Option<i32>, String) {
     let admin = swapping.server.admin_address().to_string();
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_crossgate"))
-        .args(["swap", "starter", "--admin", &admin])
         .args(args)
+        .args(["--admin", &admin])
         .output()
         .unwrap();
     (

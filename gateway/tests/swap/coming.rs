@@ -203,3 +203,52 @@ fn what_has_no_room_at_all_is_refused() {
     assert_eq!(answer.status, 409, "{answer:?}");
     assert!(answer.text.contains("free memory"), "{answer:?}");
 }
+
+#[test]
+fn the_commands_load_and_unload() {
+    let swapping = Swapping::start(&json!({}), &[]);
+    let options = r#"{"bias": 0.5}"#;
+    let load = [
+        "load",
+        "second",
+        "starter",
+        "--plugin",
+        "fake",
+        "--options",
+        options,
+    ];
+    let (code, said) = crate::run(&swapping, &load);
+    assert_eq!(code, Some(0), "{said}");
+    for word in [
+        "second: warm",
+        "second: live",
+        "unproven",
+        "second: confirmed",
+    ] {
+        assert!(said.contains(word), "{said} does not say {word}");
+    }
+    assert_eq!(swapping.ask_of("second").status, 200);
+    let (code, said) = crate::run(&swapping, &load);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("there is a model of this name"), "{said}");
+    let (code, said) = crate::run(&swapping, &["unload", "second"]);
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(swapping.ask_of("second").status, 404);
+    assert_eq!(crate::run(&swapping, &["unload", "second"]).0, Some(1));
+    let (code, said) = crate::run(
+        &swapping,
+        &[
+            "swap",
+            "starter",
+            "--shadow",
+            "0.5",
+            "--shadow-time",
+            "0.2",
+            "--no-wait",
+        ],
+    );
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("starter: shadow"), "{said}");
+    let (code, said) = crate::run(&swapping, &["swap", "starter", "--shadow", "some"]);
+    assert_eq!(code, Some(2), "{said}");
+}
