@@ -164,7 +164,7 @@ fn generation(
     });
     let info = info.unwrap();
     let start = Start {
-        tokenizer: Tokenizer::open(&info.tokenizer_path, 64, 2).unwrap(),
+        tokenizer: Tokenizer::open(&info.tokenizer_path, 64, 2, None).unwrap(),
         facts: Facts {
             name: name.into(),
             source: name.to_owned(),

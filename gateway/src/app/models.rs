@@ -7,7 +7,7 @@ use crate::generation::probation::FaultBounds;
 use crate::generation::queue::{BatchBounds, QueueBounds};
 use crate::generation::{Facts, Generation, Slots, Start, WorkerBounds, golden_rows};
 use crate::host::{Host, Opened};
-use crate::model::{self, ModelInfo, Source, TokenRows, Tokenizer, hub, progress};
+use crate::model::{self, ModelInfo, Source, Token, TokenRows, Tokenizer, hub, progress};
 use crate::runtime::{Runtime, aside_of_all};
 use crate::score::Activation;
 use crate::telemetry::Metrics;
@@ -111,7 +111,20 @@ impl Loader {
         let activation = self.activation(name, &info)?;
         let row_tokens_max = self.row_tokens_max(name, &info)?;
         let tokenizer = self.tokenizer(name, &info, row_tokens_max)?;
-        let request = self.open_request(&info, row_tokens_max, &recipe);
+        let request = OpenRequest {
+            yes_token: answer(
+                &tokenizer,
+                info.reading.answers.as_ref().map(|answers| &answers.yes),
+            )?,
+            no_token: answer(
+                &tokenizer,
+                info.reading
+                    .answers
+                    .as_ref()
+                    .and_then(|answers| answers.no.as_ref()),
+            )?,
+            ..self.open_request(&info, row_tokens_max, &recipe)
+        };
         Ok(Read {
             recipe,
             info,
@@ -225,7 +238,8 @@ impl Loader {
         row_tokens_max: usize,
     ) -> Result<Tokenizer, StartError> {
         let n_types = info.type_vocab_size.unwrap_or(u32::MAX);
-        let tokenizer = Tokenizer::open(&info.tokenizer_path, info.row_tokens_max, n_types)
+        let prompt = info.reading.prompt.as_ref();
+        let tokenizer = Tokenizer::open(&info.tokenizer_path, info.row_tokens_max, n_types, prompt)
             .map_err(StartError::Other)?;
         if let Some(vocab_size) = info.vocab_size
             && let Some(warning) = tokenizer
@@ -295,6 +309,7 @@ impl Loader {
             tokens_max: count(batch.tokens_max),
             row_tokens_max: count(row_tokens_max),
             options: recipe.options.clone(),
+            ..OpenRequest::default()
         }
     }
 
@@ -339,6 +354,11 @@ impl Loader {
             },
         }
     }
+}
+
+fn answer(tokenizer: &Tokenizer, token: Option<&Token>) -> Result<Option<u32>, StartError> {
+    let id = token.map(|token| tokenizer.id(token)).transpose();
+    id.map_err(|why| StartError::Other(format!("the token by which it answers: {why}")))
 }
 
 fn count(n: usize) -> u32 {

@@ -71,6 +71,8 @@ struct RequestDef {
     tokens_max: u32,
     row_tokens_max: u32,
     options: String,
+    yes_token: Option<u32>,
+    no_token: Option<u32>,
 }
 
 /// How it went.

@@ -29,7 +29,7 @@ use cache::Cache;
 use client::Client;
 
 /// Files besides the weights; the first two are required.
-const SMALL_FILES: [&str; 8] = [
+const SMALL_FILES: [&str; 10] = [
     "config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -38,6 +38,8 @@ const SMALL_FILES: [&str; 8] = [
     "config_sentence_transformers.json",
     "sentence_bert_config.json",
     "modules.json",
+    "chat_template.jinja",
+    "chat_template.json",
 ];
 
 /// The cached commit of `revision` (default `main`), fetched where it is not complete.
@@ -126,7 +128,7 @@ fn online(
     for name in &small {
         ensure(name)?;
     }
-    info::check_scores(&cache.snapshot(commit))?;
+    info::check_scores(&cache.snapshot(commit), repo)?;
     ensure(weight)?;
     if weight == INDEX {
         for name in shards(&cache.snapshot(commit).join(INDEX), &listing, &place)? {
