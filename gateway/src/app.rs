@@ -1,5 +1,6 @@
 //! Composition: the only module that knows all of the others. Nobody imports it but `main` and tests.
 
+mod choice;
 pub(crate) mod core;
 mod models;
 mod plugins;

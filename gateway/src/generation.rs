@@ -24,6 +24,7 @@ pub use backend::Reopen;
 pub use crew::WorkerBounds;
 pub use golden::{Agreement, Golden, Tolerance, golden_rows};
 pub use identity::Identity;
+pub use plain::{Speed, measure};
 pub use shadow::{Chosen, Shadow, Shadowed};
 pub use slots::Slots;
 
@@ -72,6 +73,8 @@ pub struct Facts {
     pub plugin: (String, String),
     /// The SHA-256 of the plugin's file.
     pub image: String,
+    /// Why this plugin.
+    pub chosen: String,
     /// What the plugin was asked to open.
     pub request: OpenRequest,
     /// What it opened.
@@ -275,6 +278,7 @@ impl Generation {
             row_tokens_max: self.tokenizer.row_tokens_max(),
             plugin: plugin.clone(),
             image: image.clone(),
+            chosen: self.parts.chosen.clone(),
             device: description.device.clone(),
             dtype: description.dtype.clone(),
             kernel: description.kernel.clone(),

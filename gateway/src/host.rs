@@ -252,26 +252,40 @@ impl Host {
     }
 
     /// Opens a model with the plugin named `backend`, or without a name by the first one that says it
-    /// serves `architecture`, in the order of devices (`cuda`, `metal`, `cpu`) and then of names.
+    /// serves `architecture`, in the order of devices (`cuda`, `metal`, `cpu`) and then of names. With it, without
+    /// a name, what the others on the same kind of device open, each when it is asked for.
     ///
     /// # Errors
     /// What each plugin answered.
-    pub fn open(
+    pub fn open<'a>(
         &self,
         backend: Option<&str>,
         architecture: &str,
-        request: &OpenRequest,
-    ) -> Result<Opened, NoBackend> {
-        let candidates = self
-            .choose(backend, architecture)
-            .map_err(|why| NoBackend {
-                why: vec![why],
-                is_by_options: false,
-            })?;
+        request: &'a OpenRequest,
+    ) -> Result<
+        (
+            Opened,
+            impl ExactSizeIterator<Item = Result<Opened, String>> + use<'a>,
+        ),
+        NoBackend,
+    > {
+        let candidates = self.choose(backend, architecture).map_err(NoBackend::new)?;
         let (mut why, mut is_by_options) = (Vec::new(), false);
-        for Candidate { library, sha256 } in candidates {
+        let mut candidates = candidates.into_iter();
+        while let Some(Candidate { library, sha256 }) = candidates.next() {
             match Opened::by(&library, &sha256, request) {
-                Ok(opened) => return Ok(opened),
+                Ok(opened) => {
+                    let device = device_rank(library.card());
+                    let is_like = move |other: &Candidate| {
+                        backend.is_none() && device_rank(other.library.card()) == device
+                    };
+                    let others = candidates.filter(is_like).collect::<Vec<_>>().into_iter();
+                    let open = |other: Candidate| {
+                        Opened::by(&other.library, &other.sha256, request)
+                            .map_err(|fault| format!("{}: {fault}", other.library.card().name))
+                    };
+                    return Ok((opened, others.map(open)));
+                }
                 Err(fault) => {
                     why.push(format!("{}: {fault}", library.card().name));
                     is_by_options |= fault.code == FaultCode::BadRequest;
@@ -313,13 +327,7 @@ impl Host {
         });
         serving.sort_by_key(|found| {
             let card = found.library.card();
-            let preference = |device: &String| {
-                DEVICES
-                    .iter()
-                    .position(|known| known == device)
-                    .unwrap_or(DEVICES.len())
-            };
-            (card.devices.iter().map(preference).min(), card.name.clone())
+            (device_rank(card), card.name.clone())
         });
         if serving.is_empty() {
             return Err(self.no_plugin(&format!("no plugin serves a {architecture}")));
@@ -383,6 +391,25 @@ impl Opened {
     pub fn reopen(&self) -> impl Fn() -> Result<OpenBackend, Fault> + Send + Sync + use<> {
         let (library, request) = (Arc::clone(&self.library), self.request.clone());
         move || library.open(&request)
+    }
+}
+
+/// The place of a plugin's best device among those that are preferred.
+fn device_rank(card: &PluginCard) -> Option<usize> {
+    let rank = |device: &String| {
+        let known = DEVICES.iter().position(|known| known == device);
+        known.unwrap_or(DEVICES.len())
+    };
+    card.devices.iter().map(rank).min()
+}
+
+impl NoBackend {
+    /// For this reason, which no option changes.
+    pub fn new(why: String) -> Self {
+        Self {
+            why: vec![why],
+            is_by_options: false,
+        }
     }
 }
 

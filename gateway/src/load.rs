@@ -37,6 +37,8 @@ pub struct ModelState {
     pub plugin: (String, String),
     /// The SHA-256 of the plugin's file.
     pub image: String,
+    /// Why this plugin.
+    pub chosen: String,
     /// The device in use.
     pub device: String,
     /// The arithmetic in use.

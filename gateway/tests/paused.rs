@@ -172,6 +172,7 @@ fn generation(
             activation: info.activation,
             plugin: ("gated".to_owned(), "1".to_owned()),
             image: String::new(),
+            chosen: String::new(),
             request: request.clone(),
             description: backend.description().clone(),
             info,

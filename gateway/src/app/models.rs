@@ -1,6 +1,7 @@
 //! From a source to a generation that serves: fetch, read, open, warm up, publish.
 
 use super::StartError;
+use super::choice::{Choice, choose};
 use crate::config::{Config, Threads};
 use crate::generation::hold::HoldBounds;
 use crate::generation::probation::FaultBounds;
@@ -87,7 +88,7 @@ impl Loader {
             let state = generation.state();
             tracing::info!(
                 model = %state.name, source = %state.source, architecture = %state.architecture,
-                plugin = %state.plugin.0, device = %state.device, dtype = %state.dtype, kernel = %state.kernel,
+                plugin = %state.plugin.0, chosen = %state.chosen, device = %state.device, dtype = %state.dtype, kernel = %state.kernel,
                 workers = state.load.workers, row_tokens_max = state.row_tokens_max,
                 activation = state.activation.name(), ms = started.elapsed().as_millis() as u64, "model is live"
             );
@@ -147,7 +148,7 @@ impl Loader {
             request,
         } = read;
         let name = recipe.name.as_str();
-        let opened = self.call(by, &info, &request)?;
+        let Choice { opened, why } = self.call(by, &info, &request, &tokenizer)?;
         let description = opened.backend.description().clone();
         if description.n_labels as usize != info.labels.len() {
             return Err(StartError::other(format!(
@@ -176,6 +177,7 @@ impl Loader {
             activation,
             plugin: (card.name.clone(), card.version.clone()),
             image: opened.sha256.clone(),
+            chosen: why,
             request,
             description,
             info,
@@ -195,22 +197,32 @@ impl Loader {
         Generation::start(start, &self.runtime).map_err(StartError::other)
     }
 
-    fn call(&self, by: &By, info: &ModelInfo, request: &OpenRequest) -> Result<Opened, StartError> {
+    fn call(
+        &self,
+        by: &By,
+        info: &ModelInfo,
+        request: &OpenRequest,
+        tokenizer: &Tokenizer,
+    ) -> Result<Choice, StartError> {
         match by {
-            By::Name(name) => self
-                .host
-                .open(name.as_deref(), &info.architecture, request)
-                .map_err(|error| match error.is_by_options {
-                    true => StartError::Config(self.config.refuse("model.options", error)),
-                    false => StartError::other(error),
-                }),
+            By::Name(name) => {
+                let name = name.as_deref();
+                choose(&self.host, name, &info.architecture, request, tokenizer).map_err(|error| {
+                    match error.is_by_options {
+                        true => StartError::Config(self.config.refuse("model.options", error)),
+                        false => StartError::other(error),
+                    }
+                })
+            }
             By::Library(library, sha256) => {
                 // Others are being served meanwhile.
                 let opened = aside_of_all(|| Opened::by(library, sha256, request));
                 let name = &library.card().name;
-                opened
+                let opened = opened
                     .ok_or_else(|| StartError::Other(format!("{name}: no thread opens the model")))?
-                    .map_err(|fault| StartError::Other(format!("{name}: {fault}")))
+                    .map_err(|fault| StartError::Other(format!("{name}: {fault}")))?;
+                let why = "ordered by an operator".to_owned();
+                Ok(Choice { opened, why })
             }
         }
     }

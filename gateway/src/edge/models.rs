@@ -32,6 +32,8 @@ pub(super) struct Model {
     plugin_version: String,
     /// The SHA-256 of the plugin's file.
     plugin_sha256: String,
+    /// Why this plugin serves the model: by name, or what was measured.
+    backend_chosen: String,
     /// The kernel in use.
     kernel: String,
     /// Tokens that a query and a document may have together, special tokens included.
@@ -197,6 +199,7 @@ impl From<ModelState> for Model {
             backend,
             plugin_version,
             plugin_sha256: state.image,
+            backend_chosen: state.chosen,
             kernel: state.kernel,
             max_length: state.row_tokens_max,
             labels: state.labels,

@@ -1,9 +1,9 @@
 //! Rows that nobody has asked for: every sound backend scores them.
 
 use super::cost::Size;
-use crate::model::TokenRows;
+use crate::model::{TokenRows, Tokenizer};
 use crate::runtime::now;
-use backend_api::{Fault, OpenWorker, RaggedBatch, RowControl};
+use backend_api::{Fault, OpenBackend, OpenWorker, RaggedBatch, RowControl};
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
@@ -44,4 +44,39 @@ pub(super) fn score_plain(
         squares: (n_rows * len * len) as f64,
     };
     Ok((size, took))
+}
+
+/// How fast a backend is.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Speed {
+    /// Tokens that one worker computes in a second, in rows of passages.
+    pub tokens_per_s: f64,
+}
+
+/// Rows of this many tokens: short passages.
+const MEASURED_TOKENS: usize = 64;
+/// So many of them in a batch.
+const MEASURED_ROWS: usize = 8;
+/// Batches that are timed; the fastest counts, because whatever else runs only makes them slower.
+const MEASURED_BATCHES: usize = 3;
+
+/// Times a few batches by one worker of a backend that does not serve yet.
+///
+/// # Errors
+/// The plugin's own.
+pub fn measure(backend: &OpenBackend, tokenizer: &Tokenizer) -> Result<Speed, Fault> {
+    let (limits, mut worker) = (backend.limits(), backend.worker()?);
+    let n_tokens = MEASURED_TOKENS.min(limits.row_tokens_max);
+    let row = tokenizer.sample_row(n_tokens).map_err(Fault::bad_model)?;
+    let room = limits.tokens_max / row.input_ids.len().max(1);
+    let n_rows = MEASURED_ROWS.min(limits.rows_max).min(room).max(1);
+    // The first one touches memory that no later one has to.
+    score_plain(&mut worker, &row, n_rows)?;
+    let mut speed = Speed::default();
+    for _ in 0..MEASURED_BATCHES {
+        let (size, took) = score_plain(&mut worker, &row, n_rows)?;
+        let tokens_per_s = size.tokens / took.as_secs_f64().max(1e-9);
+        speed.tokens_per_s = speed.tokens_per_s.max(tokens_per_s);
+    }
+    Ok(speed)
 }

@@ -309,6 +309,7 @@ fn model(name: &str, labels: &[&str], activation: Activation) -> ModelState {
         image: "0".repeat(64),
         last_swap: None,
         proof: None,
+        chosen: "named by the configuration".to_owned(),
         device: "cpu".to_owned(),
         dtype: "f32".to_owned(),
         kernel: "scalar".to_owned(),
