@@ -53,6 +53,8 @@ facts! {
         dtypes: Vec<String> = Vec::new(),
         /// Architectures it can load, by the names in `config.json`; empty for any.
         architectures: Vec<String> = Vec::new(),
+        /// How the weights that it reads are written: `safetensors`, `onnx`.
+        formats: Vec<String> = vec!["safetensors".to_owned()],
     }
 }
 

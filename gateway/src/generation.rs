@@ -274,7 +274,7 @@ impl Generation {
             architecture: info.architecture.clone(),
             labels: info.labels.clone(),
             activation: self.activation(),
-            num_parameters: Some(info.num_parameters),
+            num_parameters: Some(info.num_parameters).filter(|n| *n > 0),
             row_tokens_max: self.tokenizer.row_tokens_max(),
             plugin: plugin.clone(),
             image: image.clone(),

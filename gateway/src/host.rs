@@ -9,7 +9,7 @@ pub use memory::available as memory_available;
 pub use probe::{Probed, Prober};
 pub use store::ImageBounds;
 
-use crate::model::TokenRows;
+use crate::model::{Format, ModelInfo, TokenRows};
 use backend_api::{Fault, FaultCode, OpenBackend, OpenRequest, PluginCard, PluginLibrary};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -252,7 +252,7 @@ impl Host {
     }
 
     /// Opens a model with the plugin named `backend`, or without a name by the first one that says it
-    /// serves `architecture`, in the order of devices (`cuda`, `metal`, `cpu`) and then of names. With it, without
+    /// serves its architecture and reads its weights, in the order of devices (`cuda`, `metal`, `cpu`) and then of names. With it, without
     /// a name, what the others on the same kind of device open, each when it is asked for.
     ///
     /// # Errors
@@ -260,7 +260,7 @@ impl Host {
     pub fn open<'a>(
         &self,
         backend: Option<&str>,
-        architecture: &str,
+        model: &ModelInfo,
         request: &'a OpenRequest,
     ) -> Result<
         (
@@ -269,7 +269,7 @@ impl Host {
         ),
         NoBackend,
     > {
-        let candidates = self.choose(backend, architecture).map_err(NoBackend::new)?;
+        let candidates = self.choose(backend, model).map_err(NoBackend::new)?;
         let (mut why, mut is_by_options) = (Vec::new(), false);
         let mut candidates = candidates.into_iter();
         while let Some(Candidate { library, sha256 }) = candidates.next() {
@@ -302,17 +302,17 @@ impl Host {
         Err(NoBackend { why, is_by_options })
     }
 
-    /// The name of the plugin that a model of this architecture is opened with.
+    /// The name of the plugin that a model is opened with.
     ///
     /// # Errors
     /// That there is none.
-    pub fn chosen(&self, architecture: &str) -> Result<String, String> {
-        let candidates = self.choose(None, architecture)?;
+    pub fn chosen(&self, model: &ModelInfo) -> Result<String, String> {
+        let candidates = self.choose(None, model)?;
         let first = candidates.first().ok_or("there is no plugin")?;
         Ok(first.library.card().name.clone())
     }
 
-    fn choose(&self, backend: Option<&str>, architecture: &str) -> Result<Vec<Candidate>, String> {
+    fn choose(&self, backend: Option<&str>, model: &ModelInfo) -> Result<Vec<Candidate>, String> {
         if let Some(backend) = backend {
             let named = self.candidates(|card| card.name == backend);
             return if named.is_empty() {
@@ -321,16 +321,23 @@ impl Host {
                 Ok(named)
             };
         }
+        let (architecture, format) = (model.architecture.as_str(), model.format);
         let mut serving = self.candidates(|card| {
-            let served = &card.architectures;
-            served.iter().any(|name| name == architecture)
+            let is_read = card.formats.iter().any(|name| name == format.name());
+            // A graph is its own architecture.
+            is_read
+                && (format == Format::Onnx
+                    || card.architectures.iter().any(|name| name == architecture))
         });
         serving.sort_by_key(|found| {
             let card = found.library.card();
             (device_rank(card), card.name.clone())
         });
         if serving.is_empty() {
-            return Err(self.no_plugin(&format!("no plugin serves a {architecture}")));
+            let format = format.name();
+            let what =
+                format!("no plugin serves a {architecture} whose weights are written as {format}");
+            return Err(self.no_plugin(&what));
         }
         Ok(serving)
     }

@@ -26,6 +26,7 @@ pub use info::ModelInfo;
 pub use prompt::{Answers, Prompt, Reading, Token};
 pub use source::Source;
 pub use tokenizer::{Cut, Query, TokenRows, Tokenizer};
+pub use weights::Format;
 
 use hub::Settings;
 use progress::Progress;

@@ -3,7 +3,7 @@
 
 use crate::generation::{Speed, measure};
 use crate::host::{self, Host, Opened};
-use crate::model::Tokenizer;
+use crate::model::{ModelInfo, Tokenizer};
 use backend_api::OpenRequest;
 
 /// How much faster another plugin must be. Two that are about as fast would take turns at being chosen, and their
@@ -28,18 +28,18 @@ pub(super) struct Choice {
 pub(super) fn choose(
     host: &Host,
     backend: Option<&str>,
-    architecture: &str,
+    model: &ModelInfo,
     request: &OpenRequest,
     tokenizer: &Tokenizer,
 ) -> Result<Choice, host::NoBackend> {
-    let (first, others) = host.open(backend, architecture, request)?;
+    let (first, others) = host.open(backend, model, request)?;
     if backend.is_some() {
         let why = "named by the configuration".to_owned();
         return Ok(Choice { opened: first, why });
     }
     let name = |opened: &Opened| opened.library.card().name.clone();
     if others.len() == 0 {
-        let why = format!("the only plugin here that serves a {architecture}");
+        let why = format!("the only plugin here that serves a {}", model.architecture);
         return Ok(Choice { opened: first, why });
     }
     let needs = first

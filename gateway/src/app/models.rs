@@ -207,7 +207,7 @@ impl Loader {
         match by {
             By::Name(name) => {
                 let name = name.as_deref();
-                choose(&self.host, name, &info.architecture, request, tokenizer).map_err(|error| {
+                choose(&self.host, name, info, request, tokenizer).map_err(|error| {
                     match error.is_by_options {
                         true => StartError::Config(self.config.refuse("model.options", error)),
                         false => StartError::other(error),
@@ -393,8 +393,8 @@ impl Read {
         &self.info.fingerprint
     }
 
-    /// The class in `config.json`.
-    pub(super) fn architecture(&self) -> &str {
-        &self.info.architecture
+    /// What its folder says.
+    pub(super) fn info(&self) -> &ModelInfo {
+        &self.info
     }
 }

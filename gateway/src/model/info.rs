@@ -9,7 +9,7 @@ use crate::score::Activation;
 use super::config::{Config, SentenceTransformers, TokenizerConfig};
 use super::fingerprint;
 use super::prompt::Reading;
-use super::weights::{self, read_bounded};
+use super::weights::{self, Format, Summary, read_bounded};
 use super::{Folder, Geometry, ModelError};
 
 /// Configuration files are a few kilobytes; classifiers with thousands of labels a few hundred.
@@ -43,6 +43,9 @@ pub struct ModelInfo {
     pub type_vocab_size: Option<u32>,
     /// Ids that the embedding table has, from 0; `None` if config.json does not say.
     pub vocab_size: Option<u32>,
+    /// How its weights are written.
+    pub format: Format,
+    /// 0 where the weights do not say.
     pub num_parameters: u64,
     /// The encoder's sizes, where its arithmetic can be counted by them.
     pub geometry: Option<Geometry>,
@@ -66,8 +69,11 @@ impl ModelInfo {
             return Err(no_tokenizer(&path.display().to_string()));
         }
         weights::refuse_pointer(&tokenizer_path)?;
-        let weights = weights::locate(path)?;
-        let summary = weights::summarize(&weights)?;
+        let (format, weights) = weights::find(path)?;
+        let summary = match format {
+            Format::Safetensors => weights::summarize(&weights)?,
+            Format::Onnx => Summary::default(),
+        };
 
         let in_config = |why: String| {
             ModelError::unfit(
@@ -108,6 +114,7 @@ impl ModelInfo {
             row_tokens_max,
             type_vocab_size: config.type_vocab_size,
             vocab_size: config.vocab_size,
+            format,
             num_parameters: summary.num_parameters,
             geometry: Geometry::of(&read_json(&path.join(CONFIG))?),
             path: path.clone(),

@@ -40,7 +40,7 @@ impl Plugin for Fake {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             devices: vec!["cpu".to_owned()],
             dtypes: vec!["f32".to_owned()],
-            architectures: Vec::new(),
+            ..PluginCard::default()
         }
     }
 

@@ -137,7 +137,7 @@ impl Swap {
         let loader = &self.all.loader;
         let read = loader.read(self.recipe(None, false)?);
         let read = read.map_err(|error| error.to_string())?;
-        loader.host.chosen(read.architecture())
+        loader.host.chosen(read.info())
     }
 
     /// What is to be opened: as the order says, and as it is now where that says nothing.
