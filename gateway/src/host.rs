@@ -119,9 +119,13 @@ impl Host {
             found,
         };
         let mut files = self.known();
-        files.retain(|known| known.path != path);
-        files.push(file.clone());
-        files.sort_by(|a, b| a.path.cmp(&b.path));
+        let has_mapped = |known: &PluginFile| known.path == path && known.found.is_ok();
+        // A refused file takes nothing away from what was mapped from its place before.
+        if file.found.is_ok() || !files.iter().any(has_mapped) {
+            files.retain(|known| known.path != path);
+            files.push(file.clone());
+            files.sort_by(|a, b| a.path.cmp(&b.path));
+        }
         file
     }
 
@@ -201,6 +205,15 @@ impl Host {
     /// Why it cannot be read.
     pub fn hash_of(&self, path: &Path) -> Result<String, String> {
         store::hash(path)
+    }
+
+    /// Where the file of an image lies, or lay when it was mapped: a new build of it has come to its place.
+    pub fn file_of(&self, image: &str) -> Option<PathBuf> {
+        let has_it = |file: &PluginFile| file.sha256.as_deref() == Some(image);
+        let known = self.known().iter().find(|file| has_it(file)).cloned();
+        known
+            .map(|file| file.path)
+            .or_else(|| self.store.mapped_from(image))
     }
 
     /// The image of this content, if it is mapped.

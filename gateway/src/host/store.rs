@@ -32,7 +32,14 @@ pub(super) struct Store {
     dir: PathBuf,
     bounds: ImageBounds,
     // By the SHA-256 of their file.
-    mapped: Mutex<HashMap<String, Result<Arc<PluginLibrary>, String>>>,
+    mapped: Mutex<HashMap<String, Image>>,
+}
+
+/// What became of a file that was mapped.
+struct Image {
+    /// The file, whatever lies there by now.
+    path: PathBuf,
+    found: Result<Arc<PluginLibrary>, String>,
 }
 
 // dlopen runs constructors and abi_stable fills its globals: one library at a time.
@@ -98,7 +105,12 @@ impl Store {
 
     /// The image of this content, if it is mapped.
     pub(super) fn mapped_as(&self, hash: &str) -> Option<Arc<PluginLibrary>> {
-        self.mapped().get(hash)?.clone().ok()
+        self.mapped().get(hash)?.found.clone().ok()
+    }
+
+    /// The file whose content was mapped as this; another one may lie there by now.
+    pub(super) fn mapped_from(&self, hash: &str) -> Option<PathBuf> {
+        Some(self.mapped().get(hash)?.path.clone())
     }
 
     /// The copy of a file, which is not mapped for it.
@@ -133,8 +145,8 @@ impl Store {
     ) -> Result<Arc<PluginLibrary>, String> {
         let named = |what: String| format!("{}: {what}", path.display());
         self.check_allowed(path, hash)?;
-        if let Some(found) = self.mapped().get(hash) {
-            return found.clone();
+        if let Some(image) = self.mapped().get(hash) {
+            return image.found.clone();
         }
         let (copy, is_new) = self.copy(path, hash, bytes)?;
         if is_new && let Err(why) = trial(&copy) {
@@ -143,8 +155,8 @@ impl Store {
         }
         let _one_at_a_time = LOADING.lock().unwrap_or_else(PoisonError::into_inner);
         let mut mapped = self.mapped();
-        if let Some(found) = mapped.get(hash) {
-            return found.clone();
+        if let Some(image) = mapped.get(hash) {
+            return image.found.clone();
         }
         if self.bounds.images_max <= mapped.len() {
             return Err(named(format!(
@@ -156,7 +168,11 @@ impl Store {
         let found = image::open(&copy)
             .map(Arc::new)
             .map_err(|why| of_file(&why, &copy, path));
-        mapped.insert(hash.to_owned(), found.clone());
+        let image = Image {
+            path: path.to_owned(),
+            found: found.clone(),
+        };
+        mapped.insert(hash.to_owned(), image);
         found
     }
 
@@ -188,7 +204,7 @@ impl Store {
         written
     }
 
-    fn mapped(&self) -> MutexGuard<'_, HashMap<String, Result<Arc<PluginLibrary>, String>>> {
+    fn mapped(&self) -> MutexGuard<'_, HashMap<String, Image>> {
         // Nothing in here is left half-done.
         self.mapped.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -111,17 +111,11 @@ impl Swap {
 
     fn find(&self, facts: Option<&Facts>) -> Result<Found, String> {
         let host = &self.all.loader.host;
-        let by_image = |image: &String| {
-            let mut files = host.files().into_iter();
-            files.find(|file| file.sha256.as_ref() == Some(image))
-        };
         let path = match (&self.order.plugin, facts) {
             (Some(name), _) => host.find(name)?,
-            (None, Some(facts)) => {
-                by_image(&facts.image)
-                    .ok_or("the file of its plugin is not known any more")?
-                    .path
-            }
+            (None, Some(facts)) => host
+                .file_of(&facts.image)
+                .ok_or("the file of its plugin is not known any more")?,
             (None, None) => {
                 let configured = self.all.loader.config.models().backend.clone();
                 let name = configured.map_or_else(|| self.choose(), Ok)?;
