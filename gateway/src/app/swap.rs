@@ -106,6 +106,9 @@ impl Swaps {
     }
 
     fn check_new(&self, name: &str) -> Result<(), String> {
+        if self.slots.is_lost(name) {
+            return Ok(());
+        }
         let names = self.slots.names();
         if names.iter().any(|known| **known == *name) {
             return Err(format!(
@@ -122,7 +125,11 @@ impl Swaps {
 
     /// Takes a model away.
     pub(super) fn unload(&self, model: &str) -> Result<mpsc::Receiver<SwapStep>, SwapError> {
-        let name = self.live(model)?.name();
+        let name = match self.live(model) {
+            Ok(live) => live.name(),
+            Err(_) if self.slots.is_lost(model) => model.into(),
+            Err(error) => return Err(error),
+        };
         let (swap, reached) = self.begin(SwapOrder::of(&name))?;
         self.runtime.blocking(move || swap.unload());
         Ok(reached)
