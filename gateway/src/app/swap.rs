@@ -77,11 +77,7 @@ impl Swaps {
     /// Has a model that serves be served by something else.
     pub(super) fn start(&self, order: SwapOrder) -> Result<mpsc::Receiver<SwapStep>, SwapError> {
         let live = self.live(&order.model)?;
-        // An empty name means the first model.
-        let (swap, reached) = self.begin(SwapOrder {
-            model: live.name().to_string(),
-            ..order
-        })?;
+        let (swap, reached) = self.begin(order)?;
         self.runtime.blocking(move || swap.run(Some(live)));
         Ok(reached)
     }

@@ -229,6 +229,16 @@ fn a_model_that_ended_for_one_that_did_not_come_can_be_loaded_or_taken_away() {
 }
 
 #[test]
+fn an_order_without_a_name_takes_no_model_away() {
+    let swapping = Swapping::start(&json!({}), &[]);
+    for deed in ["unload", "swap", "rollback", "load"] {
+        let answer = swapping.act("", deed, &Value::Null);
+        assert_eq!(answer.status, 404, "{deed}: {answer:?}");
+    }
+    assert_eq!(swapping.names(), ["starter"]);
+}
+
+#[test]
 fn what_has_no_room_at_all_is_refused() {
     let swapping = Swapping::start(&json!({}), &[]);
     let answer = swapping.swap(&json!({"options": {"memory_bytes": MUCH}}));
