@@ -103,7 +103,7 @@ impl Host {
         Ok(host)
     }
 
-    /// Maps a file as it is now. One that no process has mapped before is tried out first.
+    /// Maps a file as it is now. One that no process has tried before is tried out first.
     pub fn load(&self, path: &Path) -> PluginFile {
         self.look_at(path, true)
     }
@@ -141,17 +141,23 @@ impl Host {
         rows: TokenRows,
     ) -> Result<(String, Probed), String> {
         let (sha256, copy) = self.store.stage(path)?;
-        let probed = self
-            .prober
-            .probe(&copy, request, rows)
-            .map_err(|why| self.tried_in_vain(&why, &copy, path))?;
-        Ok((sha256, probed))
+        let probed = self.prober.probe(&copy, request, rows);
+        Ok((sha256, self.tried(probed, &copy, path)?))
     }
 
-    fn tried_in_vain(&self, why: &str, copy: &Path, path: &Path) -> String {
-        // Another process may have it mapped, and keeps it: only the name goes.
-        self.store.forget(copy);
-        of_file(why, copy, path)
+    /// What a trial says of a copy is remembered for the next process.
+    fn tried<T>(&self, outcome: Result<T, String>, copy: &Path, path: &Path) -> Result<T, String> {
+        match outcome {
+            Ok(found) => {
+                self.store.tried(copy);
+                Ok(found)
+            }
+            Err(why) => {
+                // Another process may have it mapped, and keeps it: only the name goes.
+                self.store.forget(copy);
+                Err(of_file(&why, copy, path))
+            }
+        }
     }
 
     /// The file that operators mean by `name`: a plugin's name, a file's, or a path; inside the folders of
@@ -194,9 +200,7 @@ impl Host {
         if let Some(library) = self.by_hash(&sha256) {
             return Ok(library.card().name.clone());
         }
-        self.prober
-            .name(&copy)
-            .map_err(|why| of_file(&why, &copy, path))
+        self.tried(self.prober.name(&copy), &copy, path)
     }
 
     /// The SHA-256 of a file as it is now.
