@@ -168,12 +168,12 @@ impl Store {
             })?;
             self.tried(&copy);
         }
+        // Not under the lock of the images, which are counted whenever somebody asks for the metrics.
         let _one_at_a_time = LOADING.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut mapped = self.mapped();
-        if let Some(image) = mapped.get(hash) {
+        if let Some(image) = self.mapped().get(hash) {
             return image.found.clone();
         }
-        let n_images = mapped.len();
+        let n_images = self.n_images();
         if self.bounds.images_max <= n_images {
             return Err(named(format!(
                 "{n_images} plugin images are mapped, as many as plugins.images_max allows, and an image stays \
@@ -187,7 +187,7 @@ impl Store {
             path: path.to_owned(),
             found: found.clone(),
         };
-        mapped.insert(hash.to_owned(), image);
+        self.mapped().insert(hash.to_owned(), image);
         found
     }
 
