@@ -110,6 +110,14 @@ fn loads() -> Vec<Case> {
             at_load("unsafe { std::ptr::with_exposed_provenance_mut::<u8>(8).write_volatile(1) }"),
             &["signal 11 (segmentation fault)"],
         ),
+        // Who is left behind holds the pipes of its process open: nobody waits for him.
+        case(
+            "swap-daemon",
+            at_load(
+                "_ = std::process::Command::new(\"sleep\").arg(\"600\").spawn(); std::process::abort()",
+            ),
+            &["signal 6 (abort)"],
+        ),
         case(
             "swap-exit",
             at_load("std::process::exit(0)"),
