@@ -103,7 +103,7 @@ pub enum SwapState {
     Confirmed,
     /// The model is gone.
     Unloaded,
-    /// Nothing has changed.
+    /// What served goes on; where it had ended for want of memory and does not open again, the detail says so.
     Refused,
     /// What served before serves again.
     RolledBack,

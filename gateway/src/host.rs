@@ -103,7 +103,7 @@ impl Host {
         Ok(host)
     }
 
-    /// Maps a file as it is now. One that no process has mapped before is tried out first.
+    /// Maps a file as it is now. One that no process has tried before is tried out first.
     pub fn load(&self, path: &Path) -> PluginFile {
         self.look_at(path, true)
     }
@@ -119,9 +119,13 @@ impl Host {
             found,
         };
         let mut files = self.known();
-        files.retain(|known| known.path != path);
-        files.push(file.clone());
-        files.sort_by(|a, b| a.path.cmp(&b.path));
+        let has_mapped = |known: &PluginFile| known.path == path && known.found.is_ok();
+        // A refused file takes nothing away from what was mapped from its place before.
+        if file.found.is_ok() || !files.iter().any(has_mapped) {
+            files.retain(|known| known.path != path);
+            files.push(file.clone());
+            files.sort_by(|a, b| a.path.cmp(&b.path));
+        }
         file
     }
 
@@ -137,17 +141,23 @@ impl Host {
         rows: TokenRows,
     ) -> Result<(String, Probed), String> {
         let (sha256, copy) = self.store.stage(path)?;
-        let probed = self
-            .prober
-            .probe(&copy, request, rows)
-            .map_err(|why| self.tried_in_vain(&why, &copy, path))?;
-        Ok((sha256, probed))
+        let probed = self.prober.probe(&copy, request, rows);
+        Ok((sha256, self.tried(probed, &copy, path)?))
     }
 
-    fn tried_in_vain(&self, why: &str, copy: &Path, path: &Path) -> String {
-        // Another process may have it mapped, and keeps it: only the name goes.
-        self.store.forget(copy);
-        of_file(why, copy, path)
+    /// What a trial says of a copy is remembered for the next process.
+    fn tried<T>(&self, outcome: Result<T, String>, copy: &Path, path: &Path) -> Result<T, String> {
+        match outcome {
+            Ok(found) => {
+                self.store.tried(copy);
+                Ok(found)
+            }
+            Err(why) => {
+                // Another process may have it mapped, and keeps it: only the name goes.
+                self.store.forget(copy);
+                Err(of_file(&why, copy, path))
+            }
+        }
     }
 
     /// The file that operators mean by `name`: a plugin's name, a file's, or a path; inside the folders of
@@ -190,9 +200,7 @@ impl Host {
         if let Some(library) = self.by_hash(&sha256) {
             return Ok(library.card().name.clone());
         }
-        self.prober
-            .name(&copy)
-            .map_err(|why| of_file(&why, &copy, path))
+        self.tried(self.prober.name(&copy), &copy, path)
     }
 
     /// The SHA-256 of a file as it is now.
@@ -201,6 +209,15 @@ impl Host {
     /// Why it cannot be read.
     pub fn hash_of(&self, path: &Path) -> Result<String, String> {
         store::hash(path)
+    }
+
+    /// Where the file of an image lies, or lay when it was mapped: a new build of it has come to its place.
+    pub fn file_of(&self, image: &str) -> Option<PathBuf> {
+        let has_it = |file: &PluginFile| file.sha256.as_deref() == Some(image);
+        let known = self.known().iter().find(|file| has_it(file)).cloned();
+        known
+            .map(|file| file.path)
+            .or_else(|| self.store.mapped_from(image))
     }
 
     /// The image of this content, if it is mapped.

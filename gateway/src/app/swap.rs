@@ -77,11 +77,7 @@ impl Swaps {
     /// Has a model that serves be served by something else.
     pub(super) fn start(&self, order: SwapOrder) -> Result<mpsc::Receiver<SwapStep>, SwapError> {
         let live = self.live(&order.model)?;
-        // An empty name means the first model.
-        let (swap, reached) = self.begin(SwapOrder {
-            model: live.name().to_string(),
-            ..order
-        })?;
+        let (swap, reached) = self.begin(order)?;
         self.runtime.blocking(move || swap.run(Some(live)));
         Ok(reached)
     }
@@ -106,6 +102,9 @@ impl Swaps {
     }
 
     fn check_new(&self, name: &str) -> Result<(), String> {
+        if self.slots.is_lost(name) {
+            return Ok(());
+        }
         let names = self.slots.names();
         if names.iter().any(|known| **known == *name) {
             return Err(format!(
@@ -122,7 +121,11 @@ impl Swaps {
 
     /// Takes a model away.
     pub(super) fn unload(&self, model: &str) -> Result<mpsc::Receiver<SwapStep>, SwapError> {
-        let name = self.live(model)?.name();
+        let name = match self.live(model) {
+            Ok(live) => live.name(),
+            Err(_) if self.slots.is_lost(model) => model.into(),
+            Err(error) => return Err(error),
+        };
         let (swap, reached) = self.begin(SwapOrder::of(&name))?;
         self.runtime.blocking(move || swap.unload());
         Ok(reached)

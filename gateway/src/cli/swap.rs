@@ -263,7 +263,7 @@ impl Order {
             let word = |name: &str| step[name].as_str().unwrap_or_default().to_owned();
             let (state, detail) = (word("state"), word("detail"));
             match state.as_str() {
-                "refused" => return Err(format!("refused, nothing has changed: {detail}")),
+                "refused" => return Err(format!("refused: {detail}")),
                 "rolled_back" if self.until != "rolled_back" => {
                     return Err(format!("rolled back: {detail}"));
                 }

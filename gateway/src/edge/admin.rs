@@ -121,10 +121,12 @@ async fn act_on_model(
     }
 }
 
-/// What the end of a path orders, and what stands before it.
+/// What the end of a path orders, and what stands before it: a name. Requests that name no model mean the
+/// first one; an order to take that away must say so.
 fn deed(path: &str) -> Option<(&str, &'static str)> {
     let mut deeds = swap::DEEDS.into_iter();
-    deeds.find_map(|deed| Some((path.strip_suffix(deed)?, deed)))
+    let found = deeds.find_map(|deed| Some((path.strip_suffix(deed)?, deed)));
+    found.filter(|(model, _)| !model.is_empty())
 }
 
 /// What came of clearing the cache.

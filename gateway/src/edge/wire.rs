@@ -276,7 +276,7 @@ impl fmt::Display for Refusal {
                 after.as_secs_f64()
             ),
             Self::BodyBroken { why } => write!(f, "the body broke off: {why}; send it again"),
-            Self::NotSwapped { why } => write!(f, "nothing has changed: {why}"),
+            Self::NotSwapped { why } => write!(f, "not done: {why}"),
             Self::Key { found } => write!(
                 f,
                 "the admin key is {found}; send Authorization: Bearer KEY, the KEY that the server's \

@@ -46,6 +46,8 @@ struct Past {
     // Of those that are gone: what counts up never counts down.
     totals: Totals,
     n_generations: u64,
+    // Its last generation ended for one that did not come: only a load fills the slot again.
+    is_lost: bool,
     last_swap: Option<LastSwap>,
 }
 
@@ -79,6 +81,7 @@ impl Slots {
         let slot = self.find(&name).unwrap_or_else(|| self.add(name));
         let mut past = slot.past();
         past.n_generations = past.n_generations.max(generation.facts().number);
+        past.is_lost = false;
         let before = slot.live.swap(Some(generation));
         let line = before.as_ref().map(|before| Arc::clone(before.line()));
         past.lines.extend(line);
@@ -101,8 +104,14 @@ impl Slots {
     /// Nothing is coming for a slot that was [vacated](Self::vacate).
     pub fn give_up(&self, name: &str) {
         if let Some(slot) = self.find(name) {
+            slot.past().is_lost = slot.live.load().is_none();
             slot.fill();
         }
+    }
+
+    /// Whether this model served, and does not any more: it is there, and can be loaded or taken away.
+    pub fn is_lost(&self, name: &str) -> bool {
+        self.find(name).is_some_and(|slot| slot.past().is_lost)
     }
 
     /// Puts what served before back into its slot; what served until now. `None`, and nothing done, if
@@ -236,7 +245,7 @@ impl Slots {
         slot.live
             .load_full()
             .ok_or_else(|| ScoreError::Unavailable {
-                why: format!("the model {} is not loaded yet", slot.name),
+                why: format!("the model {} is {}", slot.name, slot.why_empty()),
                 retry_after: RETRY_AFTER,
             })
     }
@@ -322,16 +331,19 @@ impl Slot {
     fn why_not_ready(&self) -> Option<String> {
         let name = &self.name;
         let Some(generation) = self.live.load_full() else {
-            let is_between = self.is_between.load(Ordering::SeqCst);
-            let why = if is_between {
-                "being replaced"
-            } else {
-                "not loaded yet"
-            };
-            return Some(format!("the model {name} is {why}"));
+            return Some(format!("the model {name} is {}", self.why_empty()));
         };
         let state = generation.state().state;
         (state != "live").then(|| format!("the model {name} is {state}"))
+    }
+
+    /// Why nothing serves.
+    fn why_empty(&self) -> &'static str {
+        match self.is_between.load(Ordering::SeqCst) {
+            true => "being replaced",
+            false if self.past().is_lost => "not served any more",
+            false => "not loaded yet",
+        }
     }
 
     fn past(&self) -> MutexGuard<'_, Past> {

@@ -1,17 +1,19 @@
 //! A plugin is tried out in a process of its own before this one maps it: what it breaks there is its own.
 //!
 //! The child is this program again (`crossgate probe`): it loads the copy of the file, opens the model and
-//! scores rows, under limits of time and memory and at the lowest priority. It reads what to do as JSON from
-//! standard input and says how it went in one line of standard output.
+//! scores rows, under limits of time and memory and at the lowest priority. It reads what to do as a line of JSON
+//! from standard input and says how it went in one line of standard output.
 
 use super::image;
 use crate::model::TokenRows;
 use crate::runtime::step_back;
 use backend_api::{Description, OpenRequest, OpenWorker, RaggedBatch, RowControl};
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::{
+    Pid, Resource, Rlimit, Signal, kill_current_process_group, kill_process_group, setrlimit,
+};
 use serde::{Deserialize, Serialize};
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::os::unix::process::ExitStatusExt as _;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::AtomicBool;
@@ -132,7 +134,8 @@ impl Prober {
             trial,
             memory_max: self.memory_max.or_else(super::memory::available),
         };
-        let task = serde_json::to_vec(&task).map_err(|error| error.to_string())?;
+        let mut task = serde_json::to_vec(&task).map_err(|error| error.to_string())?;
+        task.push(b'\n');
         let mut child = Command::new(&self.program)
             .arg("probe")
             // Its last words are to be what went wrong.
@@ -140,14 +143,14 @@ impl Prober {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
+            // Of its own: whatever the plugin starts belongs to it.
+            .process_group(0)
             .spawn()
             .map_err(|error| {
                 let program = self.program.display();
                 format!("the plugin cannot be tried out: {program} does not start: {error}")
             })?;
         let outcome = self.follow(&mut child, &task);
-        // Whatever happened, it ends here.
-        let _ = child.kill();
         let _ = child.wait();
         outcome
     }
@@ -158,12 +161,17 @@ impl Prober {
         let end = Instant::now() + self.timeout;
         std::thread::scope(|scope| {
             // All three at once: whoever waits for one of them is not held up by the others.
-            scope.spawn(move || stdin.map(|mut stdin| stdin.write_all(task)));
+            let told = scope.spawn(move || {
+                // It may have ended before it has read everything; it tells by its end.
+                stdin.inspect(|mut stdin| _ = stdin.write_all(task))
+            });
             let report = scope.spawn(move || stdout.and_then(read_report));
             let said = scope.spawn(move || stderr.map(read_end));
             let status = wait(child, end);
-            // Its pipes close with it, so the threads end.
-            let status = status.inspect_err(|_| _ = child.kill());
+            // Whatever happened, it ends here, and so do those that it has started: its pipes close with the last of
+            // them, and then the threads end.
+            let _ = kill_process_group(Pid::from_child(child), Signal::KILL);
+            drop(told.join());
             let report = report.join().ok().flatten();
             let said = said.join().ok().flatten().unwrap_or_default();
             let status = status?;
@@ -255,13 +263,14 @@ fn last_words(said: &str) -> String {
 /// # Errors
 /// That there is no task.
 pub fn run() -> Result<(), String> {
-    let mut task = Vec::new();
+    let mut task = String::new();
     std::io::stdin()
-        .read_to_end(&mut task)
+        .read_line(&mut task)
         .map_err(|error| error.to_string())?;
-    let task: Task = serde_json::from_slice(&task).map_err(|error| {
+    let task: Task = serde_json::from_str(&task).map_err(|error| {
         format!("no task on standard input: {error}; the server calls this command, nobody else needs it")
     })?;
+    end_with_server();
     let report = match attempt(&task) {
         Ok(probed) => Report::Passed(probed),
         Err(why) => Report::Failed(why),
@@ -271,6 +280,15 @@ pub fn run() -> Result<(), String> {
     writeln!(stdout, "\n{REPORT}{report}")
         .and_then(|()| stdout.flush())
         .map_err(|error| error.to_string())
+}
+
+/// A plugin that hangs here, and whatever it has started, does not outlive the server: standard input is open as
+/// long as somebody waits.
+fn end_with_server() {
+    std::thread::spawn(|| {
+        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        let _ = kill_current_process_group(Signal::KILL);
+    });
 }
 
 fn attempt(task: &Task) -> Result<Probed, String> {

@@ -7,14 +7,20 @@ use crate::digest::hex;
 use backend_api::PluginLibrary;
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::os::unix::fs::{
+    DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Permission bits that let others than the owner change what is in a folder.
 const OTHERS_WRITE: u32 = 0o022;
+/// Copies are made for their owner to read and write, and marked by one bit more once they have been tried: what a
+/// process has left that ended in the middle of a trial says nothing.
+const COPY_MODE: u32 = 0o600;
+const TRIED: u32 = 0o100;
 /// Copies of earlier processes that are kept.
 const COPIES_MAX: usize = 64;
 
@@ -32,7 +38,14 @@ pub(super) struct Store {
     dir: PathBuf,
     bounds: ImageBounds,
     // By the SHA-256 of their file.
-    mapped: Mutex<HashMap<String, Result<Arc<PluginLibrary>, String>>>,
+    mapped: Mutex<HashMap<String, Image>>,
+}
+
+/// What became of a file that was mapped.
+struct Image {
+    /// The file, whatever lies there by now.
+    path: PathBuf,
+    found: Result<Arc<PluginLibrary>, String>,
 }
 
 // dlopen runs constructors and abi_stable fills its globals: one library at a time.
@@ -73,7 +86,7 @@ impl Store {
     }
 
     /// The SHA-256 of a file's content and the plugin that it is. The same content is mapped once. Content that
-    /// no process has mapped before is given to `trial` first, as a copy.
+    /// no process has tried before is given to `trial` first, as a copy.
     ///
     /// # Errors
     /// Why it is none, or is not allowed; with its hash if it could be read.
@@ -91,6 +104,12 @@ impl Store {
         (Some(hash), found)
     }
 
+    /// A copy has been tried, and may be mapped.
+    pub(super) fn tried(&self, copy: &Path) {
+        // Where it cannot be marked it is tried again.
+        let _ = fs::set_permissions(copy, Permissions::from_mode(COPY_MODE | TRIED));
+    }
+
     /// What was found out about a copy speaks against it: it is not there for the next process.
     pub(super) fn forget(&self, copy: &Path) {
         let _ = fs::remove_file(copy);
@@ -98,7 +117,12 @@ impl Store {
 
     /// The image of this content, if it is mapped.
     pub(super) fn mapped_as(&self, hash: &str) -> Option<Arc<PluginLibrary>> {
-        self.mapped().get(hash)?.clone().ok()
+        self.mapped().get(hash)?.found.clone().ok()
+    }
+
+    /// The file whose content was mapped as this; another one may lie there by now.
+    pub(super) fn mapped_from(&self, hash: &str) -> Option<PathBuf> {
+        Some(self.mapped().get(hash)?.path.clone())
     }
 
     /// The copy of a file, which is not mapped for it.
@@ -109,7 +133,7 @@ impl Store {
         let bytes = image::read(path)?;
         let hash = hex(&Sha256::digest(&bytes));
         self.check_allowed(path, &hash)?;
-        let (copy, _) = self.copy(path, &hash, &bytes)?;
+        let copy = self.copy(path, &hash, &bytes)?;
         Ok((hash, copy))
     }
 
@@ -133,41 +157,47 @@ impl Store {
     ) -> Result<Arc<PluginLibrary>, String> {
         let named = |what: String| format!("{}: {what}", path.display());
         self.check_allowed(path, hash)?;
-        if let Some(found) = self.mapped().get(hash) {
-            return found.clone();
+        if let Some(image) = self.mapped().get(hash) {
+            return image.found.clone();
         }
-        let (copy, is_new) = self.copy(path, hash, bytes)?;
-        if is_new && let Err(why) = trial(&copy) {
-            self.forget(&copy);
-            return Err(of_file(&why, &copy, path));
+        let copy = self.copy(path, hash, bytes)?;
+        if !was_tried(&copy) {
+            trial(&copy).map_err(|why| {
+                self.forget(&copy);
+                of_file(&why, &copy, path)
+            })?;
+            self.tried(&copy);
         }
+        // Not under the lock of the images, which are counted whenever somebody asks for the metrics.
         let _one_at_a_time = LOADING.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut mapped = self.mapped();
-        if let Some(found) = mapped.get(hash) {
-            return found.clone();
+        if let Some(image) = self.mapped().get(hash) {
+            return image.found.clone();
         }
-        if self.bounds.images_max <= mapped.len() {
+        let n_images = self.n_images();
+        if self.bounds.images_max <= n_images {
             return Err(named(format!(
-                "{} plugin images are mapped, as many as plugins.images_max allows, and an image stays \
-                 until the process ends: restart the server, or allow more",
-                mapped.len()
+                "{n_images} plugin images are mapped, as many as plugins.images_max allows, and an image stays \
+                 until the process ends: restart the server, or allow more"
             )));
         }
         let found = image::open(&copy)
             .map(Arc::new)
             .map_err(|why| of_file(&why, &copy, path));
-        mapped.insert(hash.to_owned(), found.clone());
+        let image = Image {
+            path: path.to_owned(),
+            found: found.clone(),
+        };
+        self.mapped().insert(hash.to_owned(), image);
         found
     }
 
-    /// The copy of a file with this content, made unless it is there, and whole; whether it was made.
-    fn copy(&self, path: &Path, hash: &str, bytes: &[u8]) -> Result<(PathBuf, bool), String> {
+    /// The copy of a file with this content, made unless it is there, and whole.
+    fn copy(&self, path: &Path, hash: &str, bytes: &[u8]) -> Result<PathBuf, String> {
         let stem = path.file_stem().unwrap_or_default().to_string_lossy();
         let extension = path.extension().unwrap_or_default().to_string_lossy();
         let copy = self.dir.join(format!("{stem}-{hash}.{extension}"));
         // A name says what should be in it; what is in it may have suffered.
-        let is_new = !fs::read(&copy).is_ok_and(|found| found == bytes);
-        if is_new {
+        if !fs::read(&copy).is_ok_and(|found| found == bytes) {
             self.write_copy(&copy, bytes).map_err(|error| {
                 let dir = self.dir.display();
                 format!("{}: it cannot be copied to {dir}: {error}", path.display())
@@ -176,7 +206,7 @@ impl Store {
         // The dynamic loader trusts a file's headers: a truncated one would end the process by SIGBUS.
         PluginLibrary::check_file(&copy)
             .map_err(|error| of_file(&error.to_string(), &copy, path))?;
-        Ok((copy, is_new))
+        Ok(copy)
     }
 
     fn write_copy(&self, copy: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -188,10 +218,14 @@ impl Store {
         written
     }
 
-    fn mapped(&self) -> MutexGuard<'_, HashMap<String, Result<Arc<PluginLibrary>, String>>> {
+    fn mapped(&self) -> MutexGuard<'_, HashMap<String, Image>> {
         // Nothing in here is left half-done.
         self.mapped.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn was_tried(copy: &Path) -> bool {
+    fs::metadata(copy).is_ok_and(|metadata| metadata.mode() & TRIED != 0)
 }
 
 /// The SHA-256 of a file's content.
@@ -237,7 +271,9 @@ fn make_private(dir: &Path) -> Result<(), String> {
 }
 
 fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true).mode(COPY_MODE);
+    let mut file = options.open(path)?;
     file.write_all(bytes)?;
     file.sync_all()
 }

@@ -319,3 +319,49 @@ fn a_variable_that_is_no_setting_is_named() {
     let mut process = Process::start_with(&[], &[("CROSSGATE_PROT", "80")]);
     process.line_with("did you mean CROSSGATE_PORT?");
 }
+
+/// The process that tries a plugin out for this one.
+#[cfg(target_os = "linux")]
+fn probe_of(server: u32) -> Option<String> {
+    let status = |pid: &str| std::fs::read_to_string(format!("/proc/{pid}/status")).ok();
+    let is_its = |pid: &String| {
+        status(pid).is_some_and(|status| status.contains(&format!("\nPPid:\t{server}\n")))
+    };
+    let entries = std::fs::read_dir("/proc").unwrap();
+    let mut names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    names.find(is_its)
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_plugin_that_hangs_in_its_trial_ends_with_the_server() {
+    for signal in ["-KILL", "-TERM"] {
+        let mut process = Process::start(&[], "http://127.0.0.1:9");
+        let line = process.line_with("listening");
+        let (_, rest) = line.split_once("admin=").unwrap();
+        let admin = rest.split_whitespace().next().unwrap();
+        process.line_with("ready");
+        let mut order = Command::new(env!("CARGO_BIN_EXE_crossgate"))
+            .args(["swap", "starter", "--admin", admin])
+            .args(["--options", r#"{"crash": "hang"}"#])
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let end = Instant::now() + PATIENCE;
+        let until = |mut is_so: Box<dyn FnMut() -> bool>| {
+            while !is_so() {
+                assert!(Instant::now() < end, "what was waited for did not come");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        };
+        let server = process.child.id();
+        until(Box::new(move || probe_of(server).is_some()));
+        let probe = probe_of(server).unwrap();
+        process.signal(signal);
+        process.end_within(SOON);
+        let folder = format!("/proc/{probe}/exe");
+        // A zombie, if nobody else reaps it, has no program any more.
+        until(Box::new(move || std::fs::read_link(&folder).is_err()));
+        order.wait().unwrap();
+    }
+}

@@ -192,6 +192,53 @@ fn without_memory_for_both_what_serves_ends_first_and_no_request_is_lost() {
 }
 
 #[test]
+fn a_model_that_ended_for_one_that_did_not_come_can_be_loaded_or_taken_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let broken = dir.path().join("broken");
+    let options = json!({"memory_bytes": MUCH, "broken": broken});
+    let swapping = Swapping::start(&options, &[]);
+    let before = swapping.scores();
+    // What comes in its place computes wrongly, and it does not open again itself.
+    let lose = |swapping: &Swapping| {
+        std::fs::write(&broken, "").unwrap();
+        let wrong = json!({"memory_bytes": MUCH, "skew": 1});
+        let answer = swapping.swap(&json!({"options": wrong}));
+        assert_eq!(answer.status, 409, "{answer:?}");
+        for word in ["asked to be broken", "load it again"] {
+            assert!(answer.text.contains(word), "{answer:?} does not say {word}");
+        }
+        let answer = swapping.ask_of("starter");
+        assert_eq!(answer.status, 503, "{answer:?}");
+        assert!(answer.text.contains("not served any more"), "{answer:?}");
+        assert_eq!(swapping.server.get("/readyz").status, 503);
+        std::fs::remove_file(&broken).unwrap();
+    };
+    lose(&swapping);
+    let order = json!({"options": {"broken": broken}});
+    let answer = swapping.act("starter", "load", &order);
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_eq!(swapping.scores(), before);
+    assert_eq!(swapping.server.get("/readyz").status, 200);
+    assert_eq!(swapping.act("starter", "load", &order).status, 409);
+
+    let swapping = Swapping::start(&options, &[]);
+    lose(&swapping);
+    let answer = swapping.act("starter", "unload", &Value::Null);
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_eq!(swapping.ask_of("starter").status, 404);
+}
+
+#[test]
+fn an_order_without_a_name_takes_no_model_away() {
+    let swapping = Swapping::start(&json!({}), &[]);
+    for deed in ["unload", "swap", "rollback", "load"] {
+        let answer = swapping.act("", deed, &Value::Null);
+        assert_eq!(answer.status, 404, "{deed}: {answer:?}");
+    }
+    assert_eq!(swapping.names(), ["starter"]);
+}
+
+#[test]
 fn what_has_no_room_at_all_is_refused() {
     let swapping = Swapping::start(&json!({}), &[]);
     let answer = swapping.swap(&json!({"options": {"memory_bytes": MUCH}}));

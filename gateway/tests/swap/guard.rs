@@ -52,6 +52,29 @@ fn without_anything_before_it_the_server_is_not_ready_until_it_scores_again() {
     assert_eq!(swapping.server.rerank(&body).status, 200);
 }
 
+/// What fails can be compared with nothing: that must not keep an operator from mending it.
+#[test]
+fn one_that_fails_is_swapped_to_one_that_does_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let broken = dir.path().join("broken");
+    let settings = [("worker.retries_max", "0"), ("worker.faults_max", "4")];
+    let swapping = Swapping::start(&json!({"fault_while": broken}), &settings);
+    let before = swapping.scores();
+    std::fs::write(&broken, "").unwrap();
+    let body = json!({"query": "q", "documents": [RARE]});
+    swapping.server.until(|| {
+        let _ = swapping.server.rerank(&body);
+        (swapping.server.get("/readyz").status == 503).then_some(())
+    });
+    let answer = swapping.swap(&json!({"options": {}, "probation_s": 600}));
+    assert_eq!(answer.status, 200, "{answer:?}");
+    for word in ["unproven", "what serves is failing itself"] {
+        assert!(answer.text.contains(word), "{answer:?} does not say {word}");
+    }
+    assert_eq!(swapping.server.get("/readyz").status, 200);
+    assert_eq!(swapping.scores(), before);
+}
+
 #[test]
 fn one_that_scores_nothing_but_nan_is_opened_again_and_nobody_notices() {
     let dir = tempfile::tempdir().unwrap();

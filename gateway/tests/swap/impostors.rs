@@ -5,7 +5,13 @@ use crate::libraries::{impostor, with_foreign_header, with_stamp, with_symbol};
 use crate::serving::check_refused;
 use crate::{Swapping, file_name};
 use backend_api::abi::{ABI_MAJOR, ABI_MINOR, AbiStamp, STAMP_SYMBOL};
+use gateway::host::{Host, ImageBounds, Listing, Prober};
 use serde_json::{Value, json};
+use std::env::consts::DLL_SUFFIX;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::time::Duration;
 
 /// A library's source, and what the answer must say.
 type Case = (&'static str, String, Vec<String>);
@@ -104,6 +110,14 @@ fn loads() -> Vec<Case> {
             at_load("unsafe { std::ptr::with_exposed_provenance_mut::<u8>(8).write_volatile(1) }"),
             &["signal 11 (segmentation fault)"],
         ),
+        // Who is left behind holds the pipes of its process open: nobody waits for him.
+        case(
+            "swap-daemon",
+            at_load(
+                "_ = std::process::Command::new(\"sleep\").arg(\"600\").spawn(); std::process::abort()",
+            ),
+            &["signal 6 (abort)"],
+        ),
         case(
             "swap-exit",
             at_load("std::process::exit(0)"),
@@ -116,7 +130,7 @@ fn loads() -> Vec<Case> {
 fn a_server_starts_beside_a_library_that_takes_its_process_along() {
     let swapping = Swapping::beside(&json!({}), &[], |dir| {
         for (name, source, _) in loads() {
-            std::fs::copy(impostor(name, &source), dir.join(file_name(name))).unwrap();
+            fs::copy(impostor(name, &source), dir.join(file_name(name))).unwrap();
         }
     });
     assert_eq!(swapping.scores().len(), 2);
@@ -141,7 +155,7 @@ fn check(cases: Vec<Case>) {
     let swapping = Swapping::start(&json!({}), &[]);
     for (name, source, words) in cases {
         let file = file_name(name);
-        std::fs::copy(impostor(name, &source), swapping.dir.path().join(&file)).unwrap();
+        fs::copy(impostor(name, &source), swapping.dir.path().join(&file)).unwrap();
         let words: Vec<_> = words.iter().map(String::as_str).collect();
         check_refused(&swapping, &json!({"plugin": file}), &words);
     }
@@ -158,4 +172,53 @@ fn libraries_with_another_stamp_are_refused_and_the_cause_is_named() {
 #[test]
 fn libraries_that_do_not_load_are_refused_and_the_cause_is_named() {
     check(loads());
+}
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_crossgate");
+
+/// What looks at the plugins in a folder, and copies them to another one.
+fn host(plugins: &Path, images: &Path, program: &str) -> Host {
+    let prober = Prober {
+        program: program.into(),
+        timeout: Duration::from_secs(20),
+        memory_max: None,
+    };
+    let bounds = ImageBounds {
+        images_max: 8,
+        ..ImageBounds::default()
+    };
+    Host::scan(&[plugins.into()], Listing::All, images, bounds, prober).unwrap()
+}
+
+/// A copy that is there may be of a file that was found to end its process, or of a trial that nobody saw the end of.
+#[test]
+fn a_copy_that_was_not_tried_is_tried_before_it_is_mapped() {
+    let (plugins, images) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let first = host(plugins.path(), images.path(), PROGRAM);
+    let library = plugins.path().join(file_name("swap-abort"));
+    let source = at_load("std::process::abort()");
+    fs::copy(impostor("swap-abort", &source), &library).unwrap();
+    let why = first.name_of(&library).unwrap_err();
+    assert!(why.contains("signal 6"), "{why}");
+    // As by a server that was killed while it tried it.
+    let hash = first.hash_of(&library).unwrap();
+    let copy = file_name("swap-abort").replace(DLL_SUFFIX, &format!("-{hash}{DLL_SUFFIX}"));
+    let copy = images.path().join(copy);
+    let after = host(plugins.path(), images.path(), PROGRAM);
+    assert!(
+        after.files()[0].found.is_err() && !copy.exists(),
+        "{copy:?}"
+    );
+    fs::copy(&library, &copy).unwrap();
+    fs::set_permissions(&copy, fs::Permissions::from_mode(0o600)).unwrap();
+    let after = host(plugins.path(), images.path(), PROGRAM);
+    assert!(after.files()[0].found.is_err() && !copy.exists());
+
+    // One that is as it should be is tried once.
+    fs::remove_file(&library).unwrap();
+    crate::put(plugins.path(), "fake", "");
+    let good = plugins.path().join(file_name("fake"));
+    assert_eq!(first.name_of(&good).unwrap(), "fake");
+    let again = host(plugins.path(), images.path(), "/no/such/program");
+    assert!(again.files()[0].found.is_ok());
 }

@@ -159,3 +159,29 @@ fn a_panic_in_a_destructor_harms_nobody() {
         });
     }
 }
+
+/// An order that names no plugin means the file of the one that serves, whatever has become of that file.
+#[test]
+fn a_new_build_that_did_not_stay_is_in_the_way_of_no_other_order() {
+    let swapping = Swapping::start(&json!({}), &[("plugins.images_max", "3")]);
+    let dir = swapping.dir.path();
+    let again = || {
+        assert_eq!(swapping.swap(&json!({"probation_s": 0})).status, 200);
+        swapping.until("confirmed");
+    };
+    // Refused when it was mapped already.
+    put(dir, "fake", "a wrong build");
+    check_refused(&swapping, &json!({"options": {"skew": 1}}), &["golden row"]);
+    again();
+    // Taken back.
+    put(dir, "fake", "another build");
+    let order = json!({"plugin": "fake", "probation_s": 600});
+    assert_eq!(swapping.swap(&order).status, 200);
+    assert_eq!(swapping.rollback().status, 200);
+    again();
+    // Refused before it is mapped; the plugin has its name still.
+    put(dir, "fake", "one too many");
+    check_refused(&swapping, &json!({}), &["plugins.images_max"]);
+    put(dir, "fake", "another build");
+    assert_eq!(swapping.swap(&json!({"plugin": "fake"})).status, 200);
+}

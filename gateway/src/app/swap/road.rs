@@ -72,6 +72,11 @@ impl Serves {
             freed: 0,
         }
     }
+
+    fn is_well(&self) -> bool {
+        let generation = self.generation.as_ref();
+        generation.is_some_and(|generation| generation.state().state == "live")
+    }
 }
 
 // === impl Swap ===
@@ -92,15 +97,17 @@ impl Swap {
             );
         }
         let expected = match (has_its_weights, serves.as_ref()) {
-            (Some(facts), Some(serves)) => Some((facts, self.golden_of(serves)?)),
-            _ => None,
+            // What fails is no measure, and must not be in the way of what is to mend it.
+            (Some(_), Some(serves)) if !serves.is_well() => Err("what serves is failing itself"),
+            (Some(facts), Some(serves)) => Ok((facts, self.golden_of(serves)?)),
+            _ => Err("nobody else knows these weights"),
         };
         self.check_wanted()?;
         if let Some(facts) = facts {
             // Not even for one more like it.
             self.make_room(serves, facts.description.memory_bytes)?;
         }
-        let verified = self.verify(found, &read, serves, expected.is_none())?;
+        let verified = self.verify(found, &read, serves, expected.is_err())?;
         let loaded = self.load_file(verified)?;
         let warm = self.open(loaded, read)?;
         let new = Arc::clone(&warm.generation);
@@ -111,17 +118,11 @@ impl Swap {
 
     fn find(&self, facts: Option<&Facts>) -> Result<Found, String> {
         let host = &self.all.loader.host;
-        let by_image = |image: &String| {
-            let mut files = host.files().into_iter();
-            files.find(|file| file.sha256.as_ref() == Some(image))
-        };
         let path = match (&self.order.plugin, facts) {
             (Some(name), _) => host.find(name)?,
-            (None, Some(facts)) => {
-                by_image(&facts.image)
-                    .ok_or("the file of its plugin is not known any more")?
-                    .path
-            }
+            (None, Some(facts)) => host
+                .file_of(&facts.image)
+                .ok_or("the file of its plugin is not known any more")?,
             (None, None) => {
                 let configured = self.all.loader.config.models().backend.clone();
                 let name = configured.map_or_else(|| self.choose(), Ok)?;
@@ -317,24 +318,28 @@ impl Swap {
         })
     }
 
-    /// `expected` is of the same weights.
-    fn prove(&self, warm: Warm, expected: Option<(&Facts, Golden)>) -> Result<Proven, String> {
+    /// `expected` is of the same weights, or why there is nothing of them to compare with.
+    fn prove(
+        &self,
+        warm: Warm,
+        expected: Result<(&Facts, Golden), &'static str>,
+    ) -> Result<Proven, String> {
         let Warm { generation, exact } = warm;
         let golden = Golden::of(&generation, &self.all.runtime, now() + GOLDEN_MAX)?;
         let new = generation.facts();
         let proof = match (expected, exact) {
-            (Some((facts, expected)), _) => {
+            (Ok((facts, expected)), _) => {
                 let agreement = expected.agreement(&golden)?;
                 agreement.check(&tolerance(facts, new))?;
                 Ok(format!("as generation {}: {agreement}", facts.number))
             }
-            (None, Ok(exact)) => {
+            (Err(_), Ok(exact)) => {
                 let agreement = exact.agreement(&golden)?;
                 agreement.check(&of_dtypes(EXACT, &new.description.dtype))?;
                 Ok(format!("as its own {EXACT} path: {agreement}"))
             }
-            (None, Err(why)) => Err(format!(
-                "unproven: its scores were compared with nothing, because nobody else knows these weights and {why}"
+            (Err(nobody), Err(why)) => Err(format!(
+                "unproven: its scores were compared with nothing, because {nobody} and {why}"
             )),
         };
         let detail = match proof {
