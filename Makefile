@@ -55,11 +55,15 @@ test-neon: ## The int8 engine's tests for aarch64, in qemu (Linux, root; sets up
 # named so that build scripts and macros are built without the sanitizer.
 HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 
+# A plugin's library finds the sanitizer's runtime in the program that loads it, so that has to show it (-rdynamic).
 .PHONY: test-asan
-test-asan: ## The int8 engine's tests under AddressSanitizer
-	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address CARGO_TARGET_DIR=target/asan \
-	  LSAN_OPTIONS=suppressions=$(CURDIR)/plugins/cpu-int8/tests/asan.supp \
-	  $(CARGO) test -p cpu-int8 --target $(HOST)
+test-asan: ## The plugins' tests under AddressSanitizer, their libraries loaded and dropped over and over among them
+	RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address -Clink-arg=-rdynamic" CARGO_TARGET_DIR=target/asan \
+	  $(CARGO) test -p fake -p cpu-int8 --target $(HOST)
+
+.PHONY: test-compilers
+test-compilers: ## A plugin by other compilers (COMPILERS="PATH/rustc ..."), and with Rust's own types laid out at random
+	COMPILERS="$(COMPILERS)" $(CARGO) test -p backend-api --test refusals -- --ignored other_compilers
 
 .PHONY: fuzz
 fuzz: ## Fuzz the int8 engine's loader for FUZZ_SECONDS=600

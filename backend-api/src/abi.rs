@@ -15,7 +15,7 @@
 use crate::guard::{self, FencedBackend, FencedWorker};
 use crate::{Fault, FaultCode, Phases, Plugin, RowControl};
 use abi_stable::library::{CheckTypeLayout, LibHeader, RootModule, RootModuleResult};
-use abi_stable::prefix_type::PrefixTypeTrait;
+use abi_stable::prefix_type::WithMetadata;
 use abi_stable::sabi_types::VersionStrings;
 use abi_stable::std_types::{RBox, RResult, RSlice, RSliceMut, RString, RVec};
 use abi_stable::{StableAbi, declare_root_module_statics, sabi_trait};
@@ -24,7 +24,7 @@ use std::marker::PhantomData;
 /// Changes when something that crosses stops meaning what it meant.
 pub const ABI_MAJOR: u32 = 1;
 /// Grows with every addition.
-pub const ABI_MINOR: u32 = 1;
+pub const ABI_MINOR: u32 = 2;
 /// The name of the symbol that tells a plugin from any other library.
 pub const STAMP_SYMBOL: &str = "CROSSGATE_PLUGIN_ABI";
 /// `"CROSSGTE"` read as a little-endian number.
@@ -168,8 +168,7 @@ pub fn construct<P: Plugin>() -> RootModuleResult {
 
 /// `P`'s root module.
 pub fn root_module<P: Plugin>() -> PluginModuleRef {
-    // Once for each load of the library: an image is never unmapped, so nothing is lost.
-    Exported::<P>::MODULE.leak_into_prefix()
+    PluginModuleRef(Exported::<P>::MODULE.static_as_prefix())
 }
 
 /// A library header. `export_plugin!` puts it under the name that the host looks for.
@@ -184,10 +183,10 @@ pub const fn header(constructor: extern "C" fn() -> RootModuleResult) -> LibHead
 struct Exported<P>(PhantomData<P>);
 
 impl<P: Plugin> Exported<P> {
-    const MODULE: PluginModule = PluginModule {
+    const MODULE: &'static WithMetadata<PluginModule> = &WithMetadata::new(PluginModule {
         card: Self::card,
         open: Self::open,
-    };
+    });
 
     extern "C" fn card() -> RResult<Facts, AbiFault> {
         crossing(guard::fence(|| Ok(P::card().to_facts())))

@@ -53,6 +53,8 @@ facts! {
         dtypes: Vec<String> = Vec::new(),
         /// Architectures it can load, by the names in `config.json`; empty for any.
         architectures: Vec<String> = Vec::new(),
+        /// How the weights that it reads are written: `safetensors`, `onnx`.
+        formats: Vec<String> = vec!["safetensors".to_owned()],
     }
 }
 
@@ -79,6 +81,12 @@ facts! {
         row_tokens_max: u32 = 512,
         /// A JSON object of the plugin's own options.
         options: String = "{}".to_owned(),
+        /// Of a model that generates: the id of the token whose logit, in the place after a row's last token, says
+        /// that the document is relevant. `None` where the model has a classifier.
+        yes_token: Option<u32> = None,
+        /// The id of the token that says that it is not: the score is the difference of both logits. `None` for the
+        /// first one's logit alone.
+        no_token: Option<u32> = None,
     }
 }
 
@@ -121,7 +129,8 @@ facts! {
     }
 }
 
-/// How a backend treats rows of different lengths.
+/// How a backend treats rows of different lengths. One that is not known reads as `Padded`.
+#[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
     /// A row costs what it is.
@@ -214,6 +223,18 @@ impl FactValue for PathBuf {
     }
     fn read(text: &str) -> Option<Self> {
         Some(text.into())
+    }
+}
+
+impl<T: FactValue> FactValue for Option<T> {
+    fn write(&self) -> String {
+        self.as_ref().map(T::write).unwrap_or_default()
+    }
+    fn read(text: &str) -> Option<Self> {
+        if text.is_empty() {
+            return Some(None);
+        }
+        T::read(text).map(Some)
     }
 }
 

@@ -22,6 +22,12 @@ use std::time::Instant;
 #[macro_export]
 macro_rules! export_plugin {
     ($plugin:ty) => {
+        #[cfg(panic = "abort")]
+        compile_error!(
+            "a Crossgate plugin needs panic = \"unwind\": a panic is caught inside the plugin, and without \
+             unwinding it would end the server"
+        );
+
         // The two names by which the host finds a plugin. Declaring them is what this macro is for.
         #[allow(unsafe_code)]
         mod crossgate_plugin_export {

@@ -17,8 +17,10 @@ use abi_stable::abi_stability::abi_checking::{
 use abi_stable::library::{LibraryError, RawLibrary, lib_header_from_raw_library};
 use abi_stable::std_types::{RResult, RSlice, RSliceMut};
 use std::cmp::Ordering;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 /// A plugin that passed the version and layout checks.
 pub struct PluginLibrary {
@@ -290,6 +292,9 @@ impl fmt::Display for LoadCause {
 
 // === the image ===
 
+/// Every image that was mapped, by its path: the dynamic loader knows them by that, too.
+static IMAGES: Mutex<BTreeMap<PathBuf, &'static RawLibrary>> = Mutex::new(BTreeMap::new());
+
 /// Maps the library for ever.
 ///
 /// Its constructors have run: they may have started threads or registered destructors that live in it,
@@ -298,13 +303,21 @@ fn map_image(path: &Path) -> Result<&'static RawLibrary, LoadCause> {
     // A name without a slash would be looked for in the system's folders.
     let path =
         std::path::absolute(path).map_err(|error| LoadCause::NotALibrary(error.to_string()))?;
-    match RawLibrary::load_at(&path) {
-        Ok(library) => Ok(Box::leak(Box::new(library))),
-        Err(LibraryError::OpenError { err, .. }) => {
-            Err(LoadCause::NotALibrary(one_line(&err.to_string())))
-        }
-        Err(other) => Err(LoadCause::NotALibrary(one_line(&other.to_string()))),
+    // Nothing in here is left half-done by a panic. While it is locked, one image is mapped at a time.
+    let mut images = IMAGES.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(image) = images.get(&path) {
+        return Ok(image);
     }
+    let library = RawLibrary::load_at(&path).map_err(|error| {
+        let why = match error {
+            LibraryError::OpenError { err, .. } => err.to_string(),
+            other => other.to_string(),
+        };
+        LoadCause::NotALibrary(one_line(&why))
+    })?;
+    let image = Box::leak(Box::new(library));
+    images.insert(path, image);
+    Ok(image)
 }
 
 /// Reads the stamp of any library, also one that has something else under that name.

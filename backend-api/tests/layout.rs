@@ -234,6 +234,16 @@ fn the_crates_version_is_the_interfaces() {
     assert_eq!(version, [ABI_MAJOR.to_string(), ABI_MINOR.to_string()]);
 }
 
+/// Whoever looks for what a version brought finds it on the page.
+#[test]
+fn every_version_is_on_the_page() {
+    let page = include_str!("../README.md");
+    for minor in 0..=ABI_MINOR {
+        let row = format!("\n| {ABI_MAJOR}.{minor} | ");
+        assert!(page.contains(&row), "README.md has no row {row:?}");
+    }
+}
+
 #[test]
 fn unknown_numbers_read_as_the_general_case() {
     let known: BTreeMap<u8, RowStatus> = [0, 1, 2, 3, 4, 255]

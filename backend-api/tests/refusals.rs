@@ -12,7 +12,11 @@ use std::fs;
 use std::mem::discriminant;
 use std::path::Path;
 use std::process::Command;
-use support::{CHANGED, FAKE, GROWN, GROWN_HOST, SHORT, file, impostor};
+use support::libraries::{
+    self, FAKE, HEADER_SYMBOL, SHORT, cargo_of_stranger, file, impostor, with_foreign_header,
+    with_stamp, with_symbol,
+};
+use support::{CHANGED, GROWN, GROWN_HOST};
 
 /// The kinds of refusal, without what they carry.
 fn not_a_library() -> LoadCause {
@@ -110,30 +114,21 @@ fn a_truncated_plugin() {
     }
 }
 
+/// Whole, and nothing wrong with it but that it is for another machine.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_plugin_for_another_processor() {
+    // `e_machine` of the file's header; 0x5a5a is nobody's.
+    let mut bytes = fs::read(&*FAKE).expect("the fake can be read");
+    bytes[18..20].copy_from_slice(&[0x5a, 0x5a]);
+    check_refused(
+        &file("another-processor", &bytes),
+        &not_a_library(),
+        &["shared library for linux on", std::env::consts::ARCH],
+    );
+}
+
 // === no plugin ===
-
-/// The source of a library that has something under the stamp's name.
-fn with_symbol(item: &str) -> String {
-    format!("#[unsafe(export_name = \"{STAMP_SYMBOL}\")]\npub {item}\n")
-}
-
-fn with_stamp(stamp: AbiStamp) -> String {
-    let AbiStamp {
-        magic,
-        major,
-        minor,
-        host_minor_min,
-        reserved,
-    } = stamp;
-    let numbers = [
-        u64::from(major) | u64::from(minor) << 32,
-        u64::from(host_minor_min) | u64::from(reserved) << 32,
-    ];
-    with_symbol(&format!(
-        "static STAMP: [u64; 3] = [{magic}, {}, {}];",
-        numbers[0], numbers[1]
-    ))
-}
 
 #[test]
 fn a_library_of_somebody_else() {
@@ -238,13 +233,8 @@ fn a_newer_minor_is_no_reason() {
 }
 #[test]
 fn another_abi_stable() {
-    let header = format!(
-        "#[unsafe(export_name = \"{ROOT_MODULE_LOADER_NAME}\")]\npub static HEADER: [u64; 64] = [0; 64];\n"
-    );
-    let path = impostor(
-        "other-abi-stable",
-        &(with_stamp(AbiStamp::CURRENT) + &header),
-    );
+    assert_eq!(HEADER_SYMBOL, ROOT_MODULE_LOADER_NAME);
+    let path = impostor("other-abi-stable", &with_foreign_header());
     check_refused(
         &path,
         &changed_layout(),
@@ -350,12 +340,58 @@ fn a_host_of_the_next_minor_version() {
     );
 }
 
+/// A compiler lays out Rust's own types as it likes, so none of them may cross: here it does so at random, and
+/// beside it are the compilers that `COMPILERS` names by their paths. Each builds everything again.
+#[test]
+#[ignore = "builds everything again for each compiler: make test-compilers"]
+fn plugins_of_other_compilers() {
+    let named = std::env::var("COMPILERS").unwrap_or_default();
+    let named = named.split_whitespace().map(|path| (Some(path), ""));
+    let at_random = ["7", "8"].map(|seed| (None, seed));
+    for (number, (compiler, seed)) in at_random.into_iter().chain(named).enumerate() {
+        let target = libraries::scratch("compilers").join(number.to_string());
+        let mut cargo = cargo_of_stranger("build");
+        cargo.args(["--quiet", "--ignore-rust-version", "--target-dir"]);
+        cargo.arg(&target).env("CARGO_BUILD_BUILD_DIR", &target);
+        match compiler {
+            Some(path) => cargo.env("RUSTC", path),
+            None => cargo.env("RUSTC_BOOTSTRAP", "1").env(
+                "RUSTFLAGS",
+                format!("-Zrandomize-layout -Zlayout-seed={seed}"),
+            ),
+        };
+        libraries::succeed(&mut cargo);
+        let built = target.join("debug").join(libraries::file_name("short"));
+        check_conforms(&load(&built), "{}", 30_522);
+    }
+}
+
+/// Without unwinding the fence catches nothing, and the host could not tell: so it is no plugin at all.
+#[test]
+fn a_plugin_that_aborts_on_panic_does_not_compile() {
+    let (_, profile) = libraries::target_and_profile();
+    let mut cargo = cargo_of_stranger("rustc");
+    // For the plugin alone: what it is made from stays as it was built for the others.
+    cargo.args([
+        "--lib",
+        "--quiet",
+        "--profile",
+        &profile,
+        "--",
+        "-Cpanic=abort",
+    ]);
+    let output = cargo.output().expect("cargo starts");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "it was built: {said}");
+    assert!(said.contains("needs panic = \"unwind\""), "{said}");
+}
+
 /// The example of the contract is the one of `plugins/README.md`, which is built and loaded above.
 #[test]
 fn both_pages_show_one_example() {
     let pages = ["README.md", "../plugins/README.md"].map(|page| {
-        support::block(
-            &support::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join(page)),
+        libraries::block(
+            &libraries::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join(page)),
             "rust",
         )
     });

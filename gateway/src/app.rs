@@ -1,5 +1,6 @@
 //! Composition: the only module that knows all of the others. Nobody imports it but `main` and tests.
 
+mod choice;
 pub(crate) mod core;
 mod models;
 mod plugins;
@@ -10,7 +11,9 @@ pub use plugins::plugins;
 use crate::cache::Levels;
 use crate::config::{Config, ConfigError};
 use crate::control::{Control, SwapError, SwapOrder, SwapStep};
-use crate::edge::{self, Connections, Edge, Exposition, HealthReport, Listener};
+use crate::edge::{
+    self, Connections, Edge, Exposition, HealthReport, Key, Listener, Listening, Place, Socket,
+};
 use crate::generation::Slots;
 use crate::host::Host;
 use crate::intake::{Bounds, Door};
@@ -48,7 +51,9 @@ pub struct App {
     /// Where gRPC listens.
     pub grpc: SocketAddr,
     /// Where operators are listened to.
-    pub admin: SocketAddr,
+    pub admin: Place,
+    /// Whether operators must show a key.
+    pub admin_needs_key: bool,
     slots: Arc<Slots>,
     door: Door,
     stop: CancellationToken,
@@ -76,6 +81,8 @@ impl App {
     /// # Errors
     /// A value that turns out wrong, or a port that is taken.
     pub async fn start(config: &Config, hub: hub::Settings) -> Result<Self, StartError> {
+        let key = config.admin_key().map_err(StartError::Config)?;
+        let key = key.map(|secret| Key::new(secret.reveal()));
         let core = Core::new(config, hub, Reuse::AsConfigured)?;
         let (runtime, slots) = (core.runtime.clone(), Arc::clone(&core.slots));
         let door = Door::new(bounds(config));
@@ -85,19 +92,23 @@ impl App {
         core.metrics.observe_cache(move || levels.state());
         let host = Arc::clone(&core.host);
         core.metrics.observe_images(move || host.n_images());
+        let (swaps, stop) = (core.swaps(), CancellationToken::new());
+        runtime.task(swap::stand_guard(swaps.clone(), stop.clone()));
+        if config.plugins().watch {
+            runtime.task(swap::follow_files(swaps.clone(), stop.clone()));
+        }
         let edge = Edge {
             core: BoxCloneSyncService::new(core.intake.clone()),
             catalog,
             control: Arc::new(Controls {
                 levels: core.levels.clone(),
-                swaps: core.swaps(),
+                swaps,
             }),
             door: door.clone(),
             metrics: Arc::new(Shown(Arc::clone(&core.metrics))),
             settings: settings(config, core.threads.tokenizers),
             shared: core.shared.clone(),
         };
-        let stop = CancellationToken::new();
         if let Some(interval) = config.cache().clear_interval {
             runtime.task(clear_again_and_again(
                 core.levels.clone(),
@@ -114,18 +125,19 @@ impl App {
             runtime.task(clear_with_others(levels, shared.cleared()));
         }
         let ports = Ports::bind(config).await?;
-        let addresses = ports.addresses();
+        let (http, grpc) = (ports.http.address(), ports.grpc.address());
+        let admin = ports.admin.place();
         let connections = Connections::new(runtime.clone(), stop.clone());
         ports
-            .serve(edge, &core.host, &connections, &runtime, &stop)
+            .serve((edge, key), &core.host, &connections, &runtime, &stop)
             .await?;
         let loading = core.load();
-        let [http, grpc, admin] = addresses;
         let drain_timeout = config.server().drain_timeout;
         Ok(Self {
             http,
             grpc,
             admin,
+            admin_needs_key: key.is_some(),
             slots,
             door,
             stop,
@@ -217,7 +229,7 @@ fn settings(config: &Config, tokenizer_workers: usize) -> edge::Settings {
 struct Ports {
     http: Listener,
     grpc: Listener,
-    admin: Listener,
+    admin: Listening,
 }
 
 impl Ports {
@@ -229,31 +241,34 @@ impl Ports {
                 StartError::Config(config.refuse(key, error.to_string()))
             })
         };
-        let (host, admin_host) = (&server.host, &server.admin_host);
-        let [http, grpc] = [server.port, server.grpc_port];
+        let http = open(&server.host, server.port, ["server.host", "server.port"]);
+        let grpc = open(
+            &server.host,
+            server.grpc_port,
+            ["server.host", "server.grpc_port"],
+        );
+        let admin = async {
+            let Some(path) = &server.admin_socket else {
+                let keys = ["server.admin_host", "server.admin_port"];
+                let listener = open(&server.admin_host, server.admin_port, keys).await?;
+                return Ok(listener.into());
+            };
+            let refuse = |why| StartError::Config(config.refuse("server.admin_socket", why));
+            Socket::bind(path)
+                .await
+                .map(Listening::from)
+                .map_err(refuse)
+        };
         Ok(Self {
-            http: open(host, http, ["server.host", "server.port"]).await?,
-            grpc: open(host, grpc, ["server.host", "server.grpc_port"]).await?,
-            admin: open(
-                admin_host,
-                server.admin_port,
-                ["server.admin_host", "server.admin_port"],
-            )
-            .await?,
+            http: http.await?,
+            grpc: grpc.await?,
+            admin: admin.await?,
         })
-    }
-
-    fn addresses(&self) -> [SocketAddr; 3] {
-        [
-            self.http.address(),
-            self.grpc.address(),
-            self.admin.address(),
-        ]
     }
 
     async fn serve(
         self,
-        edge: Edge,
+        (edge, key): (Edge, Option<Key>),
         host: &Arc<Host>,
         connections: &Connections,
         runtime: &Runtime,
@@ -263,7 +278,7 @@ impl Ports {
             StartError::Other(format!("the gRPC descriptors are wrong: {error}"))
         })?;
         let host = Arc::clone(host);
-        let admin = edge::admin(edge.clone(), move || {
+        let admin = edge::admin(edge.clone(), key, move || {
             host.files().iter().map(plugins::row).collect()
         });
         connections.serve(self.http, edge::http(edge));
@@ -317,8 +332,16 @@ impl Control for Controls {
         self.swaps.start(order)
     }
 
-    fn rollback(&self, model: &str) -> Result<(), SwapError> {
+    fn rollback(&self, model: &str) -> Result<mpsc::Receiver<SwapStep>, SwapError> {
         self.swaps.rollback(model)
+    }
+
+    fn load(&self, order: SwapOrder) -> Result<mpsc::Receiver<SwapStep>, SwapError> {
+        self.swaps.load(order)
+    }
+
+    fn unload(&self, model: &str) -> Result<mpsc::Receiver<SwapStep>, SwapError> {
+        self.swaps.unload(model)
     }
 
     fn clear_cache(&self) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + '_>> {

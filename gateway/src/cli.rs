@@ -3,9 +3,11 @@
 //! Flags are made from the table of settings, so a new setting needs nothing here. A new command is
 //! a line in [`program`], an arm in [`parse`] and a variant of [`Command`].
 
+mod admin;
 mod bench;
 mod swap;
 
+use swap::Deed;
 pub use swap::Order;
 
 use crate::bench::Options;
@@ -48,7 +50,7 @@ pub enum CliError {
 }
 
 /// Reads arguments, the program's name first. `env` stands for the environment; [`env`] is the
-/// real one. Of the file system only the file of settings is read.
+/// real one. Of the file system only the file of settings is read, and for `swap` that of the key.
 pub fn parse<I, A>(args: I, env: impl Fn(&str) -> Option<String>) -> Result<Command, CliError>
 where
     I: IntoIterator<Item = A>,
@@ -62,9 +64,9 @@ where
     if command == "probe" {
         return Ok(Command::Probe);
     }
-    if command == "swap" {
+    if let Some(deed) = Deed::ALL.into_iter().find(|deed| deed.name() == command) {
         // A server's settings are not its operators'.
-        let order = swap::order(of_command);
+        let order = swap::order(deed, of_command, env);
         let wrong = |why| program().error(ErrorKind::InvalidValue, why);
         return Ok(Command::Swap(Box::new(order.map_err(wrong)?)));
     }
@@ -221,11 +223,11 @@ pub fn program() -> clap::Command {
                 .args(bench::args())
                 .args(flags()),
         )
-        .subcommand(
-            command("swap", swap::ABOUT)
-                .after_help(swap::EXAMPLES)
-                .args(swap::args()),
-        )
+        .subcommands(Deed::ALL.map(|deed| {
+            command(deed.name(), deed.about())
+                .after_help(deed.examples())
+                .args(deed.args())
+        }))
         .subcommand(
             command(
                 "probe",

@@ -8,10 +8,13 @@ mod check;
 pub mod file;
 mod nearest;
 pub mod raw;
+mod secret;
 pub mod setting;
 pub mod show;
 pub mod table;
 pub mod value;
+
+pub use secret::Secret;
 
 use crate::score::{Activation, Priority};
 use raw::{Origin, Raw};
@@ -36,6 +39,9 @@ pub struct Config {
     distributed: Option<Distributed>,
     log: Log,
 }
+
+/// Models that one server serves.
+pub const MODELS_MAX: usize = 64;
 
 /// What is served, and how its backend is opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,6 +79,8 @@ pub struct Plugins {
     pub dirs: Vec<PathBuf>,
     /// Images in one process.
     pub images_max: usize,
+    /// Whether files that arrive are swapped to.
+    pub watch: bool,
     /// What tries new plugins out; `None` for this program.
     pub prober: Option<PathBuf>,
     /// For trying one out.
@@ -83,7 +91,8 @@ pub struct Plugins {
     pub sha256: Vec<String>,
 }
 
-/// Where the server listens and how long things may take. Port 0 is any free port.
+/// Where the server listens and how long things may take. Port 0 is any free port. Operators who are listened
+/// to elsewhere than on loopback or a socket show a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Server {
     /// An IP address, without brackets, or a host name; for HTTP and gRPC.
@@ -92,6 +101,11 @@ pub struct Server {
     pub grpc_port: u16,
     pub admin_host: String,
     pub admin_port: u16,
+    /// Where operators are listened to instead of `admin_host` and `admin_port`.
+    pub admin_socket: Option<PathBuf>,
+    /// What operators must show; at most one of it and `admin_key_file`. [`Config::admin_key`] reads either.
+    pub admin_key: Option<Secret>,
+    pub admin_key_file: Option<PathBuf>,
     /// For requests without a deadline of their own.
     pub request_timeout: Duration,
     /// From the signal to stop until what is left is abandoned.
@@ -161,6 +175,10 @@ pub struct Worker {
     pub timeout: Duration,
     /// After the first try.
     pub retries_max: usize,
+    /// Batches that may fail within `faults_window`.
+    pub faults_max: usize,
+    /// See `faults_max`.
+    pub faults_window: Duration,
 }
 
 /// Numbers of threads as said; [`Threads::resolve`] replaces the zeros.
@@ -245,6 +263,19 @@ impl Config {
         let ways = table::find(key).map(Setting::ways).unwrap_or_default();
         let said = self.raw.said(key);
         ConfigError(vec![format!("{said}: {why}; change it with {ways}")])
+    }
+
+    /// What operators must show; `None` for nothing.
+    ///
+    /// # Errors
+    /// A file of the key that cannot be read, or that holds none.
+    pub fn admin_key(&self) -> Result<Option<Secret>, ConfigError> {
+        match &self.server.admin_key_file {
+            None => Ok(self.server.admin_key.clone()),
+            Some(path) => Secret::read(path)
+                .map(Some)
+                .map_err(|why| self.refuse("server.admin_key_file", why)),
+        }
     }
 
     /// What is served, and how its backend is opened.

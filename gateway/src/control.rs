@@ -6,6 +6,9 @@ use std::pin::Pin;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
+/// How long what went live is watched unless the order says otherwise.
+pub const PROBATION: Duration = Duration::from_secs(60);
+
 /// Whoever can do it.
 pub trait Control: Send + Sync + 'static {
     /// What is kept of scores.
@@ -24,15 +27,27 @@ pub trait Control: Send + Sync + 'static {
     /// [`SwapError`].
     fn swap(&self, order: SwapOrder) -> Result<mpsc::Receiver<SwapStep>, SwapError>;
 
-    /// Has what served before a swap serve again, as long as that is in its probation.
+    /// Begins to have what served before the last swap serve again, or ends a swap that has not gone live.
     ///
     /// # Errors
     /// [`SwapError`].
-    fn rollback(&self, model: &str) -> Result<(), SwapError>;
+    fn rollback(&self, model: &str) -> Result<mpsc::Receiver<SwapStep>, SwapError>;
+
+    /// Begins to load a model that is not there yet, while others serve. Steps come as for a swap.
+    ///
+    /// # Errors
+    /// [`SwapError`].
+    fn load(&self, order: SwapOrder) -> Result<mpsc::Receiver<SwapStep>, SwapError>;
+
+    /// Begins to take a model away. What it has admitted is answered first.
+    ///
+    /// # Errors
+    /// [`SwapError`].
+    fn unload(&self, model: &str) -> Result<mpsc::Receiver<SwapStep>, SwapError>;
 }
 
 /// What a model is to be served by from now on. What is not said stays as it is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct SwapOrder {
     /// The model's name.
     pub model: String,
@@ -50,8 +65,19 @@ pub struct SwapOrder {
     pub source: Option<String>,
     /// Other weights may give other scores.
     pub expect_change: bool,
+    /// Requests on which it is tried out before it goes live; `None` for none.
+    pub shadow: Option<ShadowOrder>,
     /// How long what serves then is watched, and what served before is kept.
     pub probation: Duration,
+}
+
+/// Requests on which something is tried out.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ShadowOrder {
+    /// Of all that come, above 0 and at most 1.
+    pub share: f64,
+    /// How long.
+    pub time: Duration,
 }
 
 /// What a swap has reached.
@@ -61,17 +87,23 @@ pub enum SwapState {
     Found,
     /// It is what was ordered, and has done its work in a process of its own.
     Verified,
+    /// There is no memory for both: what served is gone, requests wait for what is to come.
+    Draining,
     /// It is a plugin, and is mapped.
     Loaded,
     /// It has opened the model, and computed.
     Warm,
     /// Its scores are what they should be.
     Proven,
+    /// A share of the requests is tried out on it.
+    Shadow,
     /// It serves. What served before is kept.
     Live,
     /// It has served through its probation; what served before is gone.
     Confirmed,
-    /// Nothing has changed.
+    /// The model is gone.
+    Unloaded,
+    /// What served goes on; where it had ended for want of memory and does not open again, the detail says so.
     Refused,
     /// What served before serves again.
     RolledBack,
@@ -97,19 +129,56 @@ pub enum SwapError {
     NotNow(String),
 }
 
-// === impl SwapState ===
+// === impl SwapOrder, SwapState ===
+
+impl SwapOrder {
+    /// Nothing is to be changed about this model.
+    pub fn of(model: &str) -> Self {
+        Self {
+            model: model.to_owned(),
+            plugin: None,
+            sha256: None,
+            dtype: None,
+            device: None,
+            options: None,
+            source: None,
+            expect_change: false,
+            shadow: None,
+            probation: PROBATION,
+        }
+    }
+}
 
 impl SwapState {
+    /// Every one of them.
+    pub const ALL: [Self; 12] = [
+        Self::Found,
+        Self::Verified,
+        Self::Draining,
+        Self::Loaded,
+        Self::Warm,
+        Self::Proven,
+        Self::Shadow,
+        Self::Live,
+        Self::Confirmed,
+        Self::Unloaded,
+        Self::Refused,
+        Self::RolledBack,
+    ];
+
     /// As operators read it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Found => "found",
             Self::Verified => "verified",
+            Self::Draining => "draining",
             Self::Loaded => "loaded",
             Self::Warm => "warm",
             Self::Proven => "proven",
+            Self::Shadow => "shadow",
             Self::Live => "live",
             Self::Confirmed => "confirmed",
+            Self::Unloaded => "unloaded",
             Self::Refused => "refused",
             Self::RolledBack => "rolled_back",
         }
@@ -122,6 +191,9 @@ impl SwapState {
 
     /// Whether nothing comes after it.
     pub fn is_last(self) -> bool {
-        matches!(self, Self::Confirmed | Self::Refused | Self::RolledBack)
+        matches!(
+            self,
+            Self::Confirmed | Self::Unloaded | Self::Refused | Self::RolledBack
+        )
     }
 }

@@ -10,9 +10,11 @@ mod golden;
 pub mod hold;
 mod identity;
 pub mod line;
+mod plain;
 pub mod plan;
 pub mod probation;
 pub mod queue;
+mod shadow;
 mod slots;
 pub mod text;
 pub mod work;
@@ -22,28 +24,33 @@ pub use backend::Reopen;
 pub use crew::WorkerBounds;
 pub use golden::{Agreement, Golden, Tolerance, golden_rows};
 pub use identity::Identity;
+pub use plain::{Speed, measure};
+pub use shadow::{Chosen, Shadow, Shadowed};
 pub use slots::Slots;
 
 use crate::load::ModelState;
-use crate::model::{ModelInfo, TokenRows, Tokenizer};
-use crate::runtime::{Runtime, now};
+use crate::model::{ModelInfo, Tokenizer};
+use crate::runtime::Runtime;
 use crate::score::{Activation, ScoreError};
 use crate::telemetry::ModelMetrics;
 use backend::Shared;
-use backend_api::{
-    Description, Fault, OpenBackend, OpenRequest, OpenWorker, RaggedBatch, RowControl,
-};
-use cost::Size;
+use backend_api::{Description, Fault, OpenBackend, OpenRequest, OpenWorker};
 use crew::{Crew, Members};
 use line::Line;
+use plain::score_plain;
 use queue::{BatchBounds, QueueBounds};
-use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
+
+/// Tokens of a row that tells whether a backend is sound.
+const PLAIN_TOKENS: usize = 16;
 
 /// A model that serves.
 pub struct Generation {
-    parts: Facts,
+    parts: Arc<Facts>,
+    proof: OnceLock<String>,
+    is_failing: AtomicBool,
     tokenizer: Arc<Tokenizer>,
     line: Arc<Line>,
     identity: Identity,
@@ -66,6 +73,8 @@ pub struct Facts {
     pub plugin: (String, String),
     /// The SHA-256 of the plugin's file.
     pub image: String,
+    /// Why this plugin.
+    pub chosen: String,
     /// What the plugin was asked to open.
     pub request: OpenRequest,
     /// What it opened.
@@ -125,7 +134,9 @@ impl Generation {
         let facts = start.facts;
         let n_workers_max = facts.description.n_workers_max as usize;
         let line = Arc::new(Line::new(start.queue, batch, start.tokenizer.n_special()));
+        let plain = start.tokenizer.sample_row(PLAIN_TOKENS.min(row_tokens_max));
         let crew = Arc::new(Crew {
+            plain: plain.map_err(Fault::bad_model)?,
             line: Arc::clone(&line),
             metrics: Arc::new(start.metrics),
             limits,
@@ -143,7 +154,9 @@ impl Generation {
             tokenizer: Arc::new(start.tokenizer),
             identity: facts.identity(row_tokens_max),
             crew,
-            parts: facts,
+            parts: Arc::new(facts),
+            proof: OnceLock::new(),
+            is_failing: AtomicBool::new(false),
         };
         // All workers stand before the first thread runs: none is left behind by a failure.
         let mut workers = (0..generation.crew.n_workers)
@@ -178,58 +191,30 @@ impl Generation {
                 .tokenizer
                 .sample_row(n_tokens)
                 .map_err(Fault::bad_model)?;
-            let (size, took) = self.warm_up_once(worker, &row, n_rows)?;
+            let (size, took) = score_plain(worker, &row, n_rows)?;
             self.line.learn(size, took);
         }
         Ok(())
     }
 
-    fn warm_up_once(
-        &self,
-        worker: &mut OpenWorker,
-        row: &TokenRows,
-        n_rows: usize,
-    ) -> Result<(Size, Duration), Fault> {
-        let (ids, types) = (row.input_ids.repeat(n_rows), row.type_ids.repeat(n_rows));
-        let len = row.input_ids.len();
-        let offsets: Vec<u32> = (0..=n_rows).map(|end| (end * len) as u32).collect();
-        let wanted = AtomicBool::new(true);
-        let controls = vec![
-            RowControl {
-                deadline_us: u64::MAX,
-                wanted: &wanted
-            };
-            n_rows
-        ];
-        let (mut logits, mut statuses) = (vec![0.0; n_rows * self.n_labels()], vec![0; n_rows]);
-        let started = now();
-        let batch = RaggedBatch::check(
-            &ids,
-            &types,
-            &offsets,
-            &[],
-            &controls,
-            &worker.limits(),
-            started,
-        )
-        .map_err(Fault::bad_batch)?;
-        let (_, scores) = worker.score(&batch, &mut logits, &mut statuses)?;
-        let took = now() - started;
-        if let Err(status) = scores.row(0) {
-            return Err(Fault::internal(format!(
-                "the first row of the warm-up came back as {status:?}"
-            )));
-        }
-        let size = Size {
-            tokens: ids.len() as f64,
-            squares: (n_rows * len * len) as f64,
-        };
-        Ok((size, took))
+    /// What it is, constant for its life.
+    pub fn facts(&self) -> &Arc<Facts> {
+        &self.parts
     }
 
-    /// What it is, constant for its life.
-    pub fn facts(&self) -> &Facts {
-        &self.parts
+    /// What its scores were compared with, and how they agreed. The first word stands.
+    pub fn note_proof(&self, proof: String) {
+        let _ = self.proof.set(proof);
+    }
+
+    /// Whether its backend fails batch after batch.
+    pub fn is_failing(&self) -> bool {
+        self.is_failing.load(Ordering::Relaxed)
+    }
+
+    /// Says whether it does.
+    pub fn set_failing(&self, is_failing: bool) {
+        self.is_failing.store(is_failing, Ordering::Relaxed);
     }
 
     /// What requests name.
@@ -280,7 +265,7 @@ impl Generation {
             plugin,
             image,
             ..
-        } = &self.parts;
+        } = &*self.parts;
         let load = self.line.load();
         ModelState {
             name: self.name(),
@@ -289,18 +274,21 @@ impl Generation {
             architecture: info.architecture.clone(),
             labels: info.labels.clone(),
             activation: self.activation(),
-            num_parameters: Some(info.num_parameters),
+            num_parameters: Some(info.num_parameters).filter(|n| *n > 0),
             row_tokens_max: self.tokenizer.row_tokens_max(),
             plugin: plugin.clone(),
             image: image.clone(),
+            chosen: self.parts.chosen.clone(),
             device: description.device.clone(),
             dtype: description.dtype.clone(),
             kernel: description.kernel.clone(),
             numerics_id: description.numerics_id.clone(),
             generation: self.parts.number,
+            proof: self.proof.get().cloned(),
             state: match (self.line.is_closed(), load.workers) {
                 (true, _) => "draining",
                 (false, 0) => "failed",
+                (false, _) if self.is_failing() => "failing",
                 (false, _) => "live",
             },
             load,

@@ -9,12 +9,12 @@ pub use memory::available as memory_available;
 pub use probe::{Probed, Prober};
 pub use store::ImageBounds;
 
-use crate::model::TokenRows;
+use crate::model::{Format, ModelInfo, TokenRows};
 use backend_api::{Fault, FaultCode, OpenBackend, OpenRequest, PluginCard, PluginLibrary};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use store::Store;
+use store::{Store, of_file};
 
 /// Devices in the order in which `auto` prefers them.
 const DEVICES: [&str; 3] = ["cuda", "metal", "cpu"];
@@ -97,23 +97,35 @@ impl Host {
             prober,
         };
         for path in dirs.iter().flat_map(|dir| image::find_in(dir, listing)) {
-            host.load(&path);
+            // What came with the program is as good as the program.
+            host.look_at(&path, listing == Listing::All);
         }
         Ok(host)
     }
 
-    /// Looks at a file as it is now.
+    /// Maps a file as it is now. One that no process has tried before is tried out first.
     pub fn load(&self, path: &Path) -> PluginFile {
-        let (sha256, found) = self.store.load(path);
+        self.look_at(path, true)
+    }
+
+    fn look_at(&self, path: &Path, is_tried: bool) -> PluginFile {
+        let (sha256, found) = self.store.load(path, |copy| {
+            let named = is_tried.then(|| self.prober.name(copy));
+            named.transpose().map(drop)
+        });
         let file = PluginFile {
             path: path.to_owned(),
             sha256,
             found,
         };
         let mut files = self.known();
-        files.retain(|known| known.path != path);
-        files.push(file.clone());
-        files.sort_by(|a, b| a.path.cmp(&b.path));
+        let has_mapped = |known: &PluginFile| known.path == path && known.found.is_ok();
+        // A refused file takes nothing away from what was mapped from its place before.
+        if file.found.is_ok() || !files.iter().any(has_mapped) {
+            files.retain(|known| known.path != path);
+            files.push(file.clone());
+            files.sort_by(|a, b| a.path.cmp(&b.path));
+        }
         file
     }
 
@@ -129,11 +141,23 @@ impl Host {
         rows: TokenRows,
     ) -> Result<(String, Probed), String> {
         let (sha256, copy) = self.store.stage(path)?;
-        let probed = self
-            .prober
-            .probe(&copy, request, rows)
-            .map_err(|why| why.replace(&copy.display().to_string(), &path.display().to_string()))?;
-        Ok((sha256, probed))
+        let probed = self.prober.probe(&copy, request, rows);
+        Ok((sha256, self.tried(probed, &copy, path)?))
+    }
+
+    /// What a trial says of a copy is remembered for the next process.
+    fn tried<T>(&self, outcome: Result<T, String>, copy: &Path, path: &Path) -> Result<T, String> {
+        match outcome {
+            Ok(found) => {
+                self.store.tried(copy);
+                Ok(found)
+            }
+            Err(why) => {
+                // Another process may have it mapped, and keeps it: only the name goes.
+                self.store.forget(copy);
+                Err(of_file(&why, copy, path))
+            }
+        }
     }
 
     /// The file that operators mean by `name`: a plugin's name, a file's, or a path; inside the folders of
@@ -166,13 +190,48 @@ impl Host {
             .ok_or_else(|| self.no_plugin(&format!("there is no plugin {name:?}")))
     }
 
-    /// The plugin of a file of this content.
+    /// The name of the plugin in a file as it is now. One that nobody has looked at is looked at in a process
+    /// of its own. Blocks.
+    ///
+    /// # Errors
+    /// What is wrong with the file, or how its process ended.
+    pub fn name_of(&self, path: &Path) -> Result<String, String> {
+        let (sha256, copy) = self.store.stage(path)?;
+        if let Some(library) = self.by_hash(&sha256) {
+            return Ok(library.card().name.clone());
+        }
+        self.tried(self.prober.name(&copy), &copy, path)
+    }
+
+    /// The SHA-256 of a file as it is now.
+    ///
+    /// # Errors
+    /// Why it cannot be read.
+    pub fn hash_of(&self, path: &Path) -> Result<String, String> {
+        store::hash(path)
+    }
+
+    /// Where the file of an image lies, or lay when it was mapped: a new build of it has come to its place.
+    pub fn file_of(&self, image: &str) -> Option<PathBuf> {
+        let has_it = |file: &PluginFile| file.sha256.as_deref() == Some(image);
+        let known = self.known().iter().find(|file| has_it(file)).cloned();
+        known
+            .map(|file| file.path)
+            .or_else(|| self.store.mapped_from(image))
+    }
+
+    /// The image of this content, if it is mapped.
     pub fn by_hash(&self, hash: &str) -> Option<Arc<PluginLibrary>> {
-        let files = self.known();
-        let file = files
+        self.store.mapped_as(hash)
+    }
+
+    /// Library files in the folders of plugins, as they are now.
+    pub fn look(&self) -> Vec<PathBuf> {
+        let found = self
+            .dirs
             .iter()
-            .find(|file| file.sha256.as_deref() == Some(hash));
-        file.and_then(|file| file.found.clone().ok())
+            .map(|dir| image::find_in(dir, Listing::All));
+        found.flatten().collect()
     }
 
     /// Images that this process has mapped: none ever goes.
@@ -210,26 +269,40 @@ impl Host {
     }
 
     /// Opens a model with the plugin named `backend`, or without a name by the first one that says it
-    /// serves `architecture`, in the order of devices (`cuda`, `metal`, `cpu`) and then of names.
+    /// serves its architecture and reads its weights, in the order of devices (`cuda`, `metal`, `cpu`) and then of names. With it, without
+    /// a name, what the others on the same kind of device open, each when it is asked for.
     ///
     /// # Errors
     /// What each plugin answered.
-    pub fn open(
+    pub fn open<'a>(
         &self,
         backend: Option<&str>,
-        architecture: &str,
-        request: &OpenRequest,
-    ) -> Result<Opened, NoBackend> {
-        let candidates = self
-            .choose(backend, architecture)
-            .map_err(|why| NoBackend {
-                why: vec![why],
-                is_by_options: false,
-            })?;
+        model: &ModelInfo,
+        request: &'a OpenRequest,
+    ) -> Result<
+        (
+            Opened,
+            impl ExactSizeIterator<Item = Result<Opened, String>> + use<'a>,
+        ),
+        NoBackend,
+    > {
+        let candidates = self.choose(backend, model).map_err(NoBackend::new)?;
         let (mut why, mut is_by_options) = (Vec::new(), false);
-        for Candidate { library, sha256 } in candidates {
+        let mut candidates = candidates.into_iter();
+        while let Some(Candidate { library, sha256 }) = candidates.next() {
             match Opened::by(&library, &sha256, request) {
-                Ok(opened) => return Ok(opened),
+                Ok(opened) => {
+                    let device = device_rank(library.card());
+                    let is_like = move |other: &Candidate| {
+                        backend.is_none() && device_rank(other.library.card()) == device
+                    };
+                    let others = candidates.filter(is_like).collect::<Vec<_>>().into_iter();
+                    let open = |other: Candidate| {
+                        Opened::by(&other.library, &other.sha256, request)
+                            .map_err(|fault| format!("{}: {fault}", other.library.card().name))
+                    };
+                    return Ok((opened, others.map(open)));
+                }
                 Err(fault) => {
                     why.push(format!("{}: {fault}", library.card().name));
                     is_by_options |= fault.code == FaultCode::BadRequest;
@@ -246,7 +319,17 @@ impl Host {
         Err(NoBackend { why, is_by_options })
     }
 
-    fn choose(&self, backend: Option<&str>, architecture: &str) -> Result<Vec<Candidate>, String> {
+    /// The name of the plugin that a model is opened with.
+    ///
+    /// # Errors
+    /// That there is none.
+    pub fn chosen(&self, model: &ModelInfo) -> Result<String, String> {
+        let candidates = self.choose(None, model)?;
+        let first = candidates.first().ok_or("there is no plugin")?;
+        Ok(first.library.card().name.clone())
+    }
+
+    fn choose(&self, backend: Option<&str>, model: &ModelInfo) -> Result<Vec<Candidate>, String> {
         if let Some(backend) = backend {
             let named = self.candidates(|card| card.name == backend);
             return if named.is_empty() {
@@ -255,22 +338,23 @@ impl Host {
                 Ok(named)
             };
         }
+        let (architecture, format) = (model.architecture.as_str(), model.format);
         let mut serving = self.candidates(|card| {
-            let served = &card.architectures;
-            served.iter().any(|name| name == architecture)
+            let is_read = card.formats.iter().any(|name| name == format.name());
+            // A graph is its own architecture.
+            is_read
+                && (format == Format::Onnx
+                    || card.architectures.iter().any(|name| name == architecture))
         });
         serving.sort_by_key(|found| {
             let card = found.library.card();
-            let preference = |device: &String| {
-                DEVICES
-                    .iter()
-                    .position(|known| known == device)
-                    .unwrap_or(DEVICES.len())
-            };
-            (card.devices.iter().map(preference).min(), card.name.clone())
+            (device_rank(card), card.name.clone())
         });
         if serving.is_empty() {
-            return Err(self.no_plugin(&format!("no plugin serves a {architecture}")));
+            let format = format.name();
+            let what =
+                format!("no plugin serves a {architecture} whose weights are written as {format}");
+            return Err(self.no_plugin(&what));
         }
         Ok(serving)
     }
@@ -331,6 +415,25 @@ impl Opened {
     pub fn reopen(&self) -> impl Fn() -> Result<OpenBackend, Fault> + Send + Sync + use<> {
         let (library, request) = (Arc::clone(&self.library), self.request.clone());
         move || library.open(&request)
+    }
+}
+
+/// The place of a plugin's best device among those that are preferred.
+fn device_rank(card: &PluginCard) -> Option<usize> {
+    let rank = |device: &String| {
+        let known = DEVICES.iter().position(|known| known == device);
+        known.unwrap_or(DEVICES.len())
+    };
+    card.devices.iter().map(rank).min()
+}
+
+impl NoBackend {
+    /// For this reason, which no option changes.
+    pub fn new(why: String) -> Self {
+        Self {
+            why: vec![why],
+            is_by_options: false,
+        }
     }
 }
 

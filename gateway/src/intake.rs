@@ -1,25 +1,18 @@
 //! The first stage: what is too much is refused before it costs anything, and a request takes the
 //! generation that it keeps to the end.
 
-use crate::cache::Routed;
-use crate::generation::Slots;
-use crate::runtime::now;
-use crate::score::{Answer, Priority, ScoreError, ScoreRequest, ScoreResponse};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
-use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tower::Service;
+mod door;
 
-/// Bodies are counted in units of this many bytes: a semaphore counts to 2^29 at least, which is
-/// 512 GiB.
-const BYTES_UNIT: u64 = 1024;
-/// What a body weighs before its first byte, at most: many clients announce no length, and to take each
-/// for the largest would let a handful of them keep everybody else out.
-const ENTRY_BYTES: u64 = 64 * 1024;
-/// A refused client finds the same crowd when it comes back sooner.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
+pub use door::{Door, Pass, Weight};
+
+use crate::cache::Routed;
+use crate::generation::{Chosen, Generation, Slots};
+use crate::runtime::{Runtime, now};
+use crate::score::{Answer, Priority, ScoreError, ScoreRequest, ScoreResponse};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+use tower::{Service, ServiceExt as _};
 
 /// What one request may bring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,194 +33,178 @@ pub struct Bounds {
     pub priority_max: Priority,
 }
 
-/// Counts requests and bytes from before a body is read until it is answered. Every protocol's requests
-/// come through the same door.
-#[derive(Clone, Debug)]
-pub struct Door {
-    requests: Arc<Semaphore>,
-    bytes: Arc<Semaphore>,
-    is_closed: Arc<AtomicBool>,
-    bounds: Bounds,
-}
-
-/// The right to have one request read and answered.
-#[derive(Debug)]
-pub struct Pass {
-    _request: OwnedSemaphorePermit,
-    weight: Arc<Weight>,
-}
-
-/// What one request weighs at the door, in bytes. It may outlive its pass: an answer that repeats a body
-/// weighs as much as the body until it has been sent.
-#[derive(Debug)]
-pub struct Weight {
-    held: Mutex<OwnedSemaphorePermit>,
-    bytes_max: usize,
-}
-
 /// Checks a request and finds its generation; holds its deadline.
 #[derive(Clone)]
 pub struct Intake<S> {
     slots: Arc<Slots>,
     bounds: Bounds,
     next: S,
+    // The same way without what is kept of scores.
+    afresh: S,
+    runtime: Runtime,
 }
 
-// === impl Door ===
-
-impl Door {
-    /// A door with nobody inside.
-    pub fn new(bounds: Bounds) -> Self {
-        let requests_max = bounds.requests_max.min(Semaphore::MAX_PERMITS);
-        Self {
-            requests: Arc::new(Semaphore::new(requests_max)),
-            bytes: Arc::new(Semaphore::new(bounds.units())),
-            is_closed: Arc::default(),
-            bounds,
-        }
-    }
-
-    /// Lets nobody in any more: those who come to be refused do not keep it from becoming idle.
-    pub fn close(&self) {
-        self.is_closed.store(true, Ordering::Relaxed);
-    }
-
-    /// Requests that are inside.
-    pub fn inside(&self) -> usize {
-        self.bounds.requests_max.min(Semaphore::MAX_PERMITS) - self.requests.available_permits()
-    }
-
-    /// Whether every request has been answered, and every answer sent.
-    pub fn is_idle(&self) -> bool {
-        self.inside() == 0 && self.bytes.available_permits() == self.bounds.units()
-    }
-
-    /// What one request may bring.
-    pub fn bounds(&self) -> &Bounds {
-        &self.bounds
-    }
-
-    /// Lets a request in whose client announces this many bytes. It weighs little at first and grows
-    /// while its body arrives.
-    ///
-    /// # Errors
-    /// `Overloaded` when there are too many requests inside, or no room for what was announced; `Unavailable`
-    /// after [`close`](Self::close).
-    pub fn enter(&self, body_bytes: Option<u64>) -> Result<Pass, ScoreError> {
-        if self.is_closed.load(Ordering::Relaxed) {
-            return Err(ScoreError::Unavailable {
-                why: "the server is shutting down".to_owned(),
-                retry_after: RETRY_AFTER,
-            });
-        }
-        let Ok(request) = Arc::clone(&self.requests).try_acquire_owned() else {
-            return Err(overloaded(format!(
-                "{} requests are being answered, as many as intake.requests_max allows",
-                self.bounds.requests_max
-            )));
-        };
-        let bytes_max = self.bounds.body_bytes_max as u64;
-        let announced = body_bytes.unwrap_or(ENTRY_BYTES).min(bytes_max);
-        let entry = units(announced.min(ENTRY_BYTES));
-        // Who announces more than there is room for need not begin to send it.
-        let has_room = units(announced) as usize <= self.bytes.available_permits();
-        let held = Arc::clone(&self.bytes).try_acquire_many_owned(entry);
-        match held {
-            Ok(held) if has_room => Ok(Pass {
-                _request: request,
-                weight: Arc::new(Weight {
-                    held: Mutex::new(held),
-                    bytes_max: self.bounds.bytes_max,
-                }),
-            }),
-            _ => Err(too_heavy(self.bounds.bytes_max)),
-        }
-    }
-}
-
-/// At least one: a request without a body is a request.
-fn units(bytes: u64) -> u32 {
-    // A body of at most 1 GiB is far below 2^32 units.
-    u32::try_from(bytes.div_ceil(BYTES_UNIT))
-        .unwrap_or(u32::MAX)
-        .max(1)
-}
-
-fn too_heavy(bytes_max: usize) -> ScoreError {
-    overloaded(format!(
-        "the requests being answered hold almost {bytes_max} bytes, as many as intake.bytes_max allows"
-    ))
-}
-
-fn overloaded(why: String) -> ScoreError {
-    ScoreError::Overloaded {
-        why,
-        retry_after: RETRY_AFTER,
-    }
-}
-
-// === impl Pass ===
-
-impl Pass {
-    /// What the request weighs.
-    pub fn weight(&self) -> &Arc<Weight> {
-        &self.weight
-    }
-}
-
-// === impl Weight ===
-
-impl Weight {
-    /// So many bytes of the body have arrived.
-    ///
-    /// # Errors
-    /// `Overloaded` when there is no room for them; what the request weighs stays as it was.
-    pub fn grow_to(&self, bytes: u64) -> Result<(), ScoreError> {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        let more = (units(bytes) as usize).saturating_sub(held.num_permits());
-        if more > 0 {
-            let room = Arc::clone(held.semaphore())
-                .try_acquire_many_owned(u32::try_from(more).unwrap_or(u32::MAX))
-                .map_err(|_| too_heavy(self.bytes_max))?;
-            held.merge(room);
-        }
-        Ok(())
-    }
-
-    /// The body had so many bytes: what was taken beyond them is given back.
-    pub fn settle(&self, bytes: u64) {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        let less = held.num_permits().saturating_sub(units(bytes) as usize);
-        drop(held.split(less));
-    }
+/// What is to be done with a request besides answering it.
+struct Again<S> {
+    request: ScoreRequest,
+    // Answers it if what serves now does not.
+    previous: Option<Arc<Generation>>,
+    // Tries it out on what does not serve yet.
+    chosen: Option<Chosen>,
+    intake: Intake<S>,
 }
 
 // === impl Intake ===
 
 impl<S> Intake<S> {
-    /// Requests for `slots` within `bounds` go on to `next`.
-    pub fn new(slots: Arc<Slots>, bounds: Bounds, next: S) -> Self {
+    /// Requests for `slots` within `bounds` go on to `next`; to `afresh` where they must be computed.
+    pub fn new(slots: Arc<Slots>, bounds: Bounds, next: S, afresh: S, runtime: Runtime) -> Self {
         Self {
             slots,
             bounds,
             next,
+            afresh,
+            runtime,
         }
     }
+}
 
-    fn route(&self, mut request: ScoreRequest) -> Result<Routed, ScoreError> {
-        self.bounds.check(&request)?;
-        self.bounds.lower(&mut request);
-        let generation = self.slots.live(request.model.as_deref())?;
-        Ok(Routed {
+impl<S> Intake<S>
+where
+    S: Service<Routed, Response = ScoreResponse, Error = ScoreError, Future = Answer>
+        + Clone
+        + Send
+        + 'static,
+{
+    /// A request that comes while its model's next generation is about to.
+    async fn serve_soon(mut self, request: ScoreRequest) -> Result<ScoreResponse, ScoreError> {
+        let came = now();
+        let model = request.model.clone();
+        let live = self.slots.live_soon(model.as_deref());
+        let generation = within(came, request.deadline, live).await?;
+        self.serve(request, generation).await
+    }
+
+    fn serve(&mut self, request: ScoreRequest, generation: Arc<Generation>) -> Answer {
+        let (came, deadline) = (now(), request.deadline);
+        let again = self.again(&request, &generation);
+        // Dropped with the future when the client goes away, which counts too.
+        let open = generation.metrics().open();
+        let answer = self.next.call(Routed {
             request,
-            generation,
+            generation: Arc::clone(&generation),
+        });
+        Box::pin(async move {
+            let outcome = within(came, deadline, answer).await;
+            let outcome = match again {
+                None => outcome,
+                Some(again) => again.follow(came, outcome).await,
+            };
+            generation.count_answer();
+            open.end(outcome.as_ref().map_or_else(ScoreError::outcome, |_| "ok"));
+            outcome
         })
+    }
+
+    /// Only around a swap is there anything to do.
+    fn again(&self, request: &ScoreRequest, generation: &Generation) -> Option<Again<S>> {
+        let previous = self.slots.previous(generation);
+        let shadow = self.slots.shadow(generation);
+        let chosen = shadow.and_then(|shadow| shadow.choose());
+        let is_needed = previous.is_some() || chosen.is_some();
+        is_needed.then(|| Again {
+            request: request.clone(),
+            previous,
+            chosen,
+            intake: self.clone(),
+        })
+    }
+}
+
+impl<S> Again<S>
+where
+    S: Service<Routed, Response = ScoreResponse, Error = ScoreError, Future = Answer>
+        + Clone
+        + Send
+        + 'static,
+{
+    /// A request that what has just gone live fails is answered, whole, by what served before.
+    async fn follow(
+        self,
+        came: Instant,
+        outcome: Result<ScoreResponse, ScoreError>,
+    ) -> Result<ScoreResponse, ScoreError> {
+        let Self {
+            request,
+            previous,
+            chosen,
+            intake,
+        } = self;
+        match (outcome, previous, chosen) {
+            (Err(ScoreError::Backend { .. }), Some(generation), _) => {
+                let deadline = request.deadline;
+                let answer = intake.next.oneshot(Routed {
+                    request,
+                    generation,
+                });
+                within(came, deadline, answer).await
+            }
+            (Ok(answered), _, Some(chosen)) => {
+                let tried = try_out(chosen, request, came, answered.clone(), intake.afresh);
+                intake.runtime.task(tried);
+                Ok(answered)
+            }
+            (outcome, ..) => outcome,
+        }
+    }
+}
+
+/// Has a generation that does not serve yet score what was answered by another. Nobody waits for it.
+async fn try_out<S>(
+    chosen: Chosen,
+    request: ScoreRequest,
+    came: Instant,
+    answered: ScoreResponse,
+    afresh: S,
+) where
+    S: Service<Routed, Response = ScoreResponse, Error = ScoreError, Future = Answer>,
+{
+    let (started, id) = (now(), request.id.clone());
+    // As long as its client would have waited.
+    let deadline = started + request.deadline.saturating_duration_since(came);
+    let answer = afresh.oneshot(Routed {
+        request: ScoreRequest {
+            deadline,
+            priority: Priority::Low,
+            ..request
+        },
+        generation: chosen.candidate(),
+    });
+    let outcome = within(started, deadline, answer).await;
+    chosen.compare(&id, &answered, &outcome);
+}
+
+/// When the time is up the answer's future is dropped, and with it all that it asked for.
+async fn within<T>(
+    came: Instant,
+    deadline: Instant,
+    answer: impl Future<Output = Result<T, ScoreError>>,
+) -> Result<T, ScoreError> {
+    match tokio::time::timeout_at(deadline.into(), answer).await {
+        // A row that expired in the queue or the plugin knows no better how long it had.
+        Err(_) | Ok(Err(ScoreError::DeadlinePassed { .. })) => Err(ScoreError::DeadlinePassed {
+            after: deadline.saturating_duration_since(came),
+        }),
+        Ok(outcome) => outcome,
     }
 }
 
 impl<S> Service<ScoreRequest> for Intake<S>
 where
-    S: Service<Routed, Response = ScoreResponse, Error = ScoreError, Future = Answer>,
+    S: Service<Routed, Response = ScoreResponse, Error = ScoreError, Future = Answer>
+        + Clone
+        + Send
+        + 'static,
 {
     type Response = ScoreResponse;
     type Error = ScoreError;
@@ -237,31 +214,16 @@ where
         self.next.poll_ready(context)
     }
 
-    fn call(&mut self, request: ScoreRequest) -> Answer {
-        let (came, deadline) = (now(), request.deadline);
-        let routed = match self.route(request) {
-            Ok(routed) => routed,
-            Err(error) => return Box::pin(std::future::ready(Err(error))),
-        };
-        // Dropped with the future when the client goes away, which counts too.
-        let open = routed.generation.metrics().open();
-        let generation = Arc::clone(&routed.generation);
-        let answer = self.next.call(routed);
-        Box::pin(async move {
-            // When the time is up the answer's future is dropped, and with it all that it asked for.
-            let outcome = match tokio::time::timeout_at(deadline.into(), answer).await {
-                // A row that expired in the queue or the plugin knows no better how long it had.
-                Err(_) | Ok(Err(ScoreError::DeadlinePassed { .. })) => {
-                    Err(ScoreError::DeadlinePassed {
-                        after: deadline.saturating_duration_since(came),
-                    })
-                }
-                Ok(outcome) => outcome,
-            };
-            generation.count_answer();
-            open.end(outcome.as_ref().map_or_else(ScoreError::outcome, |_| "ok"));
-            outcome
-        })
+    fn call(&mut self, mut request: ScoreRequest) -> Answer {
+        if let Err(error) = self.bounds.check(&request) {
+            return Box::pin(std::future::ready(Err(error)));
+        }
+        self.bounds.lower(&mut request);
+        match self.slots.live(request.model.as_deref()) {
+            Ok(generation) => self.serve(request, generation),
+            Err(ScoreError::Unavailable { .. }) => Box::pin(self.clone().serve_soon(request)),
+            Err(error) => Box::pin(std::future::ready(Err(error))),
+        }
     }
 }
 
@@ -275,7 +237,7 @@ impl Bounds {
     /// `TooLarge`.
     pub fn check_count(&self, n_documents: usize) -> Result<(), ScoreError> {
         let bound = ("intake.documents_max", self.documents_max);
-        within("documents", n_documents, "documents", bound)
+        check_bound("documents", n_documents, "documents", bound)
     }
 
     /// Whether a document may have so many bytes.
@@ -287,7 +249,7 @@ impl Bounds {
             return Ok(());
         }
         let bound = ("intake.document_bytes_max", self.document_bytes_max);
-        within(&format!("documents[{index}]"), bytes, "bytes", bound)
+        check_bound(&format!("documents[{index}]"), bytes, "bytes", bound)
     }
 
     fn check(&self, request: &ScoreRequest) -> Result<(), ScoreError> {
@@ -305,7 +267,7 @@ impl Bounds {
         }
         self.check_count(request.documents.len())?;
         let bound = ("intake.query_bytes_max", self.query_bytes_max);
-        within("query", request.query.len(), "bytes", bound)?;
+        check_bound("query", request.query.len(), "bytes", bound)?;
         let mut documents = request.documents.iter().enumerate();
         documents.try_for_each(|(index, document)| self.check_document(index, document.len()))
     }
@@ -318,16 +280,9 @@ impl Bounds {
             request.priority = self.priority_max;
         }
     }
-
-    /// All bodies' bytes in the unit that they are counted in.
-    fn units(&self) -> usize {
-        let units = (self.bytes_max as u64).div_ceil(BYTES_UNIT);
-        let most = Semaphore::MAX_PERMITS;
-        usize::try_from(units).unwrap_or(most).min(most)
-    }
 }
 
-fn within(
+fn check_bound(
     param: &str,
     found: usize,
     unit: &str,

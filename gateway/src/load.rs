@@ -37,6 +37,8 @@ pub struct ModelState {
     pub plugin: (String, String),
     /// The SHA-256 of the plugin's file.
     pub image: String,
+    /// Why this plugin.
+    pub chosen: String,
     /// The device in use.
     pub device: String,
     /// The arithmetic in use.
@@ -47,7 +49,9 @@ pub struct ModelState {
     pub numerics_id: String,
     /// Counts up with every swap, from 1.
     pub generation: u64,
-    /// `live`, `draining`, `failed`.
+    /// What its scores were compared with, and how they agreed; `None` if they were not.
+    pub proof: Option<String>,
+    /// `live`, `failing`, `draining`, `failed`.
     pub state: &'static str,
     /// How busy it is.
     pub load: Load,
@@ -60,7 +64,7 @@ pub struct ModelState {
 /// What a swap has reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LastSwap {
-    /// `found`, `loaded`, `warm`, `proven`, `live`, `confirmed`, `refused`, `rolled_back`.
+    /// One of `SwapState`'s names.
     pub state: &'static str,
     /// What there is to say of it: for a refusal why.
     pub detail: String,

@@ -115,7 +115,12 @@ async fn serve(config: &Config) -> Result<usize, StartError> {
     let hub = hub_settings(config)?;
     let mut signals = Signals::install()?;
     let mut app = App::start(config, hub).await?;
-    tracing::info!(http = %app.http, grpc = %app.grpc, admin = %app.admin, "listening");
+    let admin_key = if app.admin_needs_key {
+        "required"
+    } else {
+        "none"
+    };
+    tracing::info!(http = %app.http, grpc = %app.grpc, admin = %app.admin, admin_key, "listening");
     let served = tokio::select! {
         loaded = app.loaded() => loaded,
         () = signals.next() => return drain(app, &mut signals, Ok(())).await,

@@ -14,6 +14,7 @@ mod geometry;
 pub mod hub;
 mod info;
 pub mod progress;
+mod prompt;
 mod source;
 mod starter;
 mod template;
@@ -22,8 +23,10 @@ mod weights;
 
 pub use geometry::{Geometry, Operations};
 pub use info::ModelInfo;
+pub use prompt::{Answers, Prompt, Reading, Token};
 pub use source::Source;
 pub use tokenizer::{Cut, Query, TokenRows, Tokenizer};
+pub use weights::Format;
 
 use hub::Settings;
 use progress::Progress;

@@ -1,6 +1,8 @@
 //! Settings from what is said to what holds: precedence, names, forms, bounds, relations, and the
 //! texts that people read. The environment is a table here; nobody sets a variable.
 
+#[path = "config/admin.rs"]
+mod admin;
 #[path = "config/names.rs"]
 mod names;
 
@@ -142,7 +144,7 @@ fn every_name_of_every_setting_sets_it() {
         }
         let hash = "8".repeat(64);
         let default = match (setting.default, setting.key) {
-            ("", "plugins.sha256") => hash.as_str(),
+            ("", "plugins.sha256" | "server.admin_key") => hash.as_str(),
             ("", "plugins.probe_memory_max") => "1GiB",
             ("", _) => "8",
             (default, _) => default,

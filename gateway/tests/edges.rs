@@ -7,6 +7,8 @@ mod fixture;
 mod grpc;
 #[path = "edges/health.rs"]
 mod health;
+#[path = "edges/keys.rs"]
+mod keys;
 #[path = "edges/limits.rs"]
 mod limits;
 #[path = "edges/listen.rs"]
@@ -17,6 +19,8 @@ mod log;
 mod options;
 #[path = "edges/rerank.rs"]
 mod rerank;
+#[path = "edges/socket.rs"]
+mod socket;
 
 use axum::body::Body;
 use fixture::{BODY_BYTES_MAX, Fixture, JSON, ask, block_on, check, check_in, send};

@@ -7,7 +7,7 @@ use std::thread;
 
 use gateway::model::hub::Settings;
 use gateway::model::progress::Log;
-use gateway::model::{Cause, Folder, ModelError, ModelInfo, Source, fetch};
+use gateway::model::{Cause, Folder, Format, ModelError, ModelInfo, Source, fetch};
 
 #[path = "hub/lookalike.rs"]
 mod lookalike;
@@ -122,7 +122,7 @@ fn shards_are_those_that_the_index_names() {
 #[test]
 fn what_cannot_be_served_is_refused_before_its_weights() {
     let bert = br#"{"architectures":["BertModel"],"model_type":"bert"}"#;
-    let cases: [(&'static str, Option<&[u8]>, &str); 4] = [
+    let cases: [(&'static str, Option<&[u8]>, &str); 3] = [
         (
             "config.json",
             Some(bert),
@@ -130,13 +130,38 @@ fn what_cannot_be_served_is_refused_before_its_weights() {
         ),
         ("config.json", None, "no config.json"),
         ("tokenizer.json", None, "only fast tokenizers"),
-        (WEIGHTS, None, "only as onnx/model.onnx, pytorch_model.bin"),
     ];
     for (name, bytes, says) in cases {
         let hub = Hub::start(&model_with(name, bytes));
         check_error(hub.fetch(None, &[]), Cause::Unfit, &[says, "name"]);
         assert!(!hub.asked().iter().any(|asked| asked.at == "cdn"));
     }
+    let mut files = model_with(WEIGHTS, None);
+    files.retain(|(name, _)| *name != "onnx/model.onnx");
+    let hub = Hub::start(&files);
+    check_error(
+        hub.fetch(None, &[]),
+        Cause::Unfit,
+        &["only as pytorch_model.bin", "name"],
+    );
+}
+
+#[test]
+fn a_model_without_named_weights_comes_as_a_graph_with_its_data() {
+    let mut files = model_with(WEIGHTS, None);
+    files.push(("onnx/model.onnx_data", b"data".to_vec()));
+    files.push(("onnx/model_int8.onnx", b"other".to_vec()));
+    let hub = Hub::start(&files);
+    let folder = hub.fetch(None, &[]).unwrap();
+    let has = |name: &str| folder.path.join(name).is_file();
+    assert!(has("onnx/model.onnx") && has("onnx/model.onnx_data"));
+    assert!(!has("onnx/model_int8.onnx"));
+    let info = ModelInfo::read(&folder).unwrap();
+    assert_eq!(info.format, Format::Onnx);
+    assert_eq!(info.num_parameters, 0);
+    // What was fetched once is there without the hub.
+    let again = hub.fetch(None, &[("HF_HUB_OFFLINE", "1")]).unwrap();
+    assert_eq!(again.path, folder.path);
 }
 
 #[test]

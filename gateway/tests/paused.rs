@@ -70,12 +70,11 @@ impl Server {
             shared: None,
         };
         let pool = Arc::new(Pool::start(&runtime, 1, 8).unwrap());
-        let cache = Cache::new(
-            levels.clone(),
-            Admit::default(),
-            Tokenize::new(pool),
-            runtime,
-        );
+        let way = |levels| {
+            let tokenize = Tokenize::new(Arc::clone(&pool));
+            Cache::new(levels, Admit::default(), tokenize, runtime.clone())
+        };
+        let (cache, afresh) = (way(levels.clone()), way(Levels::default()));
         let bounds = Bounds {
             body_bytes_max: 1 << 20,
             bytes_max: 1 << 20,
@@ -86,7 +85,7 @@ impl Server {
             priority_max: Priority::High,
         };
         Self {
-            intake: Intake::new(Arc::clone(&slots), bounds, cache),
+            intake: Intake::new(Arc::clone(&slots), bounds, cache, afresh, runtime),
             slots,
             generation,
             levels,
@@ -165,7 +164,7 @@ fn generation(
     });
     let info = info.unwrap();
     let start = Start {
-        tokenizer: Tokenizer::open(&info.tokenizer_path, 64, 2).unwrap(),
+        tokenizer: Tokenizer::open(&info.tokenizer_path, 64, 2, None).unwrap(),
         facts: Facts {
             name: name.into(),
             source: name.to_owned(),
@@ -173,6 +172,7 @@ fn generation(
             activation: info.activation,
             plugin: ("gated".to_owned(), "1".to_owned()),
             image: String::new(),
+            chosen: String::new(),
             request: request.clone(),
             description: backend.description().clone(),
             info,

@@ -1,9 +1,27 @@
 //! Backends that are replaced while they serve, on real sockets and with real library files.
 
+#[path = "swap/arrivals.rs"]
+mod arrivals;
+#[path = "swap/coming.rs"]
+mod coming;
+#[path = "swap/guard.rs"]
+mod guard;
+#[path = "swap/impostors.rs"]
+mod impostors;
+#[path = "../../backend-api/tests/support/libraries.rs"]
+mod libraries;
+#[path = "swap/mixed.rs"]
+mod mixed;
 #[path = "swap/refused.rs"]
 mod refused;
 #[path = "serve/server.rs"]
 mod server;
+#[path = "swap/serving.rs"]
+mod serving;
+#[path = "swap/shadow.rs"]
+mod shadow;
+#[path = "swap/two.rs"]
+mod two;
 
 use serde_json::{Value, json};
 use server::{Server, plugin_dir, token};
@@ -29,9 +47,15 @@ struct Swapping {
 
 impl Swapping {
     fn start(options: &Value, settings: &[(&str, &str)]) -> Self {
+        Self::beside(options, settings, |_| {})
+    }
+
+    /// The same, with what `fill` puts into the folder.
+    fn beside(options: &Value, settings: &[(&str, &str)], fill: impl FnOnce(&Path)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().display().to_string();
         put(dir.path(), "fake", "");
+        fill(dir.path());
         let mut all = vec![("plugins.dir", path.as_str()), ("threads.total", "2")];
         all.extend(settings);
         let server = Server::start(&options.to_string(), &all);
@@ -186,14 +210,14 @@ fn a_request_under_way_is_answered_by_the_generation_that_began_it() {
     swapping
         .server
         .until(|| (swapping.server.metric("crossgate_workers_busy") > 0.0).then_some(()));
-    // Its golden rows wait for the file as well: the swap goes on only when all do.
+    // The golden rows of what serves wait for the file as well: the swap goes on only when all do.
     let (server, order) = (
         &swapping.server,
         json!({"options": {"bias": 3.0}, "probation_s": 0}),
     );
     std::thread::scope(|scope| {
         let swap = scope.spawn(|| server.order("/models/starter/swap", &order));
-        swapping.until("warm");
+        swapping.until("found");
         drop(hold);
         assert_eq!(swap.join().unwrap().status, 409);
     });
@@ -212,9 +236,11 @@ fn one_that_fails_after_going_live_is_rolled_back_by_itself() {
     assert_eq!(swapping.swap(&order).status, 200);
     assert_eq!(swapping.model()["generation"], 2);
     let swap = swapping.server.until(|| {
-        let _ = swapping
+        // What it fails, the one before it answers: nobody notices.
+        let answer = swapping
             .server
             .rerank(&json!({"query": "q", "documents": [RARE]}));
+        assert_eq!(answer.status, 200, "{answer:?}");
         let swap = swapping.model()["last_swap"].clone();
         (swap["state"] == "rolled_back").then_some(swap)
     });
@@ -275,13 +301,30 @@ fn an_operator_rolls_back() {
     let again = swapping.swap(&json!({}));
     assert_eq!(again.status, 409, "{again:?}");
     assert!(again.text.contains("probation"), "{again:?}");
-    assert_eq!(swapping.rollback().status, 202);
-    let swap = swapping.until("rolled_back");
-    assert!(
-        swap["detail"].as_str().unwrap().contains("operator"),
-        "{swap}"
-    );
+    let back = swapping.rollback();
+    assert_eq!(back.status, 200, "{back:?}");
+    assert!(back.text.contains("operator"), "{back:?}");
     assert_eq!(swapping.scores(), before);
+}
+
+#[test]
+fn an_operator_rolls_back_after_the_probation_too() {
+    let swapping = Swapping::start(&json!({}), &[]);
+    let (before, was) = (swapping.scores(), swapping.model());
+    put(swapping.dir.path(), "fake", "another build");
+    let order = json!({"plugin": "fake", "options": {"bias": 0.001}, "probation_s": 0});
+    assert_eq!(swapping.swap(&order).status, 200);
+    swapping.until("confirmed");
+    assert_ne!(swapping.scores(), before);
+    let back = swapping.rollback();
+    assert_eq!(back.status, 200, "{back:?}");
+    assert_eq!(swapping.scores(), before);
+    let now = swapping.model();
+    // Its file was overwritten; its image is there.
+    assert_eq!(now["plugin_sha256"], was["plugin_sha256"]);
+    assert_eq!(now["generation"], 3);
+    // There is nothing before it any more.
+    assert_eq!(swapping.rollback().status, 409);
 }
 
 #[test]
@@ -298,8 +341,7 @@ fn the_cache_does_not_mix_generations() {
         before.iter().zip(&after).all(|(a, b)| a < b),
         "{before:?} {after:?}"
     );
-    assert_eq!(swapping.rollback().status, 202);
-    swapping.until("rolled_back");
+    assert_eq!(swapping.rollback().status, 200);
     assert_eq!(swapping.scores(), before);
     // The first generation's pairs are good again.
     assert!(
@@ -358,10 +400,14 @@ fn a_server_stops_in_the_middle_of_a_probation() {
 
 /// `crossgate swap` with these arguments: its exit code, and what it says.
 fn command(swapping: &Swapping, args: &[&str]) -> (Option<i32>, String) {
+    run(swapping, &[&["swap", "starter"], args].concat())
+}
+
+fn run(swapping: &Swapping, args: &[&str]) -> (Option<i32>, String) {
     let admin = swapping.server.admin_address().to_string();
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_crossgate"))
-        .args(["swap", "starter", "--admin", &admin])
         .args(args)
+        .args(["--admin", &admin])
         .output()
         .unwrap();
     (
@@ -392,13 +438,17 @@ fn the_command_shows_each_step_and_fails_when_it_is_refused() {
         said.contains("refused") && said.contains("golden row"),
         "{said}"
     );
-    let (code, said) = command(&swapping, &["--rollback"]);
-    assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains("probation"), "{said}");
     let (code, said) = command(&swapping, &["--no-wait"]);
     assert_eq!(code, Some(0), "{said}");
-    assert_eq!(command(&swapping, &["--rollback"]).0, Some(0));
-    swapping.until("rolled_back");
+    for _ in 0..2 {
+        // The one in its probation, and the one that was confirmed before it.
+        let (code, said) = command(&swapping, &["--rollback"]);
+        assert_eq!(code, Some(0), "{said}");
+        assert_eq!(swapping.model()["last_swap"]["state"], "rolled_back");
+    }
+    let (code, said) = command(&swapping, &["--rollback"]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("nothing served before"), "{said}");
     for wrong in [
         &["--probation", "soon"][..],
         &["--options", "x"],

@@ -82,15 +82,16 @@ impl Core {
         let pool = Arc::new(pool);
         let names = config.models().sources.iter();
         let slots = Arc::new(Slots::new(names.map(|named| named.name.as_str().into())));
+        let way = |levels: Levels, shared: Option<Shared>| {
+            let (admit, tokenize) = (Admit::new(shared), Tokenize::new(Arc::clone(&pool)));
+            Cache::new(levels, admit, tokenize, runtime.clone())
+        };
         let intake = Intake::new(
             Arc::clone(&slots),
             bounds(config),
-            Cache::new(
-                levels.clone(),
-                Admit::new(shared.clone()),
-                Tokenize::new(Arc::clone(&pool)),
-                runtime.clone(),
-            ),
+            way(levels.clone(), shared.clone()),
+            way(Levels::default(), None),
+            runtime.clone(),
         );
         let loader = Arc::new(Loader {
             config: config.clone(),

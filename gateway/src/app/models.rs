@@ -1,12 +1,14 @@
 //! From a source to a generation that serves: fetch, read, open, warm up, publish.
 
 use super::StartError;
+use super::choice::{Choice, choose};
 use crate::config::{Config, Threads};
 use crate::generation::hold::HoldBounds;
+use crate::generation::probation::FaultBounds;
 use crate::generation::queue::{BatchBounds, QueueBounds};
 use crate::generation::{Facts, Generation, Slots, Start, WorkerBounds, golden_rows};
 use crate::host::{Host, Opened};
-use crate::model::{self, ModelInfo, Source, TokenRows, Tokenizer, hub, progress};
+use crate::model::{self, ModelInfo, Source, Token, TokenRows, Tokenizer, hub, progress};
 use crate::runtime::{Runtime, aside_of_all};
 use crate::score::Activation;
 use crate::telemetry::Metrics;
@@ -86,7 +88,7 @@ impl Loader {
             let state = generation.state();
             tracing::info!(
                 model = %state.name, source = %state.source, architecture = %state.architecture,
-                plugin = %state.plugin.0, device = %state.device, dtype = %state.dtype, kernel = %state.kernel,
+                plugin = %state.plugin.0, chosen = %state.chosen, device = %state.device, dtype = %state.dtype, kernel = %state.kernel,
                 workers = state.load.workers, row_tokens_max = state.row_tokens_max,
                 activation = state.activation.name(), ms = started.elapsed().as_millis() as u64, "model is live"
             );
@@ -110,7 +112,20 @@ impl Loader {
         let activation = self.activation(name, &info)?;
         let row_tokens_max = self.row_tokens_max(name, &info)?;
         let tokenizer = self.tokenizer(name, &info, row_tokens_max)?;
-        let request = self.open_request(&info, row_tokens_max, &recipe);
+        let request = OpenRequest {
+            yes_token: answer(
+                &tokenizer,
+                info.reading.answers.as_ref().map(|answers| &answers.yes),
+            )?,
+            no_token: answer(
+                &tokenizer,
+                info.reading
+                    .answers
+                    .as_ref()
+                    .and_then(|answers| answers.no.as_ref()),
+            )?,
+            ..self.open_request(&info, row_tokens_max, &recipe)
+        };
         Ok(Read {
             recipe,
             info,
@@ -133,7 +148,7 @@ impl Loader {
             request,
         } = read;
         let name = recipe.name.as_str();
-        let opened = self.call(by, &info, &request)?;
+        let Choice { opened, why } = self.call(by, &info, &request, &tokenizer)?;
         let description = opened.backend.description().clone();
         if description.n_labels as usize != info.labels.len() {
             return Err(StartError::other(format!(
@@ -162,6 +177,7 @@ impl Loader {
             activation,
             plugin: (card.name.clone(), card.version.clone()),
             image: opened.sha256.clone(),
+            chosen: why,
             request,
             description,
             info,
@@ -181,22 +197,32 @@ impl Loader {
         Generation::start(start, &self.runtime).map_err(StartError::other)
     }
 
-    fn call(&self, by: &By, info: &ModelInfo, request: &OpenRequest) -> Result<Opened, StartError> {
+    fn call(
+        &self,
+        by: &By,
+        info: &ModelInfo,
+        request: &OpenRequest,
+        tokenizer: &Tokenizer,
+    ) -> Result<Choice, StartError> {
         match by {
-            By::Name(name) => self
-                .host
-                .open(name.as_deref(), &info.architecture, request)
-                .map_err(|error| match error.is_by_options {
-                    true => StartError::Config(self.config.refuse("model.options", error)),
-                    false => StartError::other(error),
-                }),
+            By::Name(name) => {
+                let name = name.as_deref();
+                choose(&self.host, name, info, request, tokenizer).map_err(|error| {
+                    match error.is_by_options {
+                        true => StartError::Config(self.config.refuse("model.options", error)),
+                        false => StartError::other(error),
+                    }
+                })
+            }
             By::Library(library, sha256) => {
                 // Others are being served meanwhile.
                 let opened = aside_of_all(|| Opened::by(library, sha256, request));
                 let name = &library.card().name;
-                opened
+                let opened = opened
                     .ok_or_else(|| StartError::Other(format!("{name}: no thread opens the model")))?
-                    .map_err(|fault| StartError::Other(format!("{name}: {fault}")))
+                    .map_err(|fault| StartError::Other(format!("{name}: {fault}")))?;
+                let why = "ordered by an operator".to_owned();
+                Ok(Choice { opened, why })
             }
         }
     }
@@ -224,7 +250,8 @@ impl Loader {
         row_tokens_max: usize,
     ) -> Result<Tokenizer, StartError> {
         let n_types = info.type_vocab_size.unwrap_or(u32::MAX);
-        let tokenizer = Tokenizer::open(&info.tokenizer_path, info.row_tokens_max, n_types)
+        let prompt = info.reading.prompt.as_ref();
+        let tokenizer = Tokenizer::open(&info.tokenizer_path, info.row_tokens_max, n_types, prompt)
             .map_err(StartError::Other)?;
         if let Some(vocab_size) = info.vocab_size
             && let Some(warning) = tokenizer
@@ -294,6 +321,7 @@ impl Loader {
             tokens_max: count(batch.tokens_max),
             row_tokens_max: count(row_tokens_max),
             options: recipe.options.clone(),
+            ..OpenRequest::default()
         }
     }
 
@@ -302,6 +330,15 @@ impl Loader {
         WorkerBounds {
             timeout: worker.timeout,
             retries_max: count(worker.retries_max),
+        }
+    }
+
+    /// When a generation counts as failing.
+    pub(super) fn fault_bounds(&self) -> FaultBounds {
+        let worker = self.config.worker();
+        FaultBounds {
+            faults_max: worker.faults_max as u64,
+            window: worker.faults_window,
         }
     }
 
@@ -331,6 +368,11 @@ impl Loader {
     }
 }
 
+fn answer(tokenizer: &Tokenizer, token: Option<&Token>) -> Result<Option<u32>, StartError> {
+    let id = token.map(|token| tokenizer.id(token)).transpose();
+    id.map_err(|why| StartError::Other(format!("the token by which it answers: {why}")))
+}
+
 fn count(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
 }
@@ -344,5 +386,15 @@ impl Read {
     /// The encoder's own.
     pub(super) fn golden_rows(&self) -> Result<TokenRows, String> {
         golden_rows(&self.tokenizer)
+    }
+
+    /// Of the files that scores depend on.
+    pub(super) fn fingerprint(&self) -> &[u8; 32] {
+        &self.info.fingerprint
+    }
+
+    /// What its folder says.
+    pub(super) fn info(&self) -> &ModelInfo {
+        &self.info
     }
 }

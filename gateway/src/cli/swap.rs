@@ -1,21 +1,29 @@
-//! `crossgate swap`: an order to a server that runs, and what becomes of it.
+//! `crossgate swap`, `load` and `unload`: an order to a server that runs, and what becomes of it.
 
+use super::admin::{self, Admin};
 use clap::{Arg, ArgAction, ArgMatches};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
 use std::io::{BufReader, Write as _};
 use std::time::Duration;
 
-pub(super) const ABOUT: &str =
-    "Have a running server serve a model by another plugin, data type, device or source";
+/// What an order is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Deed {
+    Swap,
+    Load,
+    Unload,
+}
 
-pub(super) const EXAMPLES: &str = "\
+const SWAP_EXAMPLES: &str = "\
 Examples:
   crossgate swap reranker                            the plugin's file as it is now: a new build
   crossgate swap reranker candle-cpu                 another plugin
   crossgate swap reranker --dtype f32 --probation 600
   crossgate swap reranker --source org/name@v2 --expect-change
-  crossgate swap reranker --rollback                 while the last swap is in its probation
+  crossgate swap reranker --shadow 0.1               tried out on a tenth of the requests first
+  crossgate swap reranker --rollback                 what served before the last swap
+  crossgate swap reranker --admin unix:/run/crossgate/admin.sock
 
 The server proves the new backend before it answers a single request: its scores of 64 golden rows must be
 those of what serves now. Through the probation what served before is kept, and comes back by itself if the new
@@ -24,22 +32,98 @@ one fails, hangs, is slow or drifts. No request is lost either way.
 Exit codes: 0 it serves, and has passed its probation (with --no-wait: it serves); 1 refused or rolled back,
 the reason is printed; 2 a flag is wrong.";
 
-/// Where operators are listened to unless told otherwise.
-const ADMIN: &str = "127.0.0.1:9001";
-const HEADING: &str = "Swapping";
+const LOAD_EXAMPLES: &str = "\
+Examples:
+  crossgate load reranker cross-encoder/ms-marco-MiniLM-L6-v2
+  crossgate load BAAI/bge-reranker-base              the name is the source
+  crossgate load reranker ./folder --plugin cpu-int8 --dtype bf16
+
+The model is tried out in a process of its own, opened beside those that serve, and compared with the f32 path of
+its plugin.
+
+Exit codes: 0 it serves; 1 refused, the reason is printed; 2 a flag is wrong.";
+
+const UNLOAD_EXAMPLES: &str = "\
+Exit codes: 0 it is gone, and what it had been asked is answered; 1 refused, the reason is printed; 2 a flag is wrong.";
+
+const HEADING: &str = "Ordering";
 
 /// What is ordered, and of whom.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Order {
-    /// Host and port of the admin listener.
-    admin: String,
+    admin: Admin,
     model: String,
     body: Value,
-    waits: bool,
-    is_rollback: bool,
+    path: &'static str,
+    // The last state that is waited for.
+    until: &'static str,
 }
 
-pub(super) fn args() -> [Arg; 12] {
+// === impl Deed ===
+
+impl Deed {
+    /// The commands, one for each.
+    pub(super) const ALL: [Self; 3] = [Self::Swap, Self::Load, Self::Unload];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Swap => "swap",
+            Self::Load => "load",
+            Self::Unload => "unload",
+        }
+    }
+
+    pub(super) fn about(self) -> &'static str {
+        match self {
+            Self::Swap => {
+                "Have a running server serve a model by another plugin, data type, device or source"
+            }
+            Self::Load => "Have a running server serve one more model",
+            Self::Unload => "Take a model away from a running server",
+        }
+    }
+
+    pub(super) fn examples(self) -> &'static str {
+        match self {
+            Self::Swap => SWAP_EXAMPLES,
+            Self::Load => LOAD_EXAMPLES,
+            Self::Unload => UNLOAD_EXAMPLES,
+        }
+    }
+
+    pub(super) fn args(self) -> impl Iterator<Item = Arg> {
+        let its: &[&str] = match self {
+            Self::Swap => &[
+                "model",
+                "plugin",
+                "sha256",
+                "dtype",
+                "device",
+                "options",
+                "from",
+                "expect-change",
+                "shadow",
+                "shadow-time",
+                "probation",
+                "no-wait",
+                "rollback",
+            ],
+            Self::Load => &[
+                "model", "source", "by", "sha256", "dtype", "device", "options",
+            ],
+            Self::Unload => &["model"],
+        };
+        let all = order_args();
+        let is_its = |arg: &Arg| its.iter().any(|name| arg.get_id() == *name);
+        all.into_iter()
+            .filter(move |arg| is_its(arg))
+            .chain(admin::args())
+            .map(|arg| arg.help_heading(HEADING))
+    }
+}
+
+/// Whatever an order can say; `from` and `by` are `source` and `plugin` as flags.
+fn order_args() -> [Arg; 15] {
     let text = |name: &'static str, value: &'static str, help: &'static str| {
         Arg::new(name).long(name).value_name(value).help(help)
     };
@@ -61,27 +145,47 @@ pub(super) fn args() -> [Arg; 12] {
         text("dtype", "DTYPE", "The data type of its arithmetic"),
         text("device", "DEVICE", "The device that it runs on"),
         text("options", "JSON", "The plugin's own options, an object"),
-        text("source", "SOURCE", "Where the model comes from: a folder, or a hub's name with @REVISION"),
+        Arg::new("source")
+            .value_name("SOURCE")
+            .help("Where it comes from: a folder, or a hub's name with @REVISION; without it, the name"),
+        text("from", "SOURCE", "Where the model comes from: a folder, or a hub's name with @REVISION").long("source"),
+        text("by", "PLUGIN", "A plugin's name, or a file in the server's folder of plugins").long("plugin"),
+        text("shadow", "SHARE", "The share of the requests on which it is tried out before it goes live, 0 to 1"),
+        text("shadow-time", "SECONDS", "How long it is tried out").requires("shadow"),
         yes("expect-change", "Other weights may give other scores"),
         text("probation", "SECONDS", "How long it is watched, and what served before is kept")
             .default_value("60"),
         yes("no-wait", "End when it serves; the server watches its probation all the same"),
         yes("rollback", "Have what served before the last swap serve again")
-            .conflicts_with_all(["plugin", "sha256", "dtype", "device", "options", "source", "expect-change"]),
-        text("admin", "HOST:PORT", "The server's admin listener").default_value(ADMIN),
+            .conflicts_with_all(["plugin", "sha256", "dtype", "device", "options", "from", "expect-change", "shadow"]),
     ]
-    .map(|arg| arg.help_heading(HEADING))
 }
 
-/// What was said.
+/// What was said; `env` stands for the environment.
 ///
 /// # Errors
 /// What is wrong with it.
-pub(super) fn order(matches: &ArgMatches) -> Result<Order, String> {
-    let text = |name: &str| matches.get_one::<String>(name).cloned();
+pub(super) fn order(
+    deed: Deed,
+    matches: &ArgMatches,
+    env: impl Fn(&str) -> Option<String>,
+) -> Result<Order, String> {
+    let text = |name: &str| {
+        let said = matches.try_get_one::<String>(name).ok().flatten();
+        said.cloned()
+    };
+    let is = |name: &str| matches.try_get_one::<bool>(name).ok().flatten() == Some(&true);
     let mut body = Map::new();
-    for name in ["plugin", "sha256", "dtype", "device", "source"] {
-        if let Some(said) = text(name) {
+    for (name, flag) in [
+        ("plugin", "plugin"),
+        ("plugin", "by"),
+        ("sha256", "sha256"),
+        ("dtype", "dtype"),
+        ("device", "device"),
+        ("source", "source"),
+        ("source", "from"),
+    ] {
+        if let Some(said) = text(flag) {
             body.insert(name.to_owned(), said.into());
         }
     }
@@ -90,20 +194,34 @@ pub(super) fn order(matches: &ArgMatches) -> Result<Order, String> {
             .map_err(|error| format!("--options {options}: no JSON: {error}"))?;
         body.insert("options".to_owned(), options);
     }
-    if matches.get_flag("expect-change") {
+    if is("expect-change") {
         body.insert("expect_change".to_owned(), true.into());
     }
-    let probation = text("probation").unwrap_or_default();
-    let seconds: f64 = probation
-        .parse()
-        .map_err(|_| format!("--probation {probation}: expected seconds, as in 60"))?;
-    body.insert("probation_s".to_owned(), json!(seconds));
+    for (name, flag, example) in [
+        ("probation_s", "probation", "seconds, as in 60"),
+        ("shadow_s", "shadow-time", "seconds, as in 10"),
+        ("shadow_fraction", "shadow", "a share, as in 0.1"),
+    ] {
+        if let Some(said) = text(flag) {
+            let number: f64 = said
+                .parse()
+                .map_err(|_| format!("--{flag} {said}: expected {example}"))?;
+            body.insert(name.to_owned(), json!(number));
+        }
+    }
+    let (path, until) = match deed {
+        Deed::Swap if is("rollback") => ("rollback", "rolled_back"),
+        Deed::Swap if is("no-wait") => ("swap", "live"),
+        Deed::Swap => ("swap", "confirmed"),
+        Deed::Load => ("load", "confirmed"),
+        Deed::Unload => ("unload", "unloaded"),
+    };
     Ok(Order {
-        admin: text("admin").unwrap_or_else(|| ADMIN.to_owned()),
+        admin: admin::admin(matches, env)?,
         model: text("model").unwrap_or_default(),
         body: body.into(),
-        waits: !matches.get_flag("no-wait"),
-        is_rollback: matches.get_flag("rollback"),
+        path,
+        until,
     })
 }
 
@@ -125,42 +243,13 @@ impl Order {
     /// # Errors
     /// Why the model is served as before, or the server could not be asked.
     pub fn run(&self) -> Result<(), String> {
-        let deed = if self.is_rollback { "rollback" } else { "swap" };
-        let url = format!(
-            "http://{}/models/{}/{deed}",
-            self.admin,
-            in_url(&self.model)
-        );
-        let agent = ureq::Agent::config_builder()
-            .http_status_as_error(false)
-            .timeout_connect(Some(Duration::from_secs(5)))
-            .timeout_recv_body(None)
-            .build()
-            .new_agent();
-        let mut response = agent
-            .post(&url)
-            .content_type("application/json")
-            .header("accept", "text/event-stream")
-            .send(self.body.to_string())
-            .map_err(|error| {
-                format!("no answer from {url}: {error}; is the server running, and --admin its admin listener?")
-            })?;
-        if !response.status().is_success() {
-            let status = response.status();
-            let text = response.body_mut().read_to_string().unwrap_or_default();
-            let said: Option<Value> = serde_json::from_str(&text).ok();
-            let message = said.and_then(|said| Some(said["message"].as_str()?.to_owned()));
-            return Err(message.unwrap_or_else(|| format!("{url} answered {status}: {text}")));
-        }
-        if self.is_rollback {
-            self.show("rolled back", "what served before serves again");
-            return Ok(());
-        }
+        let path = format!("/models/{}/{}", in_url(&self.model), self.path);
+        let mut response = self.admin.post(&path, &self.body)?;
         self.follow(BufReader::new(response.body_mut().as_reader()))
     }
 
     fn follow(&self, stream: impl std::io::BufRead) -> Result<(), String> {
-        let bar = ProgressBar::new_spinner().with_message(format!("swapping {}", self.model));
+        let bar = ProgressBar::new_spinner().with_message(format!("{} {}", self.path, self.model));
         bar.set_style(ProgressStyle::default_spinner());
         bar.enable_steady_tick(Duration::from_millis(120));
         for line in stream.lines() {
@@ -174,11 +263,13 @@ impl Order {
             let word = |name: &str| step[name].as_str().unwrap_or_default().to_owned();
             let (state, detail) = (word("state"), word("detail"));
             match state.as_str() {
-                "refused" => return Err(format!("refused, nothing has changed: {detail}")),
-                "rolled_back" => return Err(format!("rolled back: {detail}")),
+                "refused" => return Err(format!("refused: {detail}")),
+                "rolled_back" if self.until != "rolled_back" => {
+                    return Err(format!("rolled back: {detail}"));
+                }
                 _ => bar.suspend(|| self.show(&state, &detail)),
             }
-            if state == "confirmed" || (state == "live" && !self.waits) {
+            if state == self.until {
                 bar.finish_and_clear();
                 return Ok(());
             }

@@ -1,20 +1,21 @@
 //! From what was said to what the program may rely on: forms and bounds first, then relations.
 
-use super::raw::{Origin, Raw};
+mod relations;
+
+use super::raw::Raw;
 use super::setting::Setting;
 use super::table::SETTINGS;
 use super::value::{self, Value};
 use super::{
-    Batch, Cache, Config, Distributed, Intake, Log, Models, NamedSource, Plugins, Queue, Rate,
-    RedisUrl, Server, Threads, Worker,
+    Batch, Cache, Config, Distributed, Intake, Log, MODELS_MAX, Models, NamedSource, Plugins,
+    Queue, Rate, RedisUrl, Secret, Server, Threads, Worker,
 };
 use crate::digest::is_sha256;
 use crate::score::{Activation, Priority};
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::time::Duration;
 
-/// Models that one server serves.
-const MODELS_MAX: usize = 64;
 /// A model's name stands in paths, metrics and logs.
 const MODEL_NAME_CHARS_MAX: usize = 256;
 
@@ -81,15 +82,7 @@ impl<'a> Reader<'a> {
             raw: self.raw.clone(),
             models: self.models(),
             plugins: self.plugins(),
-            server: Server {
-                host: self.text("server.host"),
-                port: self.port("server.port"),
-                grpc_port: self.port("server.grpc_port"),
-                admin_host: self.text("server.admin_host"),
-                admin_port: self.port("server.admin_port"),
-                request_timeout: self.time("server.request_timeout"),
-                drain_timeout: self.time("server.drain_timeout"),
-            },
+            server: self.server(),
             intake: Intake {
                 body_bytes_max: self.size("intake.body_bytes_max"),
                 document_bytes_max: self.size("intake.document_bytes_max"),
@@ -129,6 +122,8 @@ impl<'a> Reader<'a> {
             worker: Worker {
                 timeout: self.time("worker.timeout"),
                 retries_max: self.size("worker.retries_max"),
+                faults_max: self.size("worker.faults_max"),
+                faults_window: self.time("worker.faults_window"),
             },
             distributed: self.distributed(),
             log: Log {
@@ -173,14 +168,31 @@ impl<'a> Reader<'a> {
                 .then(|| self.size("model.max_length")),
             activation,
             options: self.text("model.options"),
-            cache_dir: self
-                .has("model.cache_dir")
-                .then(|| value::expand_home(&self.text("model.cache_dir"))),
+            cache_dir: self.path("model.cache_dir"),
         }
     }
 }
 
 impl Reader<'_> {
+    fn server(&mut self) -> Server {
+        let admin_key = self
+            .has("server.admin_key")
+            .then(|| Secret::parse(&self.text("server.admin_key")));
+        Server {
+            host: self.text("server.host"),
+            port: self.port("server.port"),
+            grpc_port: self.port("server.grpc_port"),
+            admin_host: self.text("server.admin_host"),
+            admin_port: self.port("server.admin_port"),
+            admin_socket: self.path("server.admin_socket"),
+            // The form was checked when the value was read.
+            admin_key: admin_key.and_then(Result::ok),
+            admin_key_file: self.path("server.admin_key_file"),
+            request_timeout: self.time("server.request_timeout"),
+            drain_timeout: self.time("server.drain_timeout"),
+        }
+    }
+
     fn plugins(&mut self) -> Plugins {
         Plugins {
             dirs: self
@@ -189,9 +201,8 @@ impl Reader<'_> {
                 .map(|dir| value::expand_home(dir))
                 .collect(),
             images_max: self.size("plugins.images_max"),
-            prober: self
-                .has("plugins.prober")
-                .then(|| value::expand_home(&self.text("plugins.prober"))),
+            watch: self.switch("plugins.watch"),
+            prober: self.path("plugins.prober"),
             probe_timeout: self.time("plugins.probe_timeout"),
             probe_memory_max: self
                 .has("plugins.probe_memory_max")
@@ -237,6 +248,10 @@ impl Reader<'_> {
             Some(Value::Text(text)) => text.clone(),
             other => panic!("{key} is {other:?}, no text"),
         }
+    }
+
+    fn path(&self, key: &str) -> Option<PathBuf> {
+        self.has(key).then(|| value::expand_home(&self.text(key)))
     }
 
     fn switch(&self, key: &str) -> bool {
@@ -293,100 +308,7 @@ impl Reader<'_> {
     }
 }
 
-// Relations between values.
-impl Reader<'_> {
-    fn check_relations(&mut self, config: &Config) {
-        self.at_most(
-            "intake.document_bytes_max",
-            "intake.body_bytes_max",
-            "a document is part of a body",
-        );
-        self.at_most(
-            "intake.query_bytes_max",
-            "intake.body_bytes_max",
-            "a query is part of a body",
-        );
-        self.at_most(
-            "intake.body_bytes_max",
-            "intake.bytes_max",
-            "one body must find room",
-        );
-        self.at_most(
-            "intake.documents_max",
-            "queue.rows_max",
-            "the largest request must fit into an empty queue",
-        );
-        if self.is_said("batch.rows_preferred") {
-            self.at_most(
-                "batch.rows_preferred",
-                "batch.rows_max",
-                "the preferred batch must be allowed",
-            );
-        }
-        if let Some(wait_max) = config.queue.wait_max
-            && wait_max < config.batch.wait_max
-        {
-            let (small, large) = (
-                self.raw.said("batch.wait_max"),
-                self.raw.said("queue.wait_max"),
-            );
-            let why = "what is held back for its batch waits in the queue";
-            self.errors
-                .push(format!("{small}: expected at most {large}, because {why}"));
-        }
-        // Two values that the user named; with the default it depends on what the model reads.
-        if self.is_said("batch.tokens_max") && self.has("model.max_length") {
-            self.at_most(
-                "model.max_length",
-                "batch.tokens_max",
-                "a row of full length must fit into a batch",
-            );
-        }
-
-        let server = &config.server;
-        let listeners = [
-            ("server.port", &server.host, server.port),
-            ("server.grpc_port", &server.host, server.grpc_port),
-            ("server.admin_port", &server.admin_host, server.admin_port),
-        ];
-        for (i, (key, host, port)) in listeners.iter().enumerate() {
-            for (other_key, other_host, other_port) in &listeners[i + 1..] {
-                // Two zeros become two ports.
-                if *port != 0 && port == other_port && is_same_place(host, other_host) {
-                    self.refuse_port(key, other_key);
-                }
-            }
-        }
-    }
-
-    /// Whether the user named it.
-    fn is_said(&self, key: &str) -> bool {
-        let said = self.raw.get(key);
-        said.is_some_and(|said| said.origin != Origin::Default)
-    }
-
-    fn at_most(&mut self, small: &str, large: &str, why: &str) {
-        if self.number(large) < self.number(small) {
-            let (small, large) = (self.raw.said(small), self.raw.said(large));
-            self.errors
-                .push(format!("{small}: expected at most {large}, because {why}"));
-        }
-    }
-
-    fn refuse_port(&mut self, one: &str, other: &str) {
-        let (one, other) = (self.raw.said(one), self.raw.said(other));
-        let why = format!("expected another port than {other}, or 0 for any free one");
-        self.errors.push(format!("{one}: {why}"));
-    }
-}
-
 // === functions ===
-
-/// Whether listening on both would ask for the same port of the same address.
-fn is_same_place(a: &str, b: &str) -> bool {
-    let is_every = |host: &str| matches!(host, "0.0.0.0" | "::");
-    is_every(a) || is_every(b) || a == b
-}
 
 /// `NAME=SOURCE` or `SOURCE`, which then is the name, too.
 fn name_sources(items: &[String]) -> Result<Vec<NamedSource>, String> {
@@ -422,17 +344,27 @@ fn name_source(item: &str) -> Result<NamedSource, String> {
             "{item:?}: expected NAME=SOURCE with both sides filled"
         ));
     }
-    let is_strange = |c: char| c.is_whitespace() || c.is_control();
-    if MODEL_NAME_CHARS_MAX < name.chars().count() || name.contains(is_strange) {
-        return Err(format!(
-            "{name:?} is no name for a model: expected at most {MODEL_NAME_CHARS_MAX} characters \
-             without spaces; write NAME=SOURCE"
-        ));
+    NamedSource::new(name, source).map_err(|why| format!("{why}; write NAME=SOURCE"))
+}
+
+impl NamedSource {
+    /// The model of this name from there.
+    ///
+    /// # Errors
+    /// That it is no name for one.
+    pub fn new(name: &str, source: &str) -> Result<Self, String> {
+        let is_strange = |c: char| c.is_whitespace() || c.is_control();
+        let n_chars = name.chars().count();
+        if n_chars == 0 || MODEL_NAME_CHARS_MAX < n_chars || name.contains(is_strange) {
+            return Err(format!(
+                "{name:?} is no name for a model: expected 1 to {MODEL_NAME_CHARS_MAX} characters without spaces"
+            ));
+        }
+        Ok(Self {
+            name: name.into(),
+            source: source.into(),
+        })
     }
-    Ok(NamedSource {
-        name: name.into(),
-        source: source.into(),
-    })
 }
 
 /// Other tools' spellings of the plugins' data types.

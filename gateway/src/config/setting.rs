@@ -1,6 +1,6 @@
 //! What one setting is: its names, its form and bounds, its default, and one sentence about it.
 
-use super::value;
+use super::{secret, value};
 use std::borrow::Cow;
 use std::time::Duration;
 
@@ -40,6 +40,8 @@ pub enum Kind {
     Switch,
     /// Where a Redis or Valkey is. May hold a password: it is never shown as it was written.
     RedisUrl,
+    /// What callers must show; never shown.
+    Secret,
     /// One of these.
     Choice(&'static [&'static str]),
     /// `auto`, `cpu`, `cuda`, `cuda:1`, `metal`.
@@ -143,11 +145,12 @@ impl Setting {
         }
     }
 
-    /// `text` as it may be shown: without a password.
+    /// `text` as it may be shown: without a password, and no secret at all.
     #[must_use]
     pub fn shown<'a>(&self, text: &'a str) -> Cow<'a, str> {
         match self.kind {
             Kind::RedisUrl => value::hide_password(text).into(),
+            Kind::Secret if !text.trim().is_empty() => secret::SHOWN.into(),
             _ => text.into(),
         }
     }
@@ -168,6 +171,7 @@ impl Kind {
             Self::Word => "NAME",
             Self::Switch => "BOOL",
             Self::RedisUrl => "URL",
+            Self::Secret => "SECRET",
             Self::Choice(_) => "CHOICE",
             Self::Device => "DEVICE",
             Self::Host => "HOST",
@@ -189,6 +193,7 @@ impl Kind {
             Self::Word => "name".into(),
             Self::Switch => "true or false".into(),
             Self::RedisUrl => "URL".into(),
+            Self::Secret => "characters".into(),
             Self::Choice(words) => words.join(", "),
             Self::Device => "auto, cpu, cuda, cuda:N, metal (or mps)".into(),
             Self::Host => "host".into(),

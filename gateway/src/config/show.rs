@@ -239,8 +239,8 @@ intake:
   list can be a YAML list.
 - **Switches** are `true`, `1`, `yes`, `on` or `false`, `0`, `no`, `off`; on the command line
   `--distributed` alone is true, and a value stands behind `=`: `--distributed=false`.
-- **Passwords** in a URL are written escaped (`%40` for `@`) and never shown. Other users of the machine
-  see a flag's, but not the environment's.
+- **Passwords** in a URL are written escaped (`%40` for `@`) and never shown, as the admin key. Other users
+  of the machine see a flag's, but not the environment's, nor those in a file that they may not read.
 - **Paths** may begin with `~/`; others that are relative start at the working directory, those in
   the file as well.
 - Of any other flag that is given twice, the last one counts.
@@ -250,7 +250,15 @@ intake:
 Relations that are checked: `document_bytes_max` and `query_bytes_max` ≤ `body_bytes_max` ≤
 `intake.bytes_max`; `documents_max` ≤ `queue.rows_max`; `rows_preferred`, if it is set, ≤ `batch.rows_max`;
 `batch.wait_max` ≤ `queue.wait_max`, if it is set; `max_length`, as far as the model reads it, ≤
-`batch.tokens_max`; the three ports differ where they share an address.
+`batch.tokens_max`; the three ports differ where they share an address; `admin_host` is loopback where
+there is neither a key nor a socket; of `admin_key` and `admin_key_file` at most one is set.
+
+Who calls admin can have the server load code. So that no web page does, an `Origin` must be `localhost` or an
+IP address, and the `Host`, too, where there is no key to show. Its port speaks plain HTTP, which tells the key
+to whoever listens in: beyond loopback it belongs in a network that is trusted. Over a socket
+(`curl --unix-socket PATH http://localhost/models`) it is the same API; a key that is set is wanted there, too.
+The socket's file has the mode 0600, replaces what a dead server left, and goes when the server stops.
+`crossgate swap` reads `CROSSGATE_ADMIN_SOCKET`, `CROSSGATE_ADMIN_KEY` and `CROSSGATE_ADMIN_KEY_FILE` as well.
 
 Bounds that nobody should need to change are no settings but constants in the code, named with their
 unit and `_MAX`, such as the number of labels of a model.

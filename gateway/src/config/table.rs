@@ -4,6 +4,8 @@ mod cache;
 mod distributed;
 mod log;
 mod plugins;
+mod server;
+mod worker;
 
 use super::setting::{Kind, Setting, Unit, setting};
 use std::time::Duration;
@@ -117,71 +119,17 @@ pub static SETTINGS: &[Setting] = &[
     plugins::PROBE_TIMEOUT,
     plugins::PROBER,
     plugins::SHA256,
-    setting(
-        "server.host",
-        "host",
-        &["CROSSGATE_HOST", "HOST"],
-        Kind::Host,
-        "0.0.0.0",
-        "The address on which HTTP and gRPC listen.",
-    ),
-    setting(
-        "server.port",
-        "port",
-        &["CROSSGATE_PORT", "PORT"],
-        Kind::Port,
-        "8000",
-        "The port of HTTP; 0 takes a free one and prints it.",
-    )
-    .short('p'),
-    setting(
-        "server.grpc_port",
-        "grpc-port",
-        &["CROSSGATE_GRPC_PORT"],
-        Kind::Port,
-        "50051",
-        "The port of gRPC; 0 takes a free one and prints it.",
-    ),
-    setting(
-        "server.admin_host",
-        "admin-host",
-        &["CROSSGATE_ADMIN_HOST"],
-        Kind::Host,
-        "127.0.0.1",
-        "The address on which admin listens; whoever reaches it sees models, load, and plugins with their paths.",
-    ),
-    setting(
-        "server.admin_port",
-        "admin-port",
-        &["CROSSGATE_ADMIN_PORT"],
-        Kind::Port,
-        "9001",
-        "The port of admin; 0 takes a free one and prints it.",
-    ),
-    setting(
-        "server.request_timeout",
-        "request-timeout",
-        &["CROSSGATE_REQUEST_TIMEOUT"],
-        Kind::Time {
-            unit: Unit::Seconds,
-            min: Duration::from_millis(1),
-            max: HOUR,
-        },
-        "10s",
-        "How long a request may take if it names no deadline of its own.",
-    ),
-    setting(
-        "server.drain_timeout",
-        "drain-timeout",
-        &["CROSSGATE_DRAIN_TIMEOUT"],
-        Kind::Time {
-            unit: Unit::Seconds,
-            min: Duration::ZERO,
-            max: HOUR,
-        },
-        "30s",
-        "How long requests in flight may take after the server was told to stop.",
-    ),
+    plugins::WATCH,
+    server::HOST,
+    server::PORT,
+    server::GRPC_PORT,
+    server::ADMIN_HOST,
+    server::ADMIN_PORT,
+    server::ADMIN_SOCKET,
+    server::ADMIN_KEY,
+    server::ADMIN_KEY_FILE,
+    server::REQUEST_TIMEOUT,
+    server::DRAIN_TIMEOUT,
     setting(
         "intake.body_bytes_max",
         "body-bytes-max",
@@ -443,31 +391,10 @@ pub static SETTINGS: &[Setting] = &[
     distributed::RATE_MAX,
     distributed::RATE_BURST,
     distributed::CLIENT_HEADER,
-    setting(
-        "worker.timeout",
-        "worker-timeout",
-        &["CROSSGATE_WORKER_TIMEOUT", "WORKER_TIMEOUT"],
-        Kind::Time {
-            unit: Unit::Seconds,
-            min: Duration::from_millis(1),
-            max: HOUR,
-        },
-        "30s",
-        "How long a worker may take for a batch. After that it counts as stuck: another one is started in its place, and its rows are tried again.",
-    ),
-    setting(
-        "worker.retries_max",
-        "worker-retries-max",
-        &["CROSSGATE_WORKER_RETRIES_MAX", "MAX_RETRIES"],
-        Kind::Count {
-            unit: "retries",
-            min: 0,
-            max: 16,
-        },
-        "2",
-        "How often rows that a backend failed are tried again, by another worker, while there is time.",
-    )
-    .also(&["max-retries"]),
+    worker::TIMEOUT,
+    worker::RETRIES_MAX,
+    worker::FAULTS_MAX,
+    worker::FAULTS_WINDOW,
     log::LEVEL,
     log::FORMAT,
 ];

@@ -1,5 +1,6 @@
 //! Texts to values. Each error says what is expected; key, text and origin are the caller's.
 
+use super::secret::{self, Secret};
 use super::setting::{Kind, Unit};
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -30,6 +31,7 @@ pub fn parse(kind: &Kind, text: &str) -> Result<Value, String> {
         Kind::Word => parse_word(text).map(Value::Text),
         Kind::Switch => parse_switch(text).map(Value::Switch),
         Kind::RedisUrl => parse_redis_url(text).map(Value::Text),
+        Kind::Secret => Secret::parse(text).map(|secret| Value::Text(secret.reveal().into())),
         Kind::Choice(words) => parse_choice(words, text).map(Value::Text),
         Kind::Device => parse_device(text).map(Value::Text),
         Kind::Host => parse_host(text).map(Value::Text),
@@ -66,6 +68,7 @@ pub fn parse(kind: &Kind, text: &str) -> Result<Value, String> {
 pub fn bounds(kind: &Kind) -> Option<(String, String)> {
     match *kind {
         Kind::Port => Some(("0".into(), u16::MAX.to_string())),
+        Kind::Secret => Some((secret::CHARS_MIN.to_string(), secret::CHARS_MAX.to_string())),
         Kind::Count { min, max, .. } => Some((min.to_string(), max.to_string())),
         Kind::Bytes { min, max } => Some((show_bytes(min), show_bytes(max))),
         Kind::Time { min, max, .. } => Some((show_time(min), show_time(max))),

@@ -1,8 +1,10 @@
-//! The admin listener: for the machine's own operators, on a loopback address.
+//! The admin listener: for the machine's own operators, on a loopback address or a socket; for others who show
+//! its key.
 
 use super::Edge;
 use super::answer::json;
 use super::http::{no_route, panicked, wrong_method};
+use super::key::{Key, check_key};
 use super::layers::{Protocol, Watch, watch};
 use super::problem::Problem;
 use super::wire::Refusal;
@@ -12,7 +14,7 @@ use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
 use axum::http::header::{HOST, ORIGIN};
 use axum::http::uri::Authority;
-use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
 use axum::routing::{get, post};
 use serde::Serialize;
@@ -20,13 +22,15 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use tower_http::catch_panic::CatchPanicLayer;
 
-const ROUTES: [&str; 6] = [
+const ROUTES: [&str; 8] = [
     "/plugins",
     "/models",
     "/health",
     CLEAR,
     "/models/{model}/swap",
     "/models/{model}/rollback",
+    "/models/{model}/load",
+    "/models/{model}/unload",
 ];
 /// Forgets all kept scores.
 const CLEAR: &str = "/cache/clear";
@@ -60,8 +64,12 @@ struct Admin {
     plugins: Plugins,
 }
 
-/// What is served to the machine's operators.
-pub fn admin(edge: Edge, plugins: impl Fn() -> Vec<PluginRow> + Send + Sync + 'static) -> Router {
+/// What is served to operators; to those who show the `key`, where there is one.
+pub fn admin(
+    edge: Edge,
+    key: Option<Key>,
+    plugins: impl Fn() -> Vec<PluginRow> + Send + Sync + 'static,
+) -> Router {
     let observer = Watch::new(Protocol::Admin, ROUTES.to_vec(), Arc::clone(&edge.metrics));
     Router::new()
         .route("/plugins", get(list_plugins))
@@ -71,9 +79,7 @@ pub fn admin(edge: Edge, plugins: impl Fn() -> Vec<PluginRow> + Send + Sync + 's
         .route("/models/{*deed}", post(act_on_model))
         .fallback(async |request: Request| no_route(&request, &ROUTES))
         .method_not_allowed_fallback(async |request: Request| {
-            let is_deed = |path: &str| {
-                path == CLEAR || path.ends_with("/swap") || path.ends_with("/rollback")
-            };
+            let is_deed = |path: &str| path == CLEAR || deed(path).is_some();
             let allowed = if is_deed(request.uri().path()) {
                 "POST"
             } else {
@@ -81,7 +87,8 @@ pub fn admin(edge: Edge, plugins: impl Fn() -> Vec<PluginRow> + Send + Sync + 's
             };
             wrong_method(&request, allowed)
         })
-        .layer(from_fn(check_caller))
+        .layer(from_fn_with_state(key.is_some(), check_caller))
+        .layer(from_fn_with_state(key, check_key))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn_with_state(observer, watch))
         .with_state(Arc::new(Admin {
@@ -102,19 +109,24 @@ async fn show_health(State(admin): State<Arc<Admin>>) -> Response {
     health::view(&admin.edge)
 }
 
-/// `…/swap` and `…/rollback`. What stands before is a model's name, which may be a path.
+/// What stands before the deed is a model's name, which may be a path.
 async fn act_on_model(
     State(admin): State<Arc<Admin>>,
     Path(path): Path<String>,
     request: Request,
 ) -> Result<Response, Problem> {
-    if let Some(model) = path.strip_suffix("/rollback") {
-        return swap::rollback(&admin.edge, model);
+    match deed(&path) {
+        Some((model, deed)) => swap::act(&admin.edge, model, deed, request).await,
+        None => Err(no_route(&request, &ROUTES)),
     }
-    let Some(model) = path.strip_suffix("/swap") else {
-        return Err(no_route(&request, &ROUTES));
-    };
-    swap::swap(&admin.edge, model.to_owned(), request).await
+}
+
+/// What the end of a path orders, and what stands before it: a name. Requests that name no model mean the
+/// first one; an order to take that away must say so.
+fn deed(path: &str) -> Option<(&str, &'static str)> {
+    let mut deeds = swap::DEEDS.into_iter();
+    let found = deeds.find_map(|deed| Some((path.strip_suffix(deed)?, deed)));
+    found.filter(|(model, _)| !model.is_empty())
 }
 
 /// What came of clearing the cache.
@@ -141,16 +153,21 @@ async fn clear_cache(State(admin): State<Arc<Admin>>) -> Response {
 
 /// A web page can make a browser call this listener by a name of its own that resolves to this
 /// machine (DNS rebinding): such a call's Host is that name, neither `localhost` nor an address. Or by
-/// this machine's address: such a call's Origin is the page's.
-async fn check_caller(request: Request, next: Next) -> Result<Response, Problem> {
-    match foreign_caller(&request) {
+/// this machine's address: such a call's Origin is the page's. No page has the key, so that who has shown it
+/// may use any name for this machine.
+async fn check_caller(
+    State(has_shown_key): State<bool>,
+    request: Request,
+    next: Next,
+) -> Result<Response, Problem> {
+    match foreign_caller(&request, has_shown_key) {
         None => Ok(next.run(request).await),
         Some(found) => Err(Refusal::ForeignHost { found }.into()),
     }
 }
 
 /// By what name the call came, or from whose page, if that is not this machine.
-fn foreign_caller(request: &Request) -> Option<String> {
+fn foreign_caller(request: &Request, by_any_name: bool) -> Option<String> {
     let text = |name| {
         let value = request.headers().get(name)?;
         Some(value.to_str().unwrap_or_default())
@@ -160,7 +177,8 @@ fn foreign_caller(request: &Request) -> Option<String> {
         return Some("missing".to_owned());
     };
     let origin = text(ORIGIN).map(|origin| origin.rsplit("://").next().unwrap_or_default());
-    let mut names = [Some(host), origin].into_iter().flatten();
+    let host = (!by_any_name).then_some(host);
+    let mut names = [host, origin].into_iter().flatten();
     let foreign = names.find(|name| !is_this_machine(name))?;
     Some(format!("{foreign:?}"))
 }

@@ -1,6 +1,7 @@
-//! Ports and connections: HTTP/1 and HTTP/2 on each, bounded and drained.
+//! Ports, sockets and connections: HTTP/1 and HTTP/2 on each, bounded and drained.
 
-use super::stream::{Traffic, Watched};
+use super::socket::Socket;
+use super::stream::{Stream, Traffic, Watched};
 use crate::runtime::{Runtime, now};
 use axum::Router;
 use axum::http::Request;
@@ -13,13 +14,16 @@ use hyper_util::service::TowerToHyperService;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::net::{TcpListener, TcpSocket, TcpStream, lookup_host};
+use tokio::net::{TcpListener, TcpSocket, lookup_host};
 use tokio::sync::Semaphore;
+use tokio_util::either::Either;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
-/// Open connections of one port. Beyond it new ones wait in the kernel's backlog. Ports do not share
+/// Open connections of one port or socket. Beyond it new ones wait in the kernel's backlog. Ports do not share
 /// them: operators get in however many clients there are.
 const CONNECTIONS_MAX: usize = 8_192;
 /// A client that does not finish a request's head in this time is cut off.
@@ -42,7 +46,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Clients that the kernel takes in before we accept them; one more is told nothing and tries again a
 /// second later. The kernel's own bound (`net.core.somaxconn`) is 4096 on today's Linux.
-const BACKLOG: u32 = 1_024;
+pub(super) const BACKLOG: u32 = 1_024;
 
 /// Why a port could not be opened.
 #[derive(Debug)]
@@ -69,6 +73,23 @@ pub struct Listener {
     address: SocketAddr,
 }
 
+/// A port or a socket that is ours.
+pub enum Listening {
+    /// On an address.
+    Port(Listener),
+    /// On a file.
+    Socket(Socket),
+}
+
+/// Where somebody is listened to; shows itself as `crossgate swap --admin` takes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// An address, with its port.
+    Port(SocketAddr),
+    /// A Unix socket's file.
+    Socket(PathBuf),
+}
+
 /// How long clients are waited for, and how many.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
@@ -80,19 +101,22 @@ pub struct Patience {
     pub write: Duration,
     /// For a sign of life; HTTP/2.
     pub ping: Duration,
-    /// Open connections of one port.
+    /// Open connections of one port or socket.
     pub connections_max: usize,
 }
 
-/// Where a request's connection comes from; stands in its extensions.
+/// Where a request's connection comes from; stands in its extensions. Not over a socket, where it comes from this
+/// machine.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Client(pub(super) IpAddr);
 
-/// All connections of all ports.
+/// All connections of all ports and sockets.
 pub struct Connections {
     runtime: Runtime,
     patience: Patience,
     stop: CancellationToken,
+    /// Those who accept.
+    accepting: TaskTracker,
     /// Ends what is still open when the server has been drained.
     cut: CancellationToken,
     graceful: Arc<Mutex<Option<GracefulShutdown>>>,
@@ -158,6 +182,63 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
+// === impl Listening ===
+
+impl Listening {
+    /// Where it listens.
+    pub fn place(&self) -> Place {
+        match self {
+            Self::Port(listener) => Place::Port(listener.address),
+            Self::Socket(socket) => Place::Socket(socket.path().to_owned()),
+        }
+    }
+
+    async fn accept(&self) -> io::Result<(Stream, Option<Client>)> {
+        match self {
+            Self::Port(listener) => {
+                let (stream, address) = listener.listener.accept().await?;
+                // Small answers should not wait for more to send.
+                let _ = stream.set_nodelay(true);
+                Ok((Either::Left(stream), Some(Client(address.ip()))))
+            }
+            Self::Socket(socket) => Ok((Either::Right(socket.accept().await?), None)),
+        }
+    }
+}
+
+impl From<Listener> for Listening {
+    fn from(listener: Listener) -> Self {
+        Self::Port(listener)
+    }
+}
+
+impl From<Socket> for Listening {
+    fn from(socket: Socket) -> Self {
+        Self::Socket(socket)
+    }
+}
+
+// === impl Place ===
+
+impl Place {
+    /// Its address, if it is a port.
+    pub fn address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Port(address) => Some(*address),
+            Self::Socket(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Port(address) => address.fmt(f),
+            Self::Socket(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
 // === impl BindError ===
 
 impl BindError {
@@ -189,6 +270,7 @@ impl Connections {
             runtime,
             patience: Patience::default(),
             stop,
+            accepting: TaskTracker::new(),
             cut: CancellationToken::new(),
             graceful: Arc::new(Mutex::new(Some(GracefulShutdown::new()))),
         }
@@ -201,26 +283,25 @@ impl Connections {
     }
 
     /// Accepts and serves connections until told to stop.
-    pub fn serve(&self, listener: Listener, router: Router) {
+    pub fn serve(&self, listener: impl Into<Listening>, router: Router) {
+        let listener = listener.into();
         let (runtime, patience) = (self.runtime.clone(), self.patience);
         let (stop, cut) = (self.stop.clone(), self.cut.clone());
         let graceful = Arc::clone(&self.graceful);
         let open = Arc::new(Semaphore::new(patience.connections_max));
-        self.runtime.task(async move {
+        let accepting = async move {
             loop {
                 let accepted = async {
                     // Acquired first: at the bound nobody is accepted. The semaphore is never closed.
                     let permit = Arc::clone(&open).acquire_owned().await;
-                    (permit, listener.listener.accept().await)
+                    (permit, listener.accept().await)
                 };
                 let Some((permit, accepted)) = stop.run_until_cancelled(accepted).await else {
                     return;
                 };
                 match accepted {
-                    Ok((stream, address)) => {
-                        let client = Client(address.ip());
-                        let connection =
-                            connection((stream, client), router.clone(), patience, &graceful);
+                    Ok(accepted) => {
+                        let connection = connection(accepted, router.clone(), patience, &graceful);
                         let cut = cut.clone();
                         runtime.task(async move {
                             cut.run_until_cancelled(connection).await;
@@ -233,12 +314,16 @@ impl Connections {
                     }
                 }
             }
-        });
+        };
+        self.runtime.task(self.accepting.track_future(accepting));
     }
 
-    /// Tells clients to close their connections, waits a moment for those that do, at most until
-    /// `deadline`, and closes the rest. To be called when everybody has been answered.
+    /// Waits until nobody accepts any more, so that ports are closed and sockets' files gone; tells clients to
+    /// close their connections, waits a moment for those that do, at most until `deadline`, and closes the rest.
+    /// To be called when accepting was told to stop and everybody has been answered.
     pub async fn drained(&self, deadline: Instant) {
+        self.accepting.close();
+        let _ = tokio::time::timeout_at(deadline.into(), self.accepting.wait()).await;
         let graceful = self
             .graceful
             .lock()
@@ -269,13 +354,11 @@ fn raise_open_files() {
 }
 
 fn connection(
-    (stream, client): (TcpStream, Client),
+    (stream, client): (Stream, Option<Client>),
     router: Router,
     patience: Patience,
     graceful: &Mutex<Option<GracefulShutdown>>,
 ) -> impl Future<Output = ()> + Send + use<> {
-    // Small answers should not wait for more to send.
-    let _ = stream.set_nodelay(true);
     let mut builder = auto::Builder::new(TokioExecutor::new());
     // No `half_close`: a client that closes its connection and one that will still read send the same
     // FIN, and only a write would tell them apart. Those who go away are many, and their documents
@@ -295,7 +378,9 @@ fn connection(
     let stream = Watched::new(stream, Arc::clone(&traffic), patience);
     let router = TowerToHyperService::new(router);
     let service = service_fn(move |mut request: Request<Incoming>| {
-        request.extensions_mut().insert(client);
+        if let Some(client) = client {
+            request.extensions_mut().insert(client);
+        }
         let inside = traffic.call();
         let answer = router.call(request);
         async move {

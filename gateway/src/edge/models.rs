@@ -32,6 +32,8 @@ pub(super) struct Model {
     plugin_version: String,
     /// The SHA-256 of the plugin's file.
     plugin_sha256: String,
+    /// Why this plugin serves the model: by name, or what was measured.
+    backend_chosen: String,
     /// The kernel in use.
     kernel: String,
     /// Tokens that a query and a document may have together, special tokens included.
@@ -51,7 +53,9 @@ pub(super) struct Model {
     numerics_id: String,
     /// Counts up with every swap, from 1.
     generation: u64,
-    /// `live`, `draining`, `failed`.
+    /// What its scores were compared with, and how they agreed; null if they were not.
+    proof: Option<String>,
+    /// `live`; `failing` where its backend fails batch after batch; `draining`; `failed` where it has no worker left.
     #[schema(example = "live")]
     state: &'static str,
     /// What its last swap has reached; null if there was none.
@@ -62,7 +66,7 @@ pub(super) struct Model {
 /// What a swap has reached.
 #[derive(Serialize, ToSchema)]
 pub(super) struct LastSwap {
-    /// `found`, `loaded`, `warm`, `proven`, `live`, `confirmed`, `refused`, `rolled_back`.
+    /// `found`, `verified`, `loaded`, `draining`, `warm`, `proven`, `shadow`, `live`, `confirmed`, `refused`, `rolled_back`.
     #[schema(example = "confirmed")]
     state: &'static str,
     /// What there is to say of it: for a refusal why.
@@ -195,6 +199,7 @@ impl From<ModelState> for Model {
             backend,
             plugin_version,
             plugin_sha256: state.image,
+            backend_chosen: state.chosen,
             kernel: state.kernel,
             max_length: state.row_tokens_max,
             labels: state.labels,
@@ -204,6 +209,7 @@ impl From<ModelState> for Model {
             architecture: state.architecture,
             numerics_id: state.numerics_id,
             generation: state.generation,
+            proof: state.proof,
             state: state.state,
             last_swap: state.last_swap.map(|swap| LastSwap {
                 state: swap.state,

@@ -4,7 +4,9 @@
 use super::call::Call;
 use super::wire::{Refusal, retry_after_seconds, wire};
 use axum::body::Body;
-use axum::http::header::{ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
+use axum::http::header::{
+    ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE,
+};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -112,6 +114,11 @@ impl Problem {
         if let Refusal::Encoding { .. } = self.refusal {
             // RFC 7694: which encodings would be taken.
             headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        }
+        if let Refusal::Key { .. } = self.refusal {
+            // RFC 6750: the scheme, and at least one attribute.
+            let bearer = HeaderValue::from_static("Bearer realm=\"admin\"");
+            headers.insert(WWW_AUTHENTICATE, bearer);
         }
     }
 

@@ -13,8 +13,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, Sleep, sleep_until};
+use tokio_util::either::Either;
 
 /// After the last answer, the longest that a client is listened to that is still sending.
 const LINGER_TIME_MAX: Duration = Duration::from_secs(1);
@@ -26,6 +27,9 @@ const LINGER_PIECE_BYTES: usize = 16 << 10;
 
 /// What every HTTP/2 client says first.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Over a port or over a socket.
+pub(super) type Stream = Either<TcpStream, UnixStream>;
 
 /// Calls of one connection, as its service counts them.
 #[derive(Debug, Default)]
@@ -39,7 +43,7 @@ pub(super) struct Inside(Arc<Traffic>);
 
 /// A stream with a watch.
 pub(super) struct Watched {
-    stream: TcpStream,
+    stream: Stream,
     traffic: Arc<Traffic>,
     patience: Patience,
     speaks: Speaks,
@@ -117,7 +121,7 @@ impl Speaks {
 
 impl Watched {
     /// The first head is due.
-    pub(super) fn new(stream: TcpStream, traffic: Arc<Traffic>, patience: Patience) -> Self {
+    pub(super) fn new(stream: Stream, traffic: Arc<Traffic>, patience: Patience) -> Self {
         Self {
             stream,
             traffic,
@@ -248,7 +252,7 @@ impl Linger {
     }
 
     /// Reads until the client has closed its end, or for long enough.
-    fn poll(&mut self, stream: &mut TcpStream, context: &mut Context<'_>) -> Poll<()> {
+    fn poll(&mut self, stream: &mut Stream, context: &mut Context<'_>) -> Poll<()> {
         let mut piece = [MaybeUninit::uninit(); LINGER_PIECE_BYTES];
         // The stream itself says `Pending` from time to time, so that other tasks have their turn.
         while self.bytes < LINGER_BYTES_MAX {

@@ -5,7 +5,7 @@ use super::answer::json;
 use super::json;
 use super::problem::Problem;
 use super::wire::Refusal;
-use crate::control::{SwapError, SwapOrder, SwapState, SwapStep};
+use crate::control::{PROBATION, ShadowOrder, SwapError, SwapOrder, SwapState, SwapStep};
 use crate::score::ScoreError;
 use axum::body::{Bytes, to_bytes};
 use axum::extract::Request;
@@ -23,10 +23,10 @@ use tokio_stream::wrappers::ReceiverStream;
 
 /// An order is a few names and options.
 const ORDER_BYTES_MAX: usize = 64 << 10;
-/// How long a generation is watched unless the order says otherwise.
-const PROBATION: Duration = Duration::from_secs(60);
+/// How long requests are tried out unless the order says otherwise.
+const SHADOW: Duration = Duration::from_secs(10);
 /// What served before keeps its memory for so long at most.
-const PROBATION_MAX: Duration = Duration::from_secs(24 * 3_600);
+const TIME_MAX: Duration = Duration::from_secs(24 * 3_600);
 
 /// What is to be changed. What is not said stays as it is.
 #[derive(Deserialize, Default)]
@@ -39,6 +39,8 @@ struct Body {
     options: Option<Value>,
     source: Option<String>,
     expect_change: bool,
+    shadow_fraction: Option<f64>,
+    shadow_s: Option<f64>,
     probation_s: Option<f64>,
 }
 
@@ -51,7 +53,7 @@ struct Told {
     seconds: f64,
 }
 
-/// A swap that has gone live.
+/// What has been done, as it was ordered.
 #[derive(Serialize)]
 struct Swapped {
     model: String,
@@ -59,10 +61,15 @@ struct Swapped {
     steps: Vec<Told>,
 }
 
-/// Has `model` served by something else.
-pub(super) async fn swap(
+/// What can be done with a model; each stands at the end of a path.
+pub(super) const DEEDS: [&str; 4] = ["/swap", "/rollback", "/load", "/unload"];
+
+/// Does what the path says with `model`: has it served by something else, or by what served before; loads it,
+/// or takes it away.
+pub(super) async fn act(
     edge: &Edge,
-    model: String,
+    model: &str,
+    deed: &str,
     request: Request,
 ) -> Result<Response, Problem> {
     let (head, body) = request.into_parts();
@@ -70,8 +77,15 @@ pub(super) async fn swap(
         let bytes_max = ORDER_BYTES_MAX;
         Refusal::BodyTooLarge { bytes_max }
     })?;
-    let order = order(model.clone(), &body)?;
-    let steps = edge.control.swap(order)?;
+    let (control, ordered) = (&edge.control, || order(model, &body));
+    let (steps, is_done): (_, fn(SwapState) -> bool) = match deed {
+        "/rollback" => (control.rollback(model)?, |state| {
+            state != SwapState::Confirmed && state.is_last()
+        }),
+        "/load" => (control.load(ordered()?)?, SwapState::is_served),
+        "/unload" => (control.unload(model)?, |state| state == SwapState::Unloaded),
+        _ => (control.swap(ordered()?)?, SwapState::is_served),
+    };
     let accepts = head
         .headers
         .get(ACCEPT)
@@ -79,40 +93,31 @@ pub(super) async fn swap(
     if accepts.is_some_and(|accept| accept.contains("text/event-stream")) {
         return Ok(stream(steps));
     }
-    Ok(end(model, steps).await?)
+    Ok(end(model, steps, is_done).await?)
 }
 
-/// Has what served `model` before serve again.
-pub(super) fn rollback(edge: &Edge, model: &str) -> Result<Response, Problem> {
-    edge.control.rollback(model)?;
-    let state = SwapState::RolledBack.name();
-    let (model, steps) = (model.to_owned(), Vec::new());
-    Ok(json(
-        StatusCode::ACCEPTED,
-        &Swapped {
-            model,
-            state,
-            steps,
-        },
-    ))
-}
-
-fn order(model: String, body: &Bytes) -> Result<SwapOrder, Refusal> {
+fn order(model: &str, body: &Bytes) -> Result<SwapOrder, Refusal> {
     let said: Body = if body.is_empty() {
         Body::default()
     } else {
         json::parse(body)?
     };
-    let probation = match said.probation_s {
-        None => PROBATION,
-        Some(seconds) => Duration::try_from_secs_f64(seconds)
-            .ok()
-            .filter(|probation| *probation <= PROBATION_MAX)
-            .ok_or_else(|| {
-                let most = PROBATION_MAX.as_secs();
-                let why = format!("{seconds} is no time; expected seconds from 0 to {most}");
-                ScoreError::invalid("probation_s", why)
-            })?,
+    let probation = time("probation_s", said.probation_s)?.unwrap_or(PROBATION);
+    let shadow_time = time("shadow_s", said.shadow_s)?;
+    let shadow = match said.shadow_fraction {
+        None if shadow_time.is_some() => {
+            let why = "says for how long requests are tried out; shadow_fraction must say how many of them";
+            return Err(ScoreError::invalid("shadow_s", why).into());
+        }
+        None | Some(0.0) => None,
+        Some(share) if 0.0 < share && share <= 1.0 => {
+            let time = shadow_time.unwrap_or(SHADOW);
+            Some(ShadowOrder { share, time })
+        }
+        Some(other) => {
+            let why = format!("{other} is no share; expected a number from 0 to 1");
+            return Err(ScoreError::invalid("shadow_fraction", why).into());
+        }
     };
     let options = match said.options {
         None => None,
@@ -123,7 +128,7 @@ fn order(model: String, body: &Bytes) -> Result<SwapOrder, Refusal> {
         }
     };
     Ok(SwapOrder {
-        model,
+        model: model.to_owned(),
         plugin: said.plugin,
         sha256: said.sha256,
         dtype: said.dtype,
@@ -131,8 +136,22 @@ fn order(model: String, body: &Bytes) -> Result<SwapOrder, Refusal> {
         options,
         source: said.source,
         expect_change: said.expect_change,
+        shadow,
         probation,
     })
+}
+
+fn time(param: &str, seconds: Option<f64>) -> Result<Option<Duration>, ScoreError> {
+    let Some(seconds) = seconds else {
+        return Ok(None);
+    };
+    let time = Duration::try_from_secs_f64(seconds).ok();
+    let time = time.filter(|time| *time <= TIME_MAX).ok_or_else(|| {
+        let most = TIME_MAX.as_secs();
+        let why = format!("{seconds} is no time; expected seconds from 0 to {most}");
+        ScoreError::invalid(param, why)
+    })?;
+    Ok(Some(time))
 }
 
 /// Every step to the last, that of the probation.
@@ -147,22 +166,23 @@ fn stream(steps: mpsc::Receiver<SwapStep>) -> Response {
         .into_response()
 }
 
-/// Waits until it serves, or does not.
-async fn end(model: String, mut reached: mpsc::Receiver<SwapStep>) -> Result<Response, Refusal> {
+/// Waits until what was ordered is done, or is not going to be.
+async fn end(
+    model: &str,
+    mut reached: mpsc::Receiver<SwapStep>,
+    is_done: fn(SwapState) -> bool,
+) -> Result<Response, Refusal> {
     let mut steps = Vec::new();
     while let Some(step) = reached.recv().await {
         let state = step.state;
-        if state.is_served() {
+        if is_done(state) {
             steps.push(Told::from(step));
-            let state = state.name();
-            return Ok(json(
-                StatusCode::OK,
-                &Swapped {
-                    model,
-                    state,
-                    steps,
-                },
-            ));
+            let told = Swapped {
+                model: model.to_owned(),
+                state: state.name(),
+                steps,
+            };
+            return Ok(json(StatusCode::OK, &told));
         }
         if state.is_last() {
             return Err(Refusal::NotSwapped { why: step.detail });

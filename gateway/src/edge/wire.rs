@@ -46,6 +46,8 @@ pub(super) enum Refusal {
     BodyBroken { why: String },
     /// The admin listener was called by a name that is not this machine's.
     ForeignHost { found: String },
+    /// The admin listener's key is not the one that was shown.
+    Key { found: &'static str },
     /// A model is served as it was.
     NotSwapped { why: String },
 }
@@ -111,6 +113,7 @@ pub(super) fn wire(refusal: &Refusal) -> Wire {
         Refusal::BodyLate { .. }     => line(408, 408, Code::DeadlineExceeded,   TIMEOUT,   "body_late",          "Validation"),
         Refusal::BodyBroken { .. }   => line(400, 400, Code::InvalidArgument,    REQUEST,   "body_broken",        "Validation"),
         Refusal::NotSwapped { .. }   => line(409, 409, Code::FailedPrecondition, REQUEST,   "not_swapped",        "Validation"),
+        Refusal::Key { .. }          => line(401, 401, Code::Unauthenticated,    REQUEST,   "invalid_key",        "Validation"),
         Refusal::ForeignHost { .. }  => line(403, 403, Code::PermissionDenied,   REQUEST,   "foreign_host",       "Validation"),
     }
 }
@@ -273,7 +276,12 @@ impl fmt::Display for Refusal {
                 after.as_secs_f64()
             ),
             Self::BodyBroken { why } => write!(f, "the body broke off: {why}; send it again"),
-            Self::NotSwapped { why } => write!(f, "nothing has changed: {why}"),
+            Self::NotSwapped { why } => write!(f, "not done: {why}"),
+            Self::Key { found } => write!(
+                f,
+                "the admin key is {found}; send Authorization: Bearer KEY, the KEY that the server's \
+                 server.admin_key or server.admin_key_file names"
+            ),
             Self::ForeignHost { found } => write!(
                 f,
                 "the Host is {found}; call the admin listener as localhost or by its IP address"

@@ -10,6 +10,7 @@ use crate::generation::plan::Cut;
 use crate::generation::queue::{Failure, Taken, WorkerId};
 use crate::generation::work::Work;
 use crate::generation::worker::Worker;
+use crate::model::TokenRows;
 use crate::runtime::{Runtime, now};
 use crate::score::ScoreError;
 use crate::telemetry::ModelMetrics;
@@ -46,6 +47,8 @@ pub(super) struct Crew {
     pub(super) limits: Limits,
     pub(super) n_labels: usize,
     pub(super) name: Arc<str>,
+    /// A row that every sound backend scores.
+    pub(super) plain: TokenRows,
     pub(super) shared: Shared,
     pub(super) bounds: WorkerBounds,
     pub(super) n_workers: usize,

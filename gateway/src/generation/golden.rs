@@ -37,6 +37,8 @@ const DOCUMENTS: [&str; 8] = [
 ];
 /// The last document is made as long as the model reads, for every other query.
 const LONG_WORDS: usize = 16_384;
+/// Scores whose order is compared: that takes the square of their number.
+const RANKED_MAX: usize = 2_048;
 /// Between two attempts to be admitted by a generation that is busy.
 const BUSY_PAUSE: Duration = Duration::from_millis(100);
 
@@ -64,14 +66,12 @@ pub struct Agreement {
 /// One row's logits that differ most.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Worst {
-    /// The pair's query.
-    pub query: &'static str,
-    /// The pair's document.
-    pub document: &'static str,
+    /// What the row is.
+    pub row: String,
     /// The label.
     pub label: usize,
-    /// What serves.
-    pub live: f32,
+    /// What it is compared with.
+    pub expected: f32,
     /// What is to serve.
     pub candidate: f32,
 }
@@ -133,6 +133,12 @@ impl Golden {
         collected.golden(generation.n_labels())
     }
 
+    /// The logits of the golden rows, as somebody else has computed them; `None` if they are not of all rows.
+    pub fn from_logits(logits: Vec<f32>, n_labels: usize) -> Option<Self> {
+        let is_whole = logits.len() == QUERIES.len() * DOCUMENTS.len() * n_labels;
+        is_whole.then_some(Self { logits, n_labels })
+    }
+
     /// How far the scores of `candidate` are from these.
     ///
     /// # Errors
@@ -140,41 +146,70 @@ impl Golden {
     pub fn agreement(&self, candidate: &Self) -> Result<Agreement, String> {
         if self.n_labels != candidate.n_labels {
             return Err(format!(
-                "it has {} labels, what serves has {}",
+                "it has {} labels, what it is compared with has {}",
                 candidate.n_labels, self.n_labels
             ));
         }
-        let both = || self.logits.iter().zip(&candidate.logits);
-        let differences = both().map(|(a, b)| f64::from((a - b).abs()));
-        let mut largest = (0.0, Worst::default());
-        let mut sum = 0.0;
-        for (place, difference) in differences.enumerate() {
-            sum += difference;
-            if largest.0 < difference {
-                let (row, label) = (place / self.n_labels, place % self.n_labels);
-                let (query, document) = pair(row);
-                largest = (
-                    difference,
-                    Worst {
-                        query,
-                        document,
-                        label,
-                        live: self.logits[place],
-                        candidate: candidate.logits[place],
-                    },
-                );
+        let mut comparison = Comparison::default();
+        comparison.add(&self.logits, &candidate.logits, self.n_labels, |row| {
+            let (query, document) = pair(row);
+            format!("the golden row ({query:?}, {document:?})")
+        });
+        Ok(comparison.agreement())
+    }
+}
+
+// === impl Comparison ===
+
+/// Scores of the same rows by two generations, as they come.
+#[derive(Default)]
+pub(super) struct Comparison {
+    n_logits: u64,
+    sum: f64,
+    largest: f64,
+    worst: Worst,
+    // Of the first label, for the ranks: not more than can be compared each with each.
+    firsts: [Vec<f32>; 2],
+}
+
+impl Comparison {
+    /// Rows × labels of what is expected, and as many of what is to serve.
+    pub(super) fn add(
+        &mut self,
+        expected: &[f32],
+        candidate: &[f32],
+        n_labels: usize,
+        name: impl Fn(usize) -> String,
+    ) {
+        for (place, (a, b)) in expected.iter().zip(candidate).enumerate() {
+            let difference = f64::from((a - b).abs());
+            self.n_logits += 1;
+            self.sum += difference;
+            if self.largest < difference {
+                self.largest = difference;
+                self.worst = Worst {
+                    row: name(place / n_labels),
+                    label: place % n_labels,
+                    expected: *a,
+                    candidate: *b,
+                };
             }
         }
-        Ok(Agreement {
-            largest: largest.0,
-            mean: sum / self.logits.len() as f64,
-            rank: spearman(&self.first_label(), &candidate.first_label()),
-            worst: largest.1,
-        })
+        for (firsts, logits) in self.firsts.iter_mut().zip([expected, candidate]) {
+            let room = RANKED_MAX.saturating_sub(firsts.len());
+            firsts.extend(logits.iter().step_by(n_labels).take(room));
+        }
     }
 
-    fn first_label(&self) -> Vec<f32> {
-        self.logits.iter().copied().step_by(self.n_labels).collect()
+    /// What there is to say of all of them.
+    pub(super) fn agreement(&self) -> Agreement {
+        let [expected, candidate] = &self.firsts;
+        Agreement {
+            largest: self.largest,
+            mean: self.sum / self.n_logits.max(1) as f64,
+            rank: spearman(expected, candidate),
+            worst: self.worst.clone(),
+        }
     }
 }
 
@@ -248,22 +283,20 @@ impl Agreement {
         let Tolerance { largest, rank, why } = tolerance;
         if *largest < self.largest {
             let Worst {
-                query,
-                document,
+                row,
                 label,
-                live,
+                expected,
                 candidate,
-            } = self.worst;
+            } = &self.worst;
             return Err(format!(
-                "the golden row ({query:?}, {document:?}) scores {candidate} (label {label}), what serves scores it \
-                 {live}: a difference of {:.6}, of which {largest} is tolerated, because {why}",
+                "{row} scores {candidate} (label {label}), expected is {expected}: a difference of {:.6}, of which \
+                 {largest} is tolerated, because {why}",
                 self.largest
             ));
         }
         if self.rank < *rank {
             return Err(format!(
-                "it orders the golden rows otherwise: a rank correlation of {:.4} to what serves, at least {rank} is \
-                 needed, because {why}",
+                "it orders the rows otherwise: a rank correlation of {:.4}, at least {rank} is needed, because {why}",
                 self.rank
             ));
         }

@@ -1,7 +1,8 @@
 //! Whether a generation that went live shall stay: decided from what it has done, without a clock.
 
 use crate::load::{Load, Totals};
-use std::time::Duration;
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 /// So many batches may fail by bad luck.
 const FAULTS_MAX: u64 = 2;
@@ -21,6 +22,60 @@ pub struct Before {
     pub totals: Totals,
     /// Whether the new one computes the same.
     pub is_same_numerics: bool,
+}
+
+/// When a generation that has proved its worth counts as failing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FaultBounds {
+    /// Batches that may fail.
+    pub faults_max: u64,
+    /// Within so long.
+    pub window: Duration,
+}
+
+/// What a generation has done of late.
+#[derive(Debug, Default)]
+pub struct Window {
+    number: u64,
+    looks: VecDeque<(Instant, Totals)>,
+}
+
+/// Of the batches of a failing generation at least this share fails: what a few clients' rows do to a sound one
+/// is none of its faults.
+const FAILING_SHARE: f64 = 0.5;
+
+// === impl Window ===
+
+impl Window {
+    /// The generation of this number has done so much by now: why it is failing, if it is.
+    pub fn add(
+        &mut self,
+        now: Instant,
+        number: u64,
+        totals: Totals,
+        bounds: &FaultBounds,
+    ) -> Option<String> {
+        if self.number != number {
+            *self = Self {
+                number,
+                looks: VecDeque::new(),
+            };
+        }
+        let is_old = |at: &Instant| bounds.window < now.saturating_duration_since(*at);
+        while self.looks.front().is_some_and(|(at, _)| is_old(at)) {
+            self.looks.pop_front();
+        }
+        self.looks.push_back((now, totals));
+        let (_, first) = self.looks.front()?;
+        let done = totals.since(first);
+        let batches = done.batches + done.faults;
+        let is_failing =
+            bounds.faults_max < done.faults && FAILING_SHARE * batches as f64 <= done.faults as f64;
+        is_failing.then(|| {
+            let (faults, window) = (done.faults, bounds.window);
+            format!("{faults} of its {batches} batches failed within {window:?}")
+        })
+    }
 }
 
 /// Why a generation must go that has done `totals` since it went live, if it must.
@@ -98,6 +153,39 @@ mod tests {
         check(false, &did(100, 0, 190), 0, None);
         // Nothing is known of its speed yet.
         check(true, &did(5, 0, 1_000), 0, None);
+    }
+
+    #[test]
+    fn many_faults_at_once_are_failing_and_the_same_over_hours_are_not() {
+        let (start, bounds) = (
+            Instant::now(),
+            FaultBounds {
+                faults_max: 3,
+                window: Duration::from_secs(10),
+            },
+        );
+        let run = |step_s: u64, batches: u64, faults: u64| {
+            let mut window = Window::default();
+            (0..20_u64).find_map(|look| {
+                let now = start + Duration::from_secs(look * step_s);
+                let totals = did(look * batches, look * faults, 10);
+                Some((look, window.add(now, 1, totals, &bounds)?))
+            })
+        };
+        let (look, why) = run(1, 1, 1).unwrap();
+        assert_eq!(
+            (look, why.as_str()),
+            (4, "4 of its 8 batches failed within 10s")
+        );
+        assert_eq!(run(6, 1, 1), None);
+        // Among many that are well.
+        assert_eq!(run(1, 10, 9), None);
+        // Another generation begins anew.
+        let mut window = Window::default();
+        for number in 0..20 {
+            let totals = did(0, 3 * number, 10);
+            assert_eq!(window.add(start, number, totals, &bounds), None);
+        }
     }
 
     #[test]

@@ -4,12 +4,14 @@ use crate::generation::backend::Called;
 use crate::generation::batch::Batch;
 use crate::generation::cost::Size;
 use crate::generation::crew::{Crew, Seat};
+use crate::generation::plain::score_plain;
 use crate::generation::plan::{Computed, Cut};
 use crate::generation::queue::Taken;
 use crate::generation::work::RowFault;
+use crate::model::TokenRows;
 use crate::runtime::now;
 use crate::score::ScoreError;
-use backend_api::{Fault, FaultCode, RaggedBatch, RowStatus, Scores};
+use backend_api::{Fault, FaultCode, OpenWorker, RaggedBatch, RowStatus, Scores};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -72,6 +74,10 @@ impl Worker {
             started,
             |taken, rows, logits, statuses| {
                 let result = worker.score(rows, logits, statuses);
+                let result = result.and_then(|(phases, scores)| {
+                    check_sound(worker, &scores, &crew.plain)?;
+                    Ok((phases, scores))
+                });
                 let is_own = *is_own.insert(seat.finish());
                 let (phases, scores) = result?;
                 let done = computed(rows, &scores, now() - started);
@@ -106,6 +112,23 @@ impl Worker {
         }
         self.crew.line.count_worker(1);
     }
+}
+
+/// Scores that are no numbers are the rows' fault, unless the worker makes none of what every sound one scores:
+/// then it is the backend's, which must be opened again.
+fn check_sound(
+    worker: &mut OpenWorker,
+    scores: &Scores<'_>,
+    plain: &TokenRows,
+) -> Result<(), Fault> {
+    let mut rows = 0..scores.n_rows();
+    if !rows.any(|row| matches!(scores.row(row), Err(RowStatus::NotFinite))) {
+        return Ok(());
+    }
+    score_plain(worker, plain, 1).map(drop).map_err(|fault| {
+        let why = format!("scores are no numbers, and {}", fault.text);
+        Fault::new(FaultCode::Poisoned, why)
+    })
 }
 
 /// What counts as computed: rows that were skipped took no time, and teach nothing.

@@ -1,17 +1,19 @@
 //! A plugin is tried out in a process of its own before this one maps it: what it breaks there is its own.
 //!
 //! The child is this program again (`crossgate probe`): it loads the copy of the file, opens the model and
-//! scores rows, under limits of time and memory and at the lowest priority. It reads what to do as JSON from
-//! standard input and says how it went in one line of standard output.
+//! scores rows, under limits of time and memory and at the lowest priority. It reads what to do as a line of JSON
+//! from standard input and says how it went in one line of standard output.
 
 use super::image;
 use crate::model::TokenRows;
 use crate::runtime::step_back;
 use backend_api::{Description, OpenRequest, OpenWorker, RaggedBatch, RowControl};
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::{
+    Pid, Resource, Rlimit, Signal, kill_current_process_group, kill_process_group, setrlimit,
+};
 use serde::{Deserialize, Serialize};
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::os::unix::process::ExitStatusExt as _;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::AtomicBool;
@@ -43,11 +45,18 @@ pub struct Prober {
 #[derive(Serialize, Deserialize)]
 struct Task {
     library: PathBuf,
+    /// `None` to look at the plugin's card only.
+    trial: Option<Trial>,
+    /// Bytes of data that it may have.
+    memory_max: Option<u64>,
+}
+
+/// What the plugin is to do.
+#[derive(Serialize, Deserialize)]
+struct Trial {
     #[serde(with = "RequestDef")]
     request: OpenRequest,
     rows: TokenRows,
-    /// Bytes of data that it may have.
-    memory_max: Option<u64>,
 }
 
 /// How a request is written down: backend-api knows no serde.
@@ -64,11 +73,15 @@ struct RequestDef {
     tokens_max: u32,
     row_tokens_max: u32,
     options: String,
+    yes_token: Option<u32>,
+    no_token: Option<u32>,
 }
 
 /// How it went.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Probed {
+    /// The plugin's name.
+    pub name: String,
     /// Bytes that the plugin says it takes.
     pub memory_bytes: u64,
     /// As the plugin describes it.
@@ -77,8 +90,10 @@ pub struct Probed {
     pub dtype: String,
     /// As the plugin describes it.
     pub device: String,
-    /// Logits that are finite.
-    pub n_scored: usize,
+    /// Logits of all rows that are no longer than the plugin takes, each finite.
+    pub logits: Vec<f32>,
+    /// Logits of a row.
+    pub n_labels: usize,
 }
 
 /// The child's last word.
@@ -101,13 +116,26 @@ impl Prober {
         request: &OpenRequest,
         rows: TokenRows,
     ) -> Result<Probed, String> {
+        let request = request.clone();
+        self.run(copy, Some(Trial { request, rows }))
+    }
+
+    /// The name of the plugin at `copy`. Blocks.
+    ///
+    /// # Errors
+    /// Why it is none, or how its process ended.
+    pub fn name(&self, copy: &Path) -> Result<String, String> {
+        Ok(self.run(copy, None)?.name)
+    }
+
+    fn run(&self, copy: &Path, trial: Option<Trial>) -> Result<Probed, String> {
         let task = Task {
             library: copy.to_owned(),
-            request: request.clone(),
-            rows,
+            trial,
             memory_max: self.memory_max.or_else(super::memory::available),
         };
-        let task = serde_json::to_vec(&task).map_err(|error| error.to_string())?;
+        let mut task = serde_json::to_vec(&task).map_err(|error| error.to_string())?;
+        task.push(b'\n');
         let mut child = Command::new(&self.program)
             .arg("probe")
             // Its last words are to be what went wrong.
@@ -115,14 +143,14 @@ impl Prober {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
+            // Of its own: whatever the plugin starts belongs to it.
+            .process_group(0)
             .spawn()
             .map_err(|error| {
                 let program = self.program.display();
                 format!("the plugin cannot be tried out: {program} does not start: {error}")
             })?;
         let outcome = self.follow(&mut child, &task);
-        // Whatever happened, it ends here.
-        let _ = child.kill();
         let _ = child.wait();
         outcome
     }
@@ -133,12 +161,17 @@ impl Prober {
         let end = Instant::now() + self.timeout;
         std::thread::scope(|scope| {
             // All three at once: whoever waits for one of them is not held up by the others.
-            scope.spawn(move || stdin.map(|mut stdin| stdin.write_all(task)));
+            let told = scope.spawn(move || {
+                // It may have ended before it has read everything; it tells by its end.
+                stdin.inspect(|mut stdin| _ = stdin.write_all(task))
+            });
             let report = scope.spawn(move || stdout.and_then(read_report));
             let said = scope.spawn(move || stderr.map(read_end));
             let status = wait(child, end);
-            // Its pipes close with it, so the threads end.
-            let status = status.inspect_err(|_| _ = child.kill());
+            // Whatever happened, it ends here, and so do those that it has started: its pipes close with the last of
+            // them, and then the threads end.
+            let _ = kill_process_group(Pid::from_child(child), Signal::KILL);
+            drop(told.join());
             let report = report.join().ok().flatten();
             let said = said.join().ok().flatten().unwrap_or_default();
             let status = status?;
@@ -230,13 +263,14 @@ fn last_words(said: &str) -> String {
 /// # Errors
 /// That there is no task.
 pub fn run() -> Result<(), String> {
-    let mut task = Vec::new();
+    let mut task = String::new();
     std::io::stdin()
-        .read_to_end(&mut task)
+        .read_line(&mut task)
         .map_err(|error| error.to_string())?;
-    let task: Task = serde_json::from_slice(&task).map_err(|error| {
+    let task: Task = serde_json::from_str(&task).map_err(|error| {
         format!("no task on standard input: {error}; the server calls this command, nobody else needs it")
     })?;
+    end_with_server();
     let report = match attempt(&task) {
         Ok(probed) => Report::Passed(probed),
         Err(why) => Report::Failed(why),
@@ -246,6 +280,15 @@ pub fn run() -> Result<(), String> {
     writeln!(stdout, "\n{REPORT}{report}")
         .and_then(|()| stdout.flush())
         .map_err(|error| error.to_string())
+}
+
+/// A plugin that hangs here, and whatever it has started, does not outlive the server: standard input is open as
+/// long as somebody waits.
+fn end_with_server() {
+    std::thread::spawn(|| {
+        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        let _ = kill_current_process_group(Signal::KILL);
+    });
 }
 
 fn attempt(task: &Task) -> Result<Probed, String> {
@@ -263,10 +306,17 @@ fn attempt(task: &Task) -> Result<Probed, String> {
     }
     let library = image::open(&task.library)?;
     let name = library.card().name.clone();
+    let Some(trial) = &task.trial else {
+        return Ok(Probed {
+            name,
+            ..Probed::default()
+        });
+    };
     let of_plugin = |fault: backend_api::Fault| format!("{name}: {fault}");
-    let backend = library.open(&task.request).map_err(of_plugin)?;
+    let backend = library.open(&trial.request).map_err(of_plugin)?;
     let mut worker = backend.worker().map_err(of_plugin)?;
-    let n_scored = score(&mut worker, &task.rows)?;
+    let logits = score(&mut worker, &trial.rows)?;
+    let n_labels = worker.n_labels();
     let Description {
         memory_bytes,
         numerics_id,
@@ -277,20 +327,22 @@ fn attempt(task: &Task) -> Result<Probed, String> {
     drop(worker);
     drop(backend);
     Ok(Probed {
+        name,
         memory_bytes,
         numerics_id,
         dtype,
         device,
-        n_scored,
+        logits,
+        n_labels,
     })
 }
 
 /// Scores all rows, as many at a time as there may be.
-fn score(worker: &mut OpenWorker, rows: &TokenRows) -> Result<usize, String> {
+fn score(worker: &mut OpenWorker, rows: &TokenRows) -> Result<Vec<f32>, String> {
     let (limits, n_labels) = (worker.limits(), worker.n_labels());
     let end = |row: usize| rows.ends[row] as usize;
     let fits = |row: usize| rows.row_len(row) <= limits.row_tokens_max.min(limits.tokens_max);
-    let (mut first, mut n_scored) = (0, 0);
+    let (mut first, mut scored) = (0, Vec::new());
     while first < rows.len() {
         // The server will cut what is longer.
         if !fits(first) {
@@ -324,12 +376,12 @@ fn score(worker: &mut OpenWorker, rows: &TokenRows) -> Result<usize, String> {
             .score(&batch, &mut logits, &mut statuses)
             .map_err(|fault| fault.to_string())?;
         for place in 0..n_rows {
-            let logits = scores
+            let of_row = scores
                 .row(place)
                 .map_err(|status| format!("row {} comes back as {status:?}", first + place))?;
-            n_scored += logits.len();
+            scored.extend_from_slice(of_row);
         }
         first = last;
     }
-    Ok(n_scored)
+    Ok(scored)
 }

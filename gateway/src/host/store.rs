@@ -7,14 +7,20 @@ use crate::digest::hex;
 use backend_api::PluginLibrary;
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::os::unix::fs::{
+    DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Permission bits that let others than the owner change what is in a folder.
 const OTHERS_WRITE: u32 = 0o022;
+/// Copies are made for their owner to read and write, and marked by one bit more once they have been tried: what a
+/// process has left that ended in the middle of a trial says nothing.
+const COPY_MODE: u32 = 0o600;
+const TRIED: u32 = 0o100;
 /// Copies of earlier processes that are kept.
 const COPIES_MAX: usize = 64;
 
@@ -32,7 +38,14 @@ pub(super) struct Store {
     dir: PathBuf,
     bounds: ImageBounds,
     // By the SHA-256 of their file.
-    mapped: Mutex<HashMap<String, Result<Arc<PluginLibrary>, String>>>,
+    mapped: Mutex<HashMap<String, Image>>,
+}
+
+/// What became of a file that was mapped.
+struct Image {
+    /// The file, whatever lies there by now.
+    path: PathBuf,
+    found: Result<Arc<PluginLibrary>, String>,
 }
 
 // dlopen runs constructors and abi_stable fills its globals: one library at a time.
@@ -72,18 +85,44 @@ impl Store {
         self.mapped().len()
     }
 
-    /// The SHA-256 of a file's content and the plugin that it is. The same content is mapped once.
+    /// The SHA-256 of a file's content and the plugin that it is. The same content is mapped once. Content that
+    /// no process has tried before is given to `trial` first, as a copy.
     ///
     /// # Errors
     /// Why it is none, or is not allowed; with its hash if it could be read.
-    pub(super) fn load(&self, path: &Path) -> (Option<String>, Result<Arc<PluginLibrary>, String>) {
+    pub(super) fn load(
+        &self,
+        path: &Path,
+        trial: impl FnOnce(&Path) -> Result<(), String>,
+    ) -> (Option<String>, Result<Arc<PluginLibrary>, String>) {
         let bytes = match image::read(path) {
             Ok(bytes) => bytes,
             Err(why) => return (None, Err(why)),
         };
         let hash = hex(&Sha256::digest(&bytes));
-        let found = self.map(path, &hash, &bytes);
+        let found = self.map(path, &hash, &bytes, trial);
         (Some(hash), found)
+    }
+
+    /// A copy has been tried, and may be mapped.
+    pub(super) fn tried(&self, copy: &Path) {
+        // Where it cannot be marked it is tried again.
+        let _ = fs::set_permissions(copy, Permissions::from_mode(COPY_MODE | TRIED));
+    }
+
+    /// What was found out about a copy speaks against it: it is not there for the next process.
+    pub(super) fn forget(&self, copy: &Path) {
+        let _ = fs::remove_file(copy);
+    }
+
+    /// The image of this content, if it is mapped.
+    pub(super) fn mapped_as(&self, hash: &str) -> Option<Arc<PluginLibrary>> {
+        self.mapped().get(hash)?.found.clone().ok()
+    }
+
+    /// The file whose content was mapped as this; another one may lie there by now.
+    pub(super) fn mapped_from(&self, hash: &str) -> Option<PathBuf> {
+        Some(self.mapped().get(hash)?.path.clone())
     }
 
     /// The copy of a file, which is not mapped for it.
@@ -109,26 +148,46 @@ impl Store {
         ))
     }
 
-    fn map(&self, path: &Path, hash: &str, bytes: &[u8]) -> Result<Arc<PluginLibrary>, String> {
+    fn map(
+        &self,
+        path: &Path,
+        hash: &str,
+        bytes: &[u8],
+        trial: impl FnOnce(&Path) -> Result<(), String>,
+    ) -> Result<Arc<PluginLibrary>, String> {
         let named = |what: String| format!("{}: {what}", path.display());
         self.check_allowed(path, hash)?;
-        let _one_at_a_time = LOADING.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut mapped = self.mapped();
-        if let Some(found) = mapped.get(hash) {
-            return found.clone();
-        }
-        if self.bounds.images_max <= mapped.len() {
-            return Err(named(format!(
-                "{} plugin images are mapped, as many as plugins.images_max allows, and an image stays \
-                 until the process ends: restart the server, or allow more",
-                mapped.len()
-            )));
+        if let Some(image) = self.mapped().get(hash) {
+            return image.found.clone();
         }
         let copy = self.copy(path, hash, bytes)?;
+        if !was_tried(&copy) {
+            trial(&copy).map_err(|why| {
+                self.forget(&copy);
+                of_file(&why, &copy, path)
+            })?;
+            self.tried(&copy);
+        }
+        // Not under the lock of the images, which are counted whenever somebody asks for the metrics.
+        let _one_at_a_time = LOADING.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(image) = self.mapped().get(hash) {
+            return image.found.clone();
+        }
+        let n_images = self.n_images();
+        if self.bounds.images_max <= n_images {
+            return Err(named(format!(
+                "{n_images} plugin images are mapped, as many as plugins.images_max allows, and an image stays \
+                 until the process ends: restart the server, or allow more"
+            )));
+        }
         let found = image::open(&copy)
             .map(Arc::new)
             .map_err(|why| of_file(&why, &copy, path));
-        mapped.insert(hash.to_owned(), found.clone());
+        let image = Image {
+            path: path.to_owned(),
+            found: found.clone(),
+        };
+        self.mapped().insert(hash.to_owned(), image);
         found
     }
 
@@ -159,15 +218,33 @@ impl Store {
         written
     }
 
-    fn mapped(&self) -> MutexGuard<'_, HashMap<String, Result<Arc<PluginLibrary>, String>>> {
+    fn mapped(&self) -> MutexGuard<'_, HashMap<String, Image>> {
         // Nothing in here is left half-done.
         self.mapped.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Users know the file, not the copy.
-fn of_file(why: &str, copy: &Path, path: &Path) -> String {
-    why.replace(&copy.display().to_string(), &path.display().to_string())
+fn was_tried(copy: &Path) -> bool {
+    fs::metadata(copy).is_ok_and(|metadata| metadata.mode() & TRIED != 0)
+}
+
+/// The SHA-256 of a file's content.
+///
+/// # Errors
+/// Why it cannot be read.
+pub(super) fn hash(path: &Path) -> Result<String, String> {
+    Ok(hex(&Sha256::digest(image::read(path)?)))
+}
+
+/// Users know the file, not the copy; and are told of which one it is.
+pub(super) fn of_file(why: &str, copy: &Path, path: &Path) -> String {
+    let (copy, path) = (copy.display().to_string(), path.display().to_string());
+    let why = why.replace(&copy, &path);
+    if why.contains(&path) {
+        why
+    } else {
+        format!("{path}: {why}")
+    }
 }
 
 /// A folder that nobody else can write: what is in it is run.
@@ -194,7 +271,9 @@ fn make_private(dir: &Path) -> Result<(), String> {
 }
 
 fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true).mode(COPY_MODE);
+    let mut file = options.open(path)?;
     file.write_all(bytes)?;
     file.sync_all()
 }

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::prompt::generates;
 use crate::score::Activation;
 
 /// Labels one classifier may have.
@@ -31,11 +32,18 @@ const POSITIONS_AFTER_PAD: [&str; 11] = [
     "luke",
 ];
 
+/// Families that read from left to right, with all that are called after them: `qwen3_moe`.
+const DECODERS: [&str; 7] = [
+    "qwen2", "qwen3", "llama", "mistral", "gemma", "phi", "smollm",
+];
+
 /// `config.json` as it is written: every field may be absent or null.
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct Config {
     architectures: Option<Vec<String>>,
     pub model_type: Option<String>,
+    #[serde(rename = "_name_or_path")]
+    name_or_path: Option<String>,
     id2label: Option<BTreeMap<String, Value>>,
     num_labels: Option<usize>,
     problem_type: Option<String>,
@@ -64,11 +72,16 @@ pub(super) struct TokenizerConfig {
 // === impl Config ===
 
 impl Config {
-    /// The architecture with a scoring head, or the reason why there is none.
+    /// The architecture with a scoring head, else one that generates, or the reason why there is none.
     pub(super) fn scoring_architecture(&self) -> Result<&str, String> {
         let architectures = self.architectures.as_deref().unwrap_or_default();
         let scoring = |name: &&String| name.ends_with("ForSequenceClassification");
-        if let Some(name) = architectures.iter().find(scoring) {
+        let generating = |name: &&String| generates(name);
+        let mut both = architectures.iter().filter(scoring);
+        let found = both
+            .next()
+            .or_else(|| architectures.iter().find(generating));
+        if let Some(name) = found {
             return Ok(name);
         }
         match architectures.first() {
@@ -77,6 +90,17 @@ impl Config {
                 "the architecture is {name}, which has no scoring head (…ForSequenceClassification)"
             )),
         }
+    }
+
+    /// Whether the family reads from left to right and was taught with prompts.
+    pub(super) fn is_decoder(&self) -> bool {
+        let kind = self.model_type.as_deref();
+        kind.is_some_and(|kind| DECODERS.iter().any(|family| kind.starts_with(family)))
+    }
+
+    /// The name that the model had where it was trained from.
+    pub(super) fn name_or_path(&self) -> Option<&str> {
+        self.name_or_path.as_deref()
     }
 
     /// The labels in order. `n_head` is what the classifier's shape says, where that is known.
@@ -359,6 +383,8 @@ mod tests {
             r#"{"architectures":["BertModel"]}"#,
             Err("BertModel, which has no"),
         );
+        let generates = r#"{"architectures":["Qwen3ForCausalLM"]}"#;
+        check_architecture(generates, Ok("Qwen3ForCausalLM"));
         check_architecture(r#"{"architectures":[]}"#, Err("missing"));
         check_architecture("{}", Err("missing"));
     }

@@ -11,7 +11,7 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::Path;
 
 use super::progress::Progress;
-use super::weights::{self, INDEX, SINGLE};
+use super::weights::{self, GRAPHS, INDEX, SINGLE};
 use super::{Cause, Folder, ModelError, info};
 
 mod answers;
@@ -29,7 +29,7 @@ use cache::Cache;
 use client::Client;
 
 /// Files besides the weights; the first two are required.
-const SMALL_FILES: [&str; 8] = [
+const SMALL_FILES: [&str; 10] = [
     "config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -38,6 +38,8 @@ const SMALL_FILES: [&str; 8] = [
     "config_sentence_transformers.json",
     "sentence_bert_config.json",
     "modules.json",
+    "chat_template.jinja",
+    "chat_template.json",
 ];
 
 /// The cached commit of `revision` (default `main`), fetched where it is not complete.
@@ -126,8 +128,12 @@ fn online(
     for name in &small {
         ensure(name)?;
     }
-    info::check_scores(&cache.snapshot(commit))?;
+    info::check_scores(&cache.snapshot(commit), repo)?;
     ensure(weight)?;
+    // A graph that is too large for its own format has its data beside it.
+    for name in listing.names.iter().filter(|name| is_data_of(name, weight)) {
+        ensure(name)?;
+    }
     if weight == INDEX {
         for name in shards(&cache.snapshot(commit).join(INDEX), &listing, &place)? {
             ensure(&name)?;
@@ -139,7 +145,7 @@ fn online(
 }
 
 /// The small files and the one that is or names the weights. Everything else stays on the hub:
-/// other frameworks' weights, ONNX exports, pictures.
+/// other frameworks' weights, pictures, and where there are named weights ONNX exports.
 fn choose<'a>(
     listing: &'a Listing,
     place: &str,
@@ -154,7 +160,10 @@ fn choose<'a>(
     let weight = match (has(SINGLE), has(INDEX)) {
         (true, _) => SINGLE,
         (false, true) => INDEX,
-        (false, false) => return Err(weights::none_found(place, &listing.names)),
+        (false, false) => GRAPHS
+            .into_iter()
+            .find(|graph| has(graph))
+            .ok_or_else(|| weights::none_found(place, &listing.names))?,
     };
     let is_small = |name: &&str| SMALL_FILES.contains(name) || is_module_config(name);
     Ok((
@@ -166,6 +175,12 @@ fn choose<'a>(
             .collect(),
         weight,
     ))
+}
+
+/// `onnx/model.onnx_data` and `onnx/model.onnx.data` are of `onnx/model.onnx`.
+fn is_data_of(name: &str, graph: &str) -> bool {
+    let rest = name.strip_prefix(graph);
+    GRAPHS.contains(&graph) && rest.is_some_and(|rest| rest.starts_with(['_', '.']))
 }
 
 /// The configuration of a sentence-transformers module: `1_Dense/config.json`.
@@ -253,6 +268,17 @@ mod tests {
             &["config.json", "vocab.txt", SINGLE],
             Err("only fast tokenizers"),
         );
+        let exports = [
+            "model.onnx",
+            "onnx/model.onnx",
+            "onnx/model_int8.onnx",
+            "x.bin",
+        ];
+        let graphs = [&["config.json", "tokenizer.json"], &exports[..]].concat();
+        check_choice(&graphs, Ok((both, "onnx/model.onnx")));
+        assert!(is_data_of("onnx/model.onnx_data", "onnx/model.onnx"));
+        assert!(!is_data_of("onnx/model_int8.onnx", "onnx/model.onnx"));
+        assert!(!is_data_of("model.safetensors.index.json", SINGLE));
         check_choice(
             &["config.json", "tokenizer.json", "x.bin"],
             Err("only as x.bin"),

@@ -8,7 +8,8 @@ use crate::score::Activation;
 
 use super::config::{Config, SentenceTransformers, TokenizerConfig};
 use super::fingerprint;
-use super::weights::{self, read_bounded};
+use super::prompt::Reading;
+use super::weights::{self, Format, Summary, read_bounded};
 use super::{Folder, Geometry, ModelError};
 
 /// Configuration files are a few kilobytes; classifiers with thousands of labels a few hundred.
@@ -32,6 +33,8 @@ pub struct ModelInfo {
     pub architecture: String,
     /// The family in transformers: `bert`.
     pub model_type: String,
+    /// How it reads a pair, and answers where it generates.
+    pub reading: Reading,
     /// In the order of the logits; at least one.
     pub labels: Vec<String>,
     pub activation: Activation,
@@ -40,6 +43,9 @@ pub struct ModelInfo {
     pub type_vocab_size: Option<u32>,
     /// Ids that the embedding table has, from 0; `None` if config.json does not say.
     pub vocab_size: Option<u32>,
+    /// How its weights are written.
+    pub format: Format,
+    /// 0 where the weights do not say.
     pub num_parameters: u64,
     /// The encoder's sizes, where its arithmetic can be counted by them.
     pub geometry: Option<Geometry>,
@@ -57,14 +63,17 @@ impl ModelInfo {
     pub fn read(folder: &Folder) -> Result<Self, ModelError> {
         let path = &folder.path;
         let config = read_config(path)?;
-        let (architecture, model_type) = check_config(&config, path)?;
+        let (architecture, model_type, reading) = check_config(&config, path, &folder.name)?;
         let tokenizer_path = path.join(TOKENIZER);
         if !tokenizer_path.is_file() {
             return Err(no_tokenizer(&path.display().to_string()));
         }
         weights::refuse_pointer(&tokenizer_path)?;
-        let weights = weights::locate(path)?;
-        let summary = weights::summarize(&weights)?;
+        let (format, weights) = weights::find(path)?;
+        let summary = match format {
+            Format::Safetensors => weights::summarize(&weights)?,
+            Format::Onnx => Summary::default(),
+        };
 
         let in_config = |why: String| {
             ModelError::unfit(
@@ -76,14 +85,27 @@ impl ModelInfo {
         let tokenizer_config: TokenizerConfig = read_if_there(&path.join(TOKENIZER_CONFIG))?;
         let beside: SentenceTransformers =
             read_if_there(&path.join("config_sentence_transformers.json"))?;
-        let labels = config.labels(summary.n_labels).map_err(in_config)?;
+        let labels = match reading.answers {
+            // One score, whatever config.json says of classes that a language model has not.
+            Some(_) => vec!["LABEL_0".to_owned()],
+            None => config.labels(summary.n_labels).map_err(in_config)?,
+        };
         let activation = config.activation(&beside, labels.len(), &mut warnings);
         let row_tokens_max = config
             .row_tokens_max(&tokenizer_config, &mut warnings)
             .map_err(in_config)?;
         let beside_weights = [CONFIG, TOKENIZER, TOKENIZER_CONFIG].map(|name| path.join(name));
         let files = beside_weights.into_iter().filter(|path| path.is_file());
-        let fingerprint = fingerprint::of_files(files.chain(weights).collect())?;
+        let files = files.chain(Reading::files(path)).chain(weights);
+        let fingerprint = fingerprint::of_files(files.collect())?;
+        if let (Some(source), true) = (&reading.source, reading.answers.is_none()) {
+            warnings.push(format!("pairs are read in a prompt: {source}"));
+        } else if config.is_decoder() && reading.prompt.is_none() {
+            warnings.push(
+                "it was taught with a prompt, and its folder has none (chat_template.jinja): pairs are joined bare"
+                    .to_owned(),
+            );
+        }
         Ok(Self {
             name: folder.name.clone(),
             revision: folder.revision.clone(),
@@ -92,11 +114,13 @@ impl ModelInfo {
             row_tokens_max,
             type_vocab_size: config.type_vocab_size,
             vocab_size: config.vocab_size,
+            format,
             num_parameters: summary.num_parameters,
             geometry: Geometry::of(&read_json(&path.join(CONFIG))?),
             path: path.clone(),
             architecture,
             model_type,
+            reading,
             tokenizer_path,
             fingerprint,
             warnings,
@@ -105,8 +129,8 @@ impl ModelInfo {
 }
 
 /// Says no before gigabytes of weights are fetched for nothing.
-pub(super) fn check_scores(folder: &Path) -> Result<(), ModelError> {
-    check_config(&read_config(folder)?, folder).map(drop)
+pub(super) fn check_scores(folder: &Path, name: &str) -> Result<(), ModelError> {
+    check_config(&read_config(folder)?, folder, name).map(drop)
 }
 
 /// `place` is a folder or a repository.
@@ -135,8 +159,13 @@ fn read_config(folder: &Path) -> Result<Config, ModelError> {
     }
 }
 
-/// The architecture and the model type of a classifier.
-fn check_config(config: &Config, folder: &Path) -> Result<(String, String), ModelError> {
+/// The architecture and the model type of a model that scores, and how it reads pairs. `name` is what the user
+/// called it.
+fn check_config(
+    config: &Config,
+    folder: &Path,
+    name: &str,
+) -> Result<(String, String, Reading), ModelError> {
     let unfit = |why: String| {
         ModelError::unfit(
             format!("{}: {why}", folder.join(CONFIG).display()),
@@ -145,10 +174,18 @@ fn check_config(config: &Config, folder: &Path) -> Result<(String, String), Mode
     };
     let architecture = config.scoring_architecture().map_err(unfit)?.to_owned();
     let model_type = config.model_type.clone();
-    Ok((
-        architecture,
-        model_type.ok_or_else(|| unfit("`model_type` is missing".into()))?,
-    ))
+    let model_type = model_type.ok_or_else(|| unfit("`model_type` is missing".into()))?;
+    let names: Vec<_> = [Some(name), config.name_or_path()]
+        .into_iter()
+        .flatten()
+        .collect();
+    let reading = Reading::of(folder, &names, &architecture, config).map_err(|why| {
+        ModelError::unfit(
+            format!("{}: {why}", folder.display()),
+            "name a reranker; a model that only generates text cannot score pairs",
+        )
+    })?;
+    Ok((architecture, model_type, reading))
 }
 
 fn read_if_there<T: DeserializeOwned + Default>(path: &Path) -> Result<T, ModelError> {

@@ -1,11 +1,16 @@
 //! How a tokenizer joins a query and a document: learned once, so that the query is encoded once.
 
+use super::prompt::Prompt;
 use super::tokenizer::TokenRows;
+use std::borrow::Cow;
 use tokenizers::{Encoding, Tokenizer as Encoder};
 
 /// `lead query middle document tail`, each special token with its type.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Template {
+    /// Whitespace that a prompt has around each of the texts: encoders take it together with them.
+    query_space: [String; 2],
+    document_space: [String; 2],
     lead: Specials,
     query_type: u32,
     middle: Specials,
@@ -53,6 +58,60 @@ impl Template {
         Ok(template)
     }
 
+    /// The template of a prompt, proved on pairs that the encoder takes as one text.
+    ///
+    /// # Errors
+    /// When the encoder does not take a prompt piece by piece as it takes it whole.
+    pub(super) fn of_prompt(encoder: &Encoder, prompt: &Prompt) -> Result<Self, String> {
+        let (lead, query_before) = split_end(&prompt.lead);
+        let (query_after, middle) = split_start(&prompt.middle);
+        let (middle, document_before) = split_end(middle);
+        let (document_after, tail) = split_start(&prompt.tail);
+        let specials = |text: &str| -> Result<Specials, String> {
+            let ids = encode(encoder, text)?;
+            let types = vec![0; ids.len()];
+            Ok(Specials { ids, types })
+        };
+        let template = Self {
+            query_space: [query_before, query_after].map(str::to_owned),
+            document_space: [document_before, document_after].map(str::to_owned),
+            lead: specials(lead)?,
+            query_type: 0,
+            middle: specials(middle)?,
+            document_type: 0,
+            tail: specials(tail)?,
+        };
+        for (query, document) in [
+            (
+                "how do plants make energy?",
+                "Photosynthesis turns light into sugar.",
+            ),
+            ("x y", "1969"),
+            ("\"quoted\"", "(brackets)"),
+        ] {
+            let Prompt { lead, middle, tail } = prompt;
+            let whole = encode(encoder, &format!("{lead}{query}{middle}{document}{tail}"))?;
+            let mut rows = TokenRows::none();
+            let query = encode(encoder, &template.query_text(query))?;
+            let document = encode(encoder, &template.document_text(document))?;
+            template.push(&query, &document, &mut rows);
+            if rows.input_ids != whole {
+                return Err("its tokens of a prompt depend on more than its pieces".to_owned());
+            }
+        }
+        Ok(template)
+    }
+
+    /// What is encoded for a query.
+    pub(super) fn query_text<'a>(&self, query: &'a str) -> Cow<'a, str> {
+        within(&self.query_space, query)
+    }
+
+    /// What is encoded for a document.
+    pub(super) fn document_text<'a>(&self, document: &'a str) -> Cow<'a, str> {
+        within(&self.document_space, document)
+    }
+
     /// Special tokens of a pair.
     pub(super) fn n_special(&self) -> usize {
         self.lead.ids.len() + self.middle.ids.len() + self.tail.ids.len()
@@ -86,6 +145,8 @@ impl Template {
             types: types[range].to_vec(),
         };
         (query.end <= document.start).then(|| Self {
+            query_space: [String::new(), String::new()],
+            document_space: [String::new(), String::new()],
             lead: specials(0..query.start),
             query_type: types[query.start],
             middle: specials(query.end..document.start),
@@ -102,6 +163,7 @@ impl Template {
             middle,
             document_type,
             tail,
+            ..
         } = self;
         let specials = [lead, middle, tail]
             .into_iter()
@@ -124,6 +186,29 @@ impl Specials {
 fn push(ids: &[u32], segment: u32, rows: &mut TokenRows) {
     rows.input_ids.extend_from_slice(ids);
     rows.type_ids.resize(rows.input_ids.len(), segment);
+}
+
+fn within<'a>([before, after]: &[String; 2], text: &'a str) -> Cow<'a, str> {
+    match (before.as_str(), after.as_str()) {
+        ("", "") => Cow::Borrowed(text),
+        _ => Cow::Owned(format!("{before}{text}{after}")),
+    }
+}
+
+/// A text and the whitespace at its end.
+fn split_end(text: &str) -> (&str, &str) {
+    text.split_at(text.trim_end().len())
+}
+
+/// The whitespace at the start of a text, and the rest.
+fn split_start(text: &str) -> (&str, &str) {
+    text.split_at(text.len() - text.trim_start().len())
+}
+
+fn encode(encoder: &Encoder, text: &str) -> Result<Vec<u32>, String> {
+    let encoding = encoder.encode_fast(text, false);
+    let encoding = encoding.map_err(|error| error.to_string())?;
+    Ok(encoding.get_ids().to_vec())
 }
 
 fn join(encoder: &Encoder, query: &str, document: &str) -> Result<Encoding, String> {

@@ -1,5 +1,6 @@
 //! A model's tokenizer: text to rows of tokens.
 
+use super::prompt::{Prompt, Token};
 use super::template::Template;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -110,11 +111,16 @@ impl TokenRows {
 impl Tokenizer {
     /// Reads `tokenizer.json`. Truncation and padding that were saved with it are switched off: rows are
     /// ragged, and cut here to `row_tokens_max`. `n_types` is the model's number
-    /// of token types; types it does not have become 0.
+    /// of token types; types it does not have become 0. Pairs are put into `prompt` where there is one.
     ///
     /// # Errors
     /// Names the file and what is wrong with it.
-    pub fn open(path: &Path, row_tokens_max: usize, n_types: u32) -> Result<Self, String> {
+    pub fn open(
+        path: &Path,
+        row_tokens_max: usize,
+        n_types: u32,
+        prompt: Option<&Prompt>,
+    ) -> Result<Self, String> {
         let named = |what: String| format!("{}: {what}", path.display());
         let mut encoder =
             Encoder::from_file(path).map_err(|error| named(format!("not a tokenizer: {error}")))?;
@@ -122,13 +128,35 @@ impl Tokenizer {
         encoder
             .with_truncation(None)
             .map_err(|error| named(error.to_string()))?;
-        let template = Template::learn(&encoder, n_types).map_err(named)?;
+        let template = match prompt {
+            None => Template::learn(&encoder, n_types),
+            Some(prompt) => Template::of_prompt(&encoder, prompt),
+        };
+        let template = template.map_err(named)?;
+        if prompt.is_some() {
+            // What stands in a client's text does not end its turn.
+            encoder.set_encode_special_tokens(true);
+        }
         let tokenizer = Self {
             encoder,
             template,
             row_tokens_max,
         };
         tokenizer.within(row_tokens_max).map_err(named)
+    }
+
+    /// The id of a token.
+    ///
+    /// # Errors
+    /// That a text is not one token.
+    pub fn id(&self, token: &Token) -> Result<u32, String> {
+        match token {
+            Token::Id(id) => Ok(*id),
+            Token::Text(text) => match self.encode(text)?[..] {
+                [id] => Ok(id),
+                ref ids => Err(format!("{text:?} is {} tokens, expected one", ids.len())),
+            },
+        }
     }
 
     /// Compares the ids that it makes with the `vocab_size` ids that the model has: rows with others could
@@ -194,7 +222,7 @@ impl Tokenizer {
     /// The encoder's own.
     pub fn query(&self, text: &str) -> Result<Query, String> {
         Ok(Query {
-            ids: self.ids(text)?,
+            ids: self.ids(&self.template.query_text(text))?,
         })
     }
 
@@ -208,7 +236,8 @@ impl Tokenizer {
         document: &str,
         rows: &mut TokenRows,
     ) -> Result<(), String> {
-        let (query, document) = (&query.ids, self.ids(document)?);
+        let document = self.template.document_text(document);
+        let (query, document) = (&query.ids, self.ids(&document)?);
         // Which of two texts that both exceed a row is the longer one does not matter, and is not known:
         // long ones are not encoded to their ends. The encoder's own cutting takes them for equal, too.
         let [query_len, document_len] =
@@ -304,7 +333,7 @@ mod tests {
     }
 
     fn open(row_tokens_max: usize) -> Tokenizer {
-        Tokenizer::open(&path(), row_tokens_max, 2).unwrap()
+        Tokenizer::open(&path(), row_tokens_max, 2, None).unwrap()
     }
 
     fn pair(tokenizer: &Tokenizer, query: &str, document: &str) -> (TokenRows, Cut) {
@@ -412,7 +441,7 @@ mod tests {
         let check = |json: &serde_json::Value, vocab_size: u32| {
             let file = tempfile::NamedTempFile::new().unwrap();
             std::fs::write(file.path(), json.to_string()).unwrap();
-            let tokenizer = Tokenizer::open(file.path(), 32, 2).unwrap();
+            let tokenizer = Tokenizer::open(file.path(), 32, 2, None).unwrap();
             tokenizer.check_vocabulary(vocab_size)
         };
         let n = json["model"]["vocab"].as_object().unwrap().len() as u32;

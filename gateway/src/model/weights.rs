@@ -49,8 +49,55 @@ struct Tensor {
     data_offsets: [u64; 2],
 }
 
-/// The files that hold the weights, in name order; an error if one is missing.
-pub(super) fn locate(folder: &Path) -> Result<Vec<PathBuf>, ModelError> {
+/// Graphs in the model's own precision, by the names that exporters give them, best first.
+pub(super) const GRAPHS: [&str; 2] = ["onnx/model.onnx", "model.onnx"];
+
+/// How a model's weights are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// By name, for plugins that know the architecture.
+    Safetensors,
+    /// In graphs that compute the model.
+    Onnx,
+}
+
+impl Format {
+    /// As plugins' cards spell it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Safetensors => "safetensors",
+            Self::Onnx => "onnx",
+        }
+    }
+}
+
+/// How the weights are written, and the files that hold them, in name order; an error if one is missing. Graphs
+/// count where there is nothing else.
+pub(super) fn find(folder: &Path) -> Result<(Format, Vec<PathBuf>), ModelError> {
+    let named = locate(folder);
+    let graphs = graphs(folder);
+    match named {
+        Ok(paths) => Ok((Format::Safetensors, paths)),
+        Err(_) if !graphs.is_empty() => Ok((Format::Onnx, graphs)),
+        Err(error) => Err(error),
+    }
+}
+
+/// Every graph with the files of its data, in name order.
+fn graphs(folder: &Path) -> Vec<PathBuf> {
+    let dirs = [folder.join("onnx"), folder.to_owned()];
+    let names = dirs.iter().flat_map(|dir| {
+        let names = names_in(dir).into_iter();
+        names
+            .filter(|name| name.contains(".onnx"))
+            .map(|name| dir.join(name))
+    });
+    let mut graphs: Vec<_> = names.filter(|path| path.is_file()).collect();
+    graphs.sort_unstable();
+    graphs
+}
+
+fn locate(folder: &Path) -> Result<Vec<PathBuf>, ModelError> {
     let single = folder.join(SINGLE);
     if single.is_file() {
         return Ok(vec![single]);

@@ -3,6 +3,7 @@
 
 mod distributed;
 mod observed;
+mod swapping;
 
 pub use distributed::DistributedMetrics;
 
@@ -17,6 +18,7 @@ use opentelemetry_sdk::metrics::SdkMeterProvider;
 use prometheus::{Registry, TextEncoder};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use swapping::{Known, SwapInstruments, swap_state};
 
 /// Seconds, from a row of a small model to a request at its deadline.
 const SECONDS: [f64; 16] = [
@@ -47,6 +49,7 @@ pub struct Metrics {
     backend_seconds: Counter<f64>,
     faults: Counter<u64>,
     cache_rows: Counter<u64>,
+    swapping: SwapInstruments,
     // Kept alive: dropping an observable instrument stops it.
     gauges: Mutex<Vec<ObservableGauge<f64>>>,
     counts: Mutex<Vec<ObservableCounter<u64>>>,
@@ -147,6 +150,7 @@ impl Metrics {
                 "crossgate.cache_rows",
                 "Pairs of answered requests, by where their scores came from.",
             ),
+            swapping: SwapInstruments::new(meter),
             gauges: Mutex::new(Vec::new()),
             counts: Mutex::new(Vec::new()),
             registry,
@@ -157,14 +161,19 @@ impl Metrics {
     /// Reads gauges and totals from `catalog` whenever somebody asks for the metrics.
     pub fn observe(&self, catalog: &Arc<dyn Catalog>) {
         let meter = self.provider.meter("crossgate");
-        let gauged = Arc::downgrade(catalog);
+        let (gauged, known) = (Arc::downgrade(catalog), Known::default());
         self.gauges(&GAUGES, move |see| {
             let catalog = gauged.upgrade();
-            for model in catalog.map(|catalog| catalog.models()).unwrap_or_default() {
+            let models = catalog.map(|catalog| catalog.models()).unwrap_or_default();
+            for model in &models {
                 let name = KeyValue::new("model", model.name.to_string());
-                see(&model, &[name]);
+                see(Some(model), &[name]);
+            }
+            for gone in known.gone(&models) {
+                see(None, &[KeyValue::new("model", gone)]);
             }
         });
+        self.kept(swap_state(&meter, Arc::downgrade(catalog)));
         let counts = COUNTS.map(|(name, about, reasons)| {
             let catalog = Arc::downgrade(catalog);
             meter
@@ -191,36 +200,39 @@ impl Metrics {
 
     /// Reads what is kept of scores from `state` whenever somebody asks for the metrics.
     pub fn observe_cache(&self, state: impl Fn() -> CacheState + Clone + Send + Sync + 'static) {
-        self.gauges(&CACHE_GAUGES, move |see| see(&state(), &[]));
+        self.gauges(&CACHE_GAUGES, move |see| see(Some(&state()), &[]));
     }
 
     /// Reads how many plugin images are mapped whenever somebody asks for the metrics.
     pub fn observe_images(&self, n_images: impl Fn() -> usize + Clone + Send + Sync + 'static) {
-        self.gauges(&HOST_GAUGES, move |see| see(&n_images(), &[]));
+        self.gauges(&HOST_GAUGES, move |see| see(Some(&n_images()), &[]));
     }
 
-    /// Reads each of `rows` from what `visit` shows, whenever somebody asks for the metrics.
+    /// Reads each of `rows` from what `visit` shows, whenever somebody asks for the metrics; 0 of what is
+    /// shown to be gone.
     fn gauges<State: 'static>(
         &self,
         rows: &[Gauge<State>],
-        visit: impl Fn(&mut dyn FnMut(&State, &[KeyValue])) + Clone + Send + Sync + 'static,
+        visit: impl Fn(&mut dyn FnMut(Option<&State>, &[KeyValue])) + Clone + Send + Sync + 'static,
     ) {
         let meter = self.provider.meter("crossgate");
-        let gauges = rows.iter().map(|&(name, unit, about, value)| {
+        for &(name, unit, about, value) in rows {
             let visit = visit.clone();
-            meter
+            let gauge = meter
                 .f64_observable_gauge(name)
                 .with_unit(unit)
                 .with_description(about)
                 .with_callback(move |observer| {
-                    visit(&mut |state, labels| observer.observe(value(state), labels));
+                    visit(&mut |state, labels| observer.observe(state.map_or(0.0, value), labels));
                 })
-                .build()
-        });
-        self.gauges
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .extend(gauges);
+                .build();
+            self.kept(gauge);
+        }
+    }
+
+    fn kept(&self, gauge: ObservableGauge<f64>) {
+        let mut gauges = self.gauges.lock().unwrap_or_else(PoisonError::into_inner);
+        gauges.push(gauge);
     }
 
     /// What Prometheus scrapes.

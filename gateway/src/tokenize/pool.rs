@@ -317,7 +317,7 @@ mod tests {
         let tasks = tokio::runtime::Runtime::new().unwrap();
         let runtime = Runtime::new(tasks.handle().clone(), n_threads);
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/starter/tokenizer.json");
-        let tokenizer = Tokenizer::open(path.as_ref(), 32, 2).unwrap();
+        let tokenizer = Tokenizer::open(path.as_ref(), 32, 2, None).unwrap();
         let pool = Pool::start(&runtime, n_threads, 8).unwrap();
         (tasks, pool, Arc::new(tokenizer))
     }
@@ -440,7 +440,7 @@ mod tests {
         json["post_processor"] = serde_json::Value::Null;
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), json.to_string()).unwrap();
-        let tokenizer = Arc::new(Tokenizer::open(file.path(), 32, 2).unwrap());
+        let tokenizer = Arc::new(Tokenizer::open(file.path(), 32, 2, None).unwrap());
         assert_eq!(tokenizer.n_special(), 0);
         // Normalizing takes control characters away.
         let ask = |query: &str| {

@@ -4,7 +4,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, Request};
 use gateway::control::{Control, SwapError, SwapOrder, SwapStep};
-use gateway::edge::{Core, Edge, Exposition, PluginRow, Settings};
+use gateway::edge::{Core, Edge, Exposition, Settings};
 use gateway::intake::{Bounds, Door};
 use gateway::load::{CacheState, Catalog, Load, ModelState, Totals};
 use gateway::score::{Activation, Priority, ScoreError, ScoreRequest, ScoreResponse, Times};
@@ -104,21 +104,6 @@ impl Fixture {
 
     pub(crate) fn http(&self) -> Router {
         gateway::edge::http(self.edge.clone())
-    }
-
-    pub(crate) fn admin(&self) -> Router {
-        gateway::edge::admin(self.edge.clone(), || {
-            vec![PluginRow {
-                name: "fake".to_owned(),
-                version: "0.1.0".to_owned(),
-                path: "built in".to_owned(),
-                sha256: Some("0".repeat(64)),
-                devices: vec!["cpu".to_owned()],
-                dtypes: vec!["f32".to_owned()],
-                architectures: Vec::new(),
-                refused: None,
-            }]
-        })
     }
 }
 
@@ -266,8 +251,16 @@ impl Control for FakeControl {
         )))
     }
 
-    fn rollback(&self, model: &str) -> Result<(), SwapError> {
-        Err(SwapError::NotNow(format!("{model} is not swapped here")))
+    fn rollback(&self, model: &str) -> Result<mpsc::Receiver<SwapStep>, SwapError> {
+        self.swap(SwapOrder::of(model))
+    }
+
+    fn load(&self, order: SwapOrder) -> Result<mpsc::Receiver<SwapStep>, SwapError> {
+        self.swap(order)
+    }
+
+    fn unload(&self, model: &str) -> Result<mpsc::Receiver<SwapStep>, SwapError> {
+        self.swap(SwapOrder::of(model))
     }
 
     fn cache(&self) -> CacheState {
@@ -315,6 +308,8 @@ fn model(name: &str, labels: &[&str], activation: Activation) -> ModelState {
         plugin: ("fake".to_owned(), "0.1.0".to_owned()),
         image: "0".repeat(64),
         last_swap: None,
+        proof: None,
+        chosen: "named by the configuration".to_owned(),
         device: "cpu".to_owned(),
         dtype: "f32".to_owned(),
         kernel: "scalar".to_owned(),

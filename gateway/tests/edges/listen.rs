@@ -10,7 +10,7 @@ use gateway::runtime::Runtime;
 use std::net::SocketAddr;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Endpoint;
@@ -18,10 +18,10 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
 /// How long a head is waited for here.
-const HEAD: Duration = Duration::from_millis(400);
+pub(crate) const HEAD: Duration = Duration::from_millis(400);
 /// Long enough for anything that should happen.
-const LONG: Duration = Duration::from_secs(30);
-const HURRY: Patience = Patience {
+pub(crate) const LONG: Duration = Duration::from_secs(30);
+pub(crate) const HURRY: Patience = Patience {
     head: HEAD,
     idle: LONG,
     write: HEAD,
@@ -29,13 +29,13 @@ const HURRY: Patience = Patience {
     connections_max: 2,
 };
 
-struct Served {
-    connections: Connections,
-    stop: CancellationToken,
+pub(crate) struct Served {
+    pub(crate) connections: Connections,
+    pub(crate) stop: CancellationToken,
 }
 
 impl Served {
-    fn new(patience: Patience) -> Self {
+    pub(crate) fn new(patience: Patience) -> Self {
         let runtime = Runtime::new(tokio::runtime::Handle::current(), 1);
         let stop = CancellationToken::new();
         let connections = Connections::new(runtime, stop.clone()).with_patience(patience);
@@ -54,10 +54,15 @@ async fn connect(address: SocketAddr) -> TcpStream {
     TcpStream::connect(address).await.expect("a connection")
 }
 
-/// Asks and reads the answer, which ends with `}`.
-async fn ask(stream: &mut TcpStream) -> String {
+/// Asks and reads the answer.
+pub(crate) async fn ask(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> String {
     let head = "GET /livez HTTP/1.1\r\nhost: x\r\n\r\n";
     stream.write_all(head.as_bytes()).await.expect("sent");
+    answered(stream).await
+}
+
+/// Reads an answer, which ends with `}`.
+pub(crate) async fn answered(stream: &mut (impl AsyncRead + Unpin)) -> String {
     let mut answer = Vec::new();
     while !answer.ends_with(b"}") {
         assert_ne!(stream.read_buf(&mut answer).await.expect("more"), 0);
@@ -66,7 +71,7 @@ async fn ask(stream: &mut TcpStream) -> String {
 }
 
 /// Waits until the server has closed the connection.
-async fn closed(stream: &mut TcpStream) -> bool {
+pub(crate) async fn closed(stream: &mut (impl AsyncRead + Unpin)) -> bool {
     let mut rest = Vec::new();
     let end = tokio::time::timeout(LONG, stream.read_to_end(&mut rest));
     end.await.is_ok()

@@ -9,12 +9,12 @@ use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 /// No step of a test takes this long unless something is broken.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 /// A process that was told to stop is gone after much less than any download takes.
-const SOON: Duration = Duration::from_secs(10);
+pub(crate) const SOON: Duration = Duration::from_secs(10);
 
 /// A running `crossgate`; killed when dropped.
-struct Process {
+pub(crate) struct Process {
     child: Child,
     stderr: BufReader<ChildStderr>,
     dir: tempfile::TempDir,
@@ -22,11 +22,11 @@ struct Process {
 
 impl Process {
     /// Starts on free ports with the fake plugin, and asks `hub` for models.
-    fn start(args: &[&str], hub: &str) -> Self {
+    pub(crate) fn start(args: &[&str], hub: &str) -> Self {
         Self::start_with(args, &[("HF_ENDPOINT", hub)])
     }
 
-    fn start_with(args: &[&str], env: &[(&str, &str)]) -> Self {
+    pub(crate) fn start_with(args: &[&str], env: &[(&str, &str)]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let options = json!({"hold": hold(dir.path())}).to_string();
         let mut command = Command::new(env!("CARGO_BIN_EXE_crossgate"));
@@ -48,7 +48,7 @@ impl Process {
     }
 
     /// Reads on until a line that says `word`.
-    fn line_with(&mut self, word: &str) -> String {
+    pub(crate) fn line_with(&mut self, word: &str) -> String {
         let mut said = String::new();
         loop {
             let mut line = String::new();
@@ -81,7 +81,7 @@ impl Process {
         client
     }
 
-    fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         let kill = Command::new("kill")
             .args([name, &self.child.id().to_string()])
             .status();
@@ -89,7 +89,7 @@ impl Process {
     }
 
     /// Waits for the end; what was said on the way.
-    fn end_within(&mut self, patience: Duration) -> (ExitStatus, String) {
+    pub(crate) fn end_within(&mut self, patience: Duration) -> (ExitStatus, String) {
         let deadline = Instant::now() + patience;
         let status = loop {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -318,4 +318,50 @@ fn a_model_that_does_not_fit_is_refused_with_the_numbers() {
 fn a_variable_that_is_no_setting_is_named() {
     let mut process = Process::start_with(&[], &[("CROSSGATE_PROT", "80")]);
     process.line_with("did you mean CROSSGATE_PORT?");
+}
+
+/// The process that tries a plugin out for this one.
+#[cfg(target_os = "linux")]
+fn probe_of(server: u32) -> Option<String> {
+    let status = |pid: &str| std::fs::read_to_string(format!("/proc/{pid}/status")).ok();
+    let is_its = |pid: &String| {
+        status(pid).is_some_and(|status| status.contains(&format!("\nPPid:\t{server}\n")))
+    };
+    let entries = std::fs::read_dir("/proc").unwrap();
+    let mut names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    names.find(is_its)
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_plugin_that_hangs_in_its_trial_ends_with_the_server() {
+    for signal in ["-KILL", "-TERM"] {
+        let mut process = Process::start(&[], "http://127.0.0.1:9");
+        let line = process.line_with("listening");
+        let (_, rest) = line.split_once("admin=").unwrap();
+        let admin = rest.split_whitespace().next().unwrap();
+        process.line_with("ready");
+        let mut order = Command::new(env!("CARGO_BIN_EXE_crossgate"))
+            .args(["swap", "starter", "--admin", admin])
+            .args(["--options", r#"{"crash": "hang"}"#])
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let end = Instant::now() + PATIENCE;
+        let until = |mut is_so: Box<dyn FnMut() -> bool>| {
+            while !is_so() {
+                assert!(Instant::now() < end, "what was waited for did not come");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        };
+        let server = process.child.id();
+        until(Box::new(move || probe_of(server).is_some()));
+        let probe = probe_of(server).unwrap();
+        process.signal(signal);
+        process.end_within(SOON);
+        let folder = format!("/proc/{probe}/exe");
+        // A zombie, if nobody else reaps it, has no program any more.
+        until(Box::new(move || std::fs::read_link(&folder).is_err()));
+        order.wait().unwrap();
+    }
 }

@@ -106,7 +106,7 @@ impl Server {
         });
         Self {
             address: app.http,
-            admin: app.admin,
+            admin: app.admin.address().expect("a port"),
             app: Mutex::new(Some(app)),
             runtime,
             hold,

@@ -1,6 +1,7 @@
 //! Swaps that are refused: what serves goes on, and the answer names the cause.
 
 use crate::server::token;
+use crate::serving::{check_refused, while_serving};
 use crate::{Swapping, file_name, put};
 use serde_json::{Value, json};
 
@@ -97,13 +98,7 @@ fn what_cannot_be_swapped_to_is_refused_and_the_cause_is_named() {
     )
     .unwrap();
     for (order, word) in wrong_orders(&elsewhere) {
-        let answer = swapping.swap(&order);
-        assert_eq!(answer.status, 409, "{order}: {answer:?}");
-        assert!(
-            answer.text.contains(word),
-            "{order}: {answer:?} does not say {word:?}"
-        );
-        assert_eq!(swapping.model()["generation"], 1, "{order}");
+        check_refused(&swapping, &order, &[word]);
     }
     assert_eq!(
         swapping
@@ -112,7 +107,6 @@ fn what_cannot_be_swapped_to_is_refused_and_the_cause_is_named() {
             .status,
         404
     );
-    assert_eq!(swapping.scores().len(), 2);
     let wrong = swapping.swap(&json!({"probation_s": -1}));
     assert_eq!(wrong.status, 422, "{wrong:?}");
     assert_eq!(swapping.swap(&json!({"plugins": "x"})).status, 422);
@@ -128,13 +122,7 @@ fn what_crashes_or_eats_memory_does_so_in_a_process_of_its_own() {
         ("eat", "memory allocation of"),
     ];
     for (crash, word) in cases {
-        let answer = swapping.swap(&json!({"options": {"crash": crash}}));
-        assert_eq!(answer.status, 409, "{crash}: {answer:?}");
-        assert!(
-            answer.text.contains(word),
-            "{crash}: {answer:?} does not say {word:?}"
-        );
-        assert_eq!(swapping.scores().len(), 2);
+        check_refused(&swapping, &json!({"options": {"crash": crash}}), &[word]);
     }
     // Nothing of it was mapped here, and nothing is in the way of a good one.
     assert_eq!(swapping.server.metric("crossgate_plugin_images"), 1.0);
@@ -142,10 +130,58 @@ fn what_crashes_or_eats_memory_does_so_in_a_process_of_its_own() {
 }
 
 #[test]
-fn what_hangs_is_ended() {
+fn what_hangs_or_takes_too_long_is_ended() {
     let swapping = Swapping::start(&json!({}), &[("plugins.probe_timeout", "1s")]);
-    let answer = swapping.swap(&json!({"options": {"crash": "hang"}}));
-    assert_eq!(answer.status, 409, "{answer:?}");
-    assert!(answer.text.contains("plugins.probe_timeout"), "{answer:?}");
-    assert_eq!(swapping.scores().len(), 2);
+    let hold = swapping.dir.path().join("hold");
+    std::fs::write(&hold, "").unwrap();
+    for options in [
+        json!({"crash": "hang"}),
+        json!({"hold": hold}),
+        json!({"row_us": 500_000}),
+    ] {
+        let words = ["it hangs", "plugins.probe_timeout"];
+        check_refused(&swapping, &json!({"options": options}), &words);
+    }
+}
+
+/// A destructor has nobody to tell: it is fenced like every other entry, and its backend is gone.
+#[test]
+fn a_panic_in_a_destructor_harms_nobody() {
+    let swapping = Swapping::start(&json!({}), &[]);
+    for options in [json!({"panic_in": "drop"}), json!({})] {
+        let order = json!({"options": options, "probation_s": 0});
+        while_serving(&swapping, &["starter"], || {
+            assert_eq!(swapping.swap(&order).status, 200, "{order}");
+            swapping.until("confirmed");
+            // Those of the one before it, which it was opened beside, are gone.
+            let n_workers = || swapping.server.metric("crossgate_workers");
+            swapping.server.until(|| (n_workers() == 2.0).then_some(()));
+        });
+    }
+}
+
+/// An order that names no plugin means the file of the one that serves, whatever has become of that file.
+#[test]
+fn a_new_build_that_did_not_stay_is_in_the_way_of_no_other_order() {
+    let swapping = Swapping::start(&json!({}), &[("plugins.images_max", "3")]);
+    let dir = swapping.dir.path();
+    let again = || {
+        assert_eq!(swapping.swap(&json!({"probation_s": 0})).status, 200);
+        swapping.until("confirmed");
+    };
+    // Refused when it was mapped already.
+    put(dir, "fake", "a wrong build");
+    check_refused(&swapping, &json!({"options": {"skew": 1}}), &["golden row"]);
+    again();
+    // Taken back.
+    put(dir, "fake", "another build");
+    let order = json!({"plugin": "fake", "probation_s": 600});
+    assert_eq!(swapping.swap(&order).status, 200);
+    assert_eq!(swapping.rollback().status, 200);
+    again();
+    // Refused before it is mapped; the plugin has its name still.
+    put(dir, "fake", "one too many");
+    check_refused(&swapping, &json!({}), &["plugins.images_max"]);
+    put(dir, "fake", "another build");
+    assert_eq!(swapping.swap(&json!({"plugin": "fake"})).status, 200);
 }

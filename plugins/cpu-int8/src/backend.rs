@@ -63,6 +63,7 @@ impl Plugin for CpuInt8 {
             devices: vec!["cpu".to_owned()],
             dtypes: Dtype::ALL.map(|dtype| dtype.name().to_owned()).to_vec(),
             architectures: ARCHITECTURES.map(|(name, _)| name.to_owned()).to_vec(),
+            ..PluginCard::default()
         }
     }
 

@@ -12,6 +12,7 @@ use backend_api::{
 };
 use options::{Entry, Options};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 export_plugin!(Fake);
@@ -22,10 +23,12 @@ pub struct Fake;
 struct FakeBackend {
     options: Arc<Options>,
     request: OpenRequest,
+    is_spoilt: Arc<AtomicBool>,
 }
 
 struct FakeWorker {
     options: Arc<Options>,
+    is_spoilt: Arc<AtomicBool>,
 }
 
 // === impl Fake ===
@@ -37,7 +40,7 @@ impl Plugin for Fake {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             devices: vec!["cpu".to_owned()],
             dtypes: vec!["f32".to_owned()],
-            architectures: Vec::new(),
+            ..PluginCard::default()
         }
     }
 
@@ -59,6 +62,7 @@ impl Plugin for Fake {
         Ok(Box::new(FakeBackend {
             options: Arc::new(options),
             request: request.clone(),
+            is_spoilt: Arc::default(),
         }))
     }
 }
@@ -84,7 +88,7 @@ impl Backend for FakeBackend {
             n_workers_max: self.request.n_workers.max(16),
             cancels: true,
             bitwise: true,
-            memory_bytes: 0,
+            memory_bytes: self.options.memory_bytes,
             linear_mop_per_s: 0,
             attention_mop_per_s: 0,
         }
@@ -94,6 +98,7 @@ impl Backend for FakeBackend {
         self.options.misbehave(Entry::Worker)?;
         Ok(Box::new(FakeWorker {
             options: Arc::clone(&self.options),
+            is_spoilt: Arc::clone(&self.is_spoilt),
         }))
     }
 }
@@ -111,6 +116,10 @@ impl Worker for FakeWorker {
     fn score(&mut self, batch: &RaggedBatch<'_>, out: &mut Scores<'_>) -> Result<Phases, Fault> {
         let started = Instant::now();
         self.options.misbehave(Entry::Score)?;
+        let spoil = self.options.spoil.as_deref();
+        if spoil.is_some_and(|spoil| std::fs::remove_file(spoil).is_ok()) {
+            self.is_spoilt.store(true, Ordering::Relaxed);
+        }
         for row in 0..batch.n_rows() {
             self.options.hold_back(batch.row(row).input_ids);
             match batch.state(row) {
@@ -148,10 +157,11 @@ impl FakeWorker {
         if options.row_us > 0 {
             std::thread::sleep(Duration::from_micros(options.row_us));
         }
-        let logit = if has(options.nan_on) {
+        let logit = if has(options.nan_on) || self.is_spoilt.load(Ordering::Relaxed) {
             f32::NAN
         } else {
-            overlap(row) + options.bias + options.skew
+            let skew_on = if has(options.skew_on) { 1.0 } else { 0.0 };
+            overlap(row) + options.bias + options.skew + skew_on
         };
         let logits: Vec<f32> = (0..options.labels)
             .map(|label| logit + label as f32)

@@ -20,6 +20,10 @@ pub(crate) struct Options {
     pub(crate) bias: f32,
     /// Added to every logit, and no part of the numerics id: a backend that computes wrongly.
     pub(crate) skew: f32,
+    /// A row with this id is off by one, and no part of the numerics id.
+    pub(crate) skew_on: Option<u32>,
+    /// Bytes that it says it takes.
+    pub(crate) memory_bytes: u64,
     /// Microseconds that each row takes.
     pub(crate) row_us: u64,
     /// While this file exists, every row waits.
@@ -28,6 +32,10 @@ pub(crate) struct Options {
     pub(crate) hold_on: Option<u32>,
     /// Where this file exists, a batch removes it and fails.
     pub(crate) fault_once: Option<PathBuf>,
+    /// While this file exists, every batch fails.
+    pub(crate) fault_while: Option<PathBuf>,
+    /// Where this file exists, a batch removes it, and from then on the backend scores NaN.
+    pub(crate) spoil: Option<PathBuf>,
     /// While this file exists, no backend opens.
     pub(crate) broken: Option<PathBuf>,
     /// Panic in this entry.
@@ -80,10 +88,14 @@ impl Default for Options {
             row_tokens_max: None,
             bias: 0.0,
             skew: 0.0,
+            skew_on: None,
+            memory_bytes: 0,
             row_us: 0,
             hold: None,
             hold_on: None,
             fault_once: None,
+            fault_while: None,
+            spoil: None,
             broken: None,
             panic_in: None,
             fault_in: None,
@@ -122,6 +134,10 @@ impl Options {
         };
         if entry == Entry::Score && is_once() {
             return Err(Fault::internal("asked to fail once".to_owned()));
+        }
+        let fault_while = self.fault_while.as_deref();
+        if entry == Entry::Score && fault_while.is_some_and(|fault| fault.exists()) {
+            return Err(Fault::internal("asked to fail for a while".to_owned()));
         }
         if entry == Entry::Open && is_broken() {
             return Err(Fault::internal("asked to be broken".to_owned()));

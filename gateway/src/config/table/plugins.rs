@@ -65,3 +65,12 @@ pub(super) const SHA256: Setting = setting(
     "SHA-256 of the plugin files that may be loaded, in hexadecimal; unset: any in the folders.",
 )
 .value_name("HASH,...");
+pub(super) const WATCH: Setting = setting(
+    "plugins.watch",
+    "watch-plugins",
+    &["CROSSGATE_WATCH_PLUGINS"],
+    Kind::Switch,
+    "false",
+    "Swap to plugin files that arrive in the folders: each model to a new file of the plugin that serves it, once the file has \
+     been left alone for 2 s.",
+);

@@ -76,7 +76,7 @@ impl Cache {
             && ["config.json", "tokenizer.json"]
                 .iter()
                 .all(|name| snapshot.join(name).is_file())
-            && weights::locate(&snapshot).is_ok();
+            && weights::find(&snapshot).is_ok();
         whole.then_some(commit)
     }
 
