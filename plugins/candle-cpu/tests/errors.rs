@@ -296,7 +296,7 @@ fn a_model_that_generates_needs_two_tokens() {
     );
     let asked = |options: &str| request(&dir, "f32", options);
     let bad = FaultCode::BadRequest;
-    refused_request(&asked(r#"{"yes_token":9}"#), bad, &["together"]);
+    refused_request(&asked(r#"{"no_token":9}"#), bad, &["without"]);
     refused_request(
         &asked(r#"{"yes_token":9,"no_token":120}"#),
         bad,

@@ -233,6 +233,27 @@ fn types_that_tell_nothing_apart_are_passed_over() {
     }
 }
 
+/// The host names the tokens; without the second the first one's logit is the score.
+#[test]
+fn tokens_come_with_the_request() {
+    let golden = golden("qwen3-yes-no");
+    let rows: Vec<&GoldenRow> = golden.rows.iter().collect();
+    let by = |yes_token: u32, no_token: Option<u32>| {
+        let asked = OpenRequest {
+            yes_token: Some(yes_token),
+            no_token,
+            options: "{}".to_owned(),
+            ..golden_request("qwen3-yes-no", "f32")
+        };
+        score_all(&mut open(&asked).unwrap().worker().unwrap(), &rows)
+    };
+    let expected = golden.rows.iter().map(|row| &row.logits);
+    assert!(farthest(expected.clone(), &by(9, Some(21))) < F32_TOLERANCE);
+    let (yes, no) = (by(9, None), by(21, None));
+    let found = yes.iter().zip(&no).map(|(yes, no)| vec![yes[0] - no[0]]);
+    assert!(farthest(expected, &found.collect::<Vec<_>>()) < F32_TOLERANCE);
+}
+
 /// T5 1.1 has an output table of its own, and does not scale what it decodes.
 #[test]
 fn a_t5s_own_output_counts() {

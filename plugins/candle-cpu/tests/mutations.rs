@@ -78,7 +78,9 @@ fn no_configuration_panics() {
                 };
                 n_opened += 1;
                 let longest = backend.limits().row_tokens_max;
-                let fitting = rows[..5].iter().filter(|row| row.input_ids.len() <= longest);
+                let fitting = rows[..5]
+                    .iter()
+                    .filter(|row| row.input_ids.len() <= longest);
                 // A row may fail, as its tokens or types may be beyond a smaller table.
                 score(
                     &mut backend.worker().unwrap(),

@@ -65,8 +65,7 @@ pub fn card(name: &str, version: &str, place: Place) -> PluginCard {
 pub fn open(name: &str, request: &OpenRequest, place: Place) -> Result<Box<dyn Backend>, Fault> {
     let device = place.device(&request.device)?;
     let dtype = Dtype::named(&request.dtype)?;
-    let options: Options = serde_json::from_str(&request.options)
-        .map_err(|error| Fault::bad_request(format!("options {:?}: {error}", request.options)))?;
+    let options = Options::of(request)?;
     for (name, value) in [
         ("rows_max", request.rows_max),
         ("tokens_max", request.tokens_max),
@@ -139,9 +138,8 @@ impl CandleBackend {
             device: place.name().to_owned(),
             dtype: dtype.name().to_owned(),
             numerics_id: format!(
-                "{name}-{NUMERICS_VERSION}/{}/{kernel}{}/{:016x}",
+                "{name}-{NUMERICS_VERSION}/{}/{kernel}/{:016x}",
                 dtype.name(),
-                tokens(options),
                 opened.fingerprint
             ),
             kernel,
@@ -201,14 +199,6 @@ fn simd() -> &'static str {
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn simd() -> &'static str {
     "scalar"
-}
-
-/// Which tokens were compared, if the request says.
-fn tokens(options: &Options) -> String {
-    match (&options.yes_token, &options.no_token) {
-        (Some(yes), Some(no)) => format!("/yes-{yes}-no-{no}"),
-        _ => String::new(),
-    }
 }
 
 impl Backend for CandleBackend {

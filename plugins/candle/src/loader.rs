@@ -9,7 +9,7 @@ use crate::block::norm::Norm;
 use crate::config::Config;
 use crate::numbers::{Held, Numbers};
 use crate::weights::Weights;
-use backend_api::Fault;
+use backend_api::{Fault, OpenRequest};
 use candle_core::{DType, Device, Result as Computed, Tensor};
 use serde::Deserialize;
 use std::fmt;
@@ -21,7 +21,7 @@ use std::path::Path;
 pub(crate) struct Options {
     /// The token whose logit says that a document is relevant, of a model that generates.
     pub(crate) yes_token: Option<Token>,
-    /// The token whose logit says that it is not; both or neither.
+    /// The token whose logit says that it is not, and is taken off.
     pub(crate) no_token: Option<Token>,
     /// Computes in f64 by candle's own operations: what the fused loops are compared with.
     pub(crate) reference: bool,
@@ -63,6 +63,20 @@ pub(crate) struct RawLinear {
     pub(crate) weights: Vec<f32>,
     /// Empty if there is none.
     pub(crate) bias: Vec<f32>,
+}
+
+impl Options {
+    /// What a request says, its tokens among it, unless its options name others.
+    pub(crate) fn of(request: &OpenRequest) -> Result<Self, Fault> {
+        let mut options: Self = serde_json::from_str(&request.options).map_err(|error| {
+            Fault::bad_request(format!("options {:?}: {error}", request.options))
+        })?;
+        if options.yes_token.is_none() && options.no_token.is_none() {
+            options.yes_token = request.yes_token.map(Token::Id);
+            options.no_token = request.no_token.map(Token::Id);
+        }
+        Ok(options)
+    }
 }
 
 impl RawLinear {

@@ -130,9 +130,9 @@ pub fn score_all(worker: &mut OpenWorker, rows: &[&GoldenRow]) -> Vec<Vec<f32>> 
 }
 
 /// The largest difference between two sets of logits; a NaN is infinitely far off.
-pub fn farthest<'a>(
+pub fn farthest<'a, 'b>(
     expected: impl IntoIterator<Item = &'a Vec<f32>>,
-    found: impl IntoIterator<Item = &'a Vec<f32>>,
+    found: impl IntoIterator<Item = &'b Vec<f32>>,
 ) -> f32 {
     let mut worst = 0.0_f32;
     for (expected, found) in expected.into_iter().zip(found) {

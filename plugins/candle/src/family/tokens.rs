@@ -1,40 +1,40 @@
-//! The two tokens by whose logits a model that generates ranks.
+//! The tokens by whose logits a model that generates ranks.
 //!
-//! They come from the request's options, as ids or as texts, or else from the `classifier_from_token` of
-//! config.json, which is `[no, yes]`. Texts are looked up in tokenizer.json.
+//! They come from the request, from its options as ids or as texts, or else from the `classifier_from_token`
+//! of config.json, which is `[no, yes]`. Texts are looked up in tokenizer.json.
 
 use crate::block::head::Head;
 use crate::loader::{Loader, RawLinear, Token};
 use backend_api::Fault;
 use serde_json::Value;
 
-/// Their ids.
+/// Their ids; without a `no` the logit of `yes` is the score.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Tokens {
     yes: u32,
-    no: u32,
+    no: Option<u32>,
 }
 
 impl Tokens {
-    /// The tokens that options or configuration name.
+    /// The tokens that request or configuration name.
     pub(super) fn of(loader: &Loader<'_>) -> Result<Self, Fault> {
         let options = loader.options;
         let (yes, no) = match (&options.yes_token, &options.no_token) {
-            (Some(yes), Some(no)) => (yes.clone(), no.clone()),
+            (Some(yes), no) => (yes.clone(), no.clone()),
             (None, None) => named_by_config(loader)?,
-            _ => {
-                return Err(Fault::bad_request(
-                    "options: yes_token and no_token come together, and one is missing",
-                ));
+            (None, Some(no)) => {
+                return Err(Fault::bad_request(format!(
+                    "no_token = {no} without a yes_token"
+                )));
             }
         };
         let tokens = Self {
             yes: id(loader, &yes)?,
-            no: id(loader, &no)?,
+            no: no.map(|no| id(loader, &no)).transpose()?,
         };
-        if tokens.yes == tokens.no {
+        if Some(tokens.yes) == tokens.no {
             return Err(Fault::bad_request(format!(
-                "options: yes_token and no_token are both token {}",
+                "yes_token and no_token are both token {}",
                 tokens.yes
             )));
         }
@@ -56,7 +56,8 @@ impl Tokens {
                 .weights
                 .read_row(table, &[vocab, hidden], id as usize)
         };
-        let (yes, no) = (row(self.yes)?, row(self.no)?);
+        let yes = row(self.yes)?;
+        let no = self.no.map_or(Ok(vec![0.0; hidden]), row)?;
         let weights = yes.iter().zip(&no).map(|(yes, no)| scale * (yes - no));
         let raw = RawLinear {
             n_in: hidden,
@@ -67,9 +68,9 @@ impl Tokens {
     }
 }
 
-fn named_by_config(loader: &Loader<'_>) -> Result<(Token, Token), Fault> {
+fn named_by_config(loader: &Loader<'_>) -> Result<(Token, Option<Token>), Fault> {
     match loader.config.texts("classifier_from_token")?.as_slice() {
-        [no, yes] => Ok((Token::Text(yes.clone()), Token::Text(no.clone()))),
+        [no, yes] => Ok((Token::Text(yes.clone()), Some(Token::Text(no.clone())))),
         [] => Err(Fault::bad_model(
             "config.json: this model generates text and has no head that scores; to rank by the logits of two \
              tokens name them by the options yes_token and no_token (Qwen3-Reranker: \"yes\" and \"no\", \
@@ -93,7 +94,7 @@ fn id(loader: &Loader<'_>, token: &Token) -> Result<u32, Fault> {
         return Ok(id);
     }
     Err(Fault::bad_request(format!(
-        "options: token {id} is beyond the vocabulary's {vocab}"
+        "token {id} is beyond the vocabulary's {vocab}"
     )))
 }
 
