@@ -1,10 +1,10 @@
 //! How many pairs a second a model folder scores, by dtype and length:
 //!
 //! ```sh
-//! cargo bench -p candle-cpu --bench pairs -- FOLDER [--dtypes f32,int8] [--tokens 32,128,512] [--workers 2]
+//! cargo bench -p candle-cpu --bench pairs -- FOLDER [--dtypes f32,int8] [--tokens 32,128,512] [--rows 32] [--workers 2]
 //! ```
 //!
-//! Each worker has a thread of its own and scores batches of 32 equal rows, for at least two seconds after
+//! Each worker has a thread of its own and scores batches of equal rows, for at least two seconds after
 //! one batch to warm up. On Linux also by the time that the threads had a processor: on a machine that others
 //! use, that is the figure to compare.
 
@@ -15,7 +15,6 @@ use candle_cpu::CandleCpu;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-const ROWS: usize = 32;
 const TIME: Duration = Duration::from_secs(2);
 
 fn main() {
@@ -37,6 +36,7 @@ fn main() {
     let n_workers: u32 = after("--workers", "1")
         .parse()
         .expect("a number of workers");
+    let n_rows: usize = after("--rows", "32").parse().expect("a number of rows");
     let library = PluginLibrary::in_process::<CandleCpu>().expect("a card");
     for dtype in after("--dtypes", "f32").split(',') {
         let started = Instant::now();
@@ -64,7 +64,7 @@ fn main() {
                 let workers: Vec<_> = (0..n_workers)
                     .map(|_| {
                         let mut worker = backend.worker().expect("a worker");
-                        scope.spawn(move || pairs_per_s(&mut worker, tokens))
+                        scope.spawn(move || pairs_per_s(&mut worker, n_rows, tokens))
                     })
                     .collect();
                 workers
@@ -79,16 +79,18 @@ fn main() {
     }
 }
 
-fn pairs_per_s(worker: &mut backend_api::OpenWorker, tokens: usize) -> [f64; 2] {
-    let ids: Vec<u32> = (0..ROWS * tokens).map(|at| (at * 7 % 100) as u32).collect();
+fn pairs_per_s(worker: &mut backend_api::OpenWorker, n_rows: usize, tokens: usize) -> [f64; 2] {
+    let ids: Vec<u32> = (0..n_rows * tokens)
+        .map(|at| (at * 7 % 100) as u32)
+        .collect();
     let types = vec![0; ids.len()];
-    let offsets: Vec<u32> = (0..=ROWS).map(|row| (row * tokens) as u32).collect();
+    let offsets: Vec<u32> = (0..=n_rows).map(|row| (row * tokens) as u32).collect();
     let wanted = AtomicBool::new(true);
     let control = RowControl {
         deadline_us: u64::MAX,
         wanted: &wanted,
     };
-    let controls = vec![control; ROWS];
+    let controls = vec![control; n_rows];
     let limits = worker.limits();
     let batch = RaggedBatch::check(
         &ids,
@@ -100,13 +102,13 @@ fn pairs_per_s(worker: &mut backend_api::OpenWorker, tokens: usize) -> [f64; 2] 
         Instant::now(),
     )
     .expect("a batch within the limits");
-    let (mut logits, mut statuses) = (vec![0.0; ROWS * worker.n_labels()], vec![0; ROWS]);
+    let (mut logits, mut statuses) = (vec![0.0; n_rows * worker.n_labels()], vec![0; n_rows]);
     let mut score = || {
         let (_, scores) = worker
             .score(&batch, &mut logits, &mut statuses)
             .expect("scores");
         assert!(
-            (0..ROWS).all(|row| scores.row(row).is_ok()),
+            (0..n_rows).all(|row| scores.row(row).is_ok()),
             "a row was not scored"
         );
     };
@@ -114,7 +116,7 @@ fn pairs_per_s(worker: &mut backend_api::OpenWorker, tokens: usize) -> [f64; 2] 
     let (started, cpu_started, mut n) = (Instant::now(), cpu_seconds(), 0);
     while started.elapsed() < TIME {
         score();
-        n += ROWS;
+        n += n_rows;
     }
     let n = n as f64;
     [
