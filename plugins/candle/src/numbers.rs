@@ -29,8 +29,8 @@ pub(crate) enum Held {
 pub(crate) struct Numbers {
     /// What was asked for.
     pub(crate) dtype: Dtype,
-    /// What is multiplied and added. On CPUs always f32: candle has no products of bf16 there, and those
-    /// of f16 are slower.
+    /// What is multiplied and added. On CPUs always f32, but for the reference: candle has no products of bf16
+    /// there, and gemm widens those of f16 itself.
     pub(crate) compute: DType,
     /// Where.
     pub(crate) device: Device,
