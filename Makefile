@@ -6,7 +6,7 @@ SHELL := bash
 CARGO ?= cargo
 PYTHON ?= python3
 # The plugins that are built by default: those that need no device and no foreign library.
-PLUGINS := -p cpu-int8
+PLUGINS := -p cpu-int8 -p candle-cpu
 # How long `make fuzz` looks.
 FUZZ_SECONDS ?= 600
 # A virtual environment for what only Python can do (real clients, reference logits).

@@ -11,6 +11,7 @@ pub use store::ImageBounds;
 
 use crate::model::{Format, ModelInfo, TokenRows};
 use backend_api::{Fault, FaultCode, OpenBackend, OpenRequest, PluginCard, PluginLibrary};
+use std::cmp::Reverse;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -269,8 +270,9 @@ impl Host {
     }
 
     /// Opens a model with the plugin named `backend`, or without a name by the first one that says it
-    /// serves its architecture and reads its weights, in the order of devices (`cuda`, `metal`, `cpu`) and then of names. With it, without
-    /// a name, what the others on the same kind of device open, each when it is asked for.
+    /// serves its architecture and reads its weights, in the order of devices (`cuda`, `metal`, `cpu`), then of the
+    /// plugins' preferences, then of names. With it, without a name, what the others on the same kind of device
+    /// open, each when it is asked for.
     ///
     /// # Errors
     /// What each plugin answered.
@@ -348,7 +350,8 @@ impl Host {
         });
         serving.sort_by_key(|found| {
             let card = found.library.card();
-            (device_rank(card), card.name.clone())
+            let preference = Reverse(card.preference);
+            (device_rank(card), preference, card.name.clone())
         });
         if serving.is_empty() {
             let format = format.name();

@@ -1,0 +1,269 @@
+//! Every golden model against the logits that `transformers` computes (plugins/golden/make_golden.py), in
+//! every data type; and a row's independence of everything around it.
+
+#![allow(clippy::print_stdout)] // The measured differences.
+
+mod common;
+
+use backend_api::{
+    Fault, OpenRequest, OpenWorker, Plugin, RaggedBatch, RowControl, RowStatus, Scores,
+};
+use candle_cpu::CandleCpu;
+use common::edit::{copy, edit_tensors, set_config};
+use common::{
+    GoldenRow, farthest, golden, golden_names, golden_request, open, score, score_all, with_option,
+};
+use serde_json::json;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+/// Products and sums in another order than PyTorch's, and the last bits of exp and erf: 3.9e-6 at most.
+const F32_TOLERANCE: f32 = 1e-4;
+/// Eleven bits of mantissa in the weights, and no more than f32 where the checkpoint is in halves: 1.7e-3.
+const F16_TOLERANCE: f32 = 3e-3;
+/// Eight bits: 0.02.
+const BF16_TOLERANCE: f32 = 0.03;
+/// 32 weights of 8 bits with a scale: 0.083 in most models, whose logits have a standard deviation of
+/// about 1. Random weights are a harsher case than trained ones.
+const INT8_TOLERANCE: f32 = 0.1;
+/// 32 weights of 4 bits with a scale and a least one; these models are so narrow that errors hardly
+/// average out: 1.2.
+const INT4_TOLERANCE: f32 = 1.4;
+/// UMT5 adds what it computes to a stream that is never normed, twice as often as the others: 0.16 and 1.
+const UMT5_INT8_TOLERANCE: f32 = 0.2;
+
+fn tolerance(name: &str, dtype: &str) -> f32 {
+    match dtype {
+        "f32" => F32_TOLERANCE,
+        "f16" => F16_TOLERANCE,
+        "bf16" => BF16_TOLERANCE,
+        "int8" if name == "umt5" => UMT5_INT8_TOLERANCE,
+        "int8" => INT8_TOLERANCE,
+        _ => INT4_TOLERANCE,
+    }
+}
+
+/// How far a score may move with the rows beside it, the threads and the order: sums in blocks of other sizes.
+const NEIGHBOURS_TOLERANCE: f32 = 2e-5;
+
+/// The largest difference to a model's golden logits.
+fn worst(name: &str, request: &OpenRequest) -> Result<f32, Fault> {
+    let golden = golden(name);
+    let backend = open(request)?;
+    let mut worker = backend.worker()?;
+    let rows: Vec<&GoldenRow> = golden.rows.iter().collect();
+    let found = score_all(&mut worker, &rows);
+    Ok(farthest(golden.rows.iter().map(|row| &row.logits), &found))
+}
+
+#[track_caller]
+fn check_all(dtype: &str, reference: bool) {
+    let mut failures = Vec::new();
+    for name in golden_names() {
+        let mut request = golden_request(&name, dtype);
+        if reference {
+            request = with_option(request, "reference", json!(true));
+        }
+        let tolerance = tolerance(&name, dtype);
+        match worst(&name, &request) {
+            Ok(worst) if worst <= tolerance => println!("{name} in {dtype}: {worst:.1e} off"),
+            Ok(worst) => failures.push(format!("{name}: {worst} off, {tolerance} allowed")),
+            Err(fault) => failures.push(format!("{name}: {fault}")),
+        }
+    }
+    assert!(failures.is_empty(), "{dtype}: {failures:#?}");
+}
+
+#[test]
+fn f32_agrees_with_transformers() {
+    check_all("f32", false);
+}
+
+#[test]
+fn f16_agrees_with_transformers() {
+    check_all("f16", false);
+}
+
+#[test]
+fn bf16_agrees_with_transformers() {
+    check_all("bf16", false);
+}
+
+#[test]
+fn int8_agrees_with_transformers() {
+    check_all("int8", false);
+}
+
+#[test]
+fn int4_agrees_with_transformers() {
+    check_all("int4", false);
+}
+
+/// candle's own operations, which other devices compute with: the same models, in f64.
+#[test]
+fn the_reference_agrees_with_transformers() {
+    check_all("f32", true);
+}
+
+/// A row's logits alone, in one batch with all others, turned round, among 64 rows, and on two threads.
+#[test]
+fn a_rows_score_is_its_own() {
+    for name in golden_names() {
+        for dtype in ["f32", "int4"] {
+            let request = golden_request(&name, dtype);
+            let backend = open(&request).unwrap();
+            let golden = golden(&name);
+            let rows: Vec<&GoldenRow> = golden.rows.iter().collect();
+            let mut worker = backend.worker().unwrap();
+            let alone = rows.iter().flat_map(|row| score_all(&mut worker, &[row]));
+            let alone: Vec<_> = alone.collect();
+            let check = |worker: &mut OpenWorker, picked: &[usize], what: &str| {
+                let found: Vec<_> = picked.iter().map(|&row| rows[row]).collect();
+                let found = score_all(worker, &found);
+                let worst = farthest(picked.iter().map(|&row| &alone[row]), &found);
+                assert!(
+                    worst <= NEIGHBOURS_TOLERANCE,
+                    "{name} in {dtype}, {what}: {worst}"
+                );
+            };
+            let all: Vec<_> = (0..rows.len()).collect();
+            let backwards: Vec<_> = all.iter().rev().copied().collect();
+            // The long rows stand in the first places but once: 64 of them would be beyond the batch.
+            let many: Vec<_> = (0..64).map(|at| at % rows.len().min(8)).collect();
+            check(&mut worker, &all, "together");
+            check(&mut worker, &backwards, "backwards");
+            check(&mut worker, &many, "among 64");
+            let two = OpenRequest {
+                n_threads: 2,
+                ..request
+            };
+            let mut worker = open(&two).unwrap().worker().unwrap();
+            check(&mut worker, &all, "on two threads");
+            check(&mut worker, &many, "among 64 on two threads");
+        }
+    }
+}
+
+/// Rows are looked at between rectangles: when a deadline passes during a call, what was computed by then
+/// is scored and the rest is not.
+#[test]
+fn a_deadline_ends_a_long_batch() {
+    let backend = CandleCpu::open(&golden_request("bert", "f32")).unwrap();
+    let mut worker = backend.worker().unwrap();
+    let row = golden("bert").rows.pop().unwrap();
+    let (n_rows, len) = (400, row.input_ids.len());
+    let (ids, types) = (row.input_ids.repeat(n_rows), row.type_ids.repeat(n_rows));
+    let offsets: Vec<u32> = (0..=n_rows).map(|row| (row * len) as u32).collect();
+    let wanted = AtomicBool::new(true);
+    let mut run = |deadline_us: u64| {
+        let control = RowControl {
+            deadline_us,
+            wanted: &wanted,
+        };
+        let controls = vec![control; n_rows];
+        let limits = backend.description().limits();
+        let started = Instant::now();
+        let batch =
+            RaggedBatch::check(&ids, &types, &offsets, &[], &controls, &limits, started).unwrap();
+        let (mut logits, mut statuses) = (vec![0.0; n_rows], vec![255; n_rows]);
+        let mut scores = Scores::check(&mut logits, &mut statuses, 1).unwrap();
+        worker.score(&batch, &mut scores).unwrap();
+        let statuses = statuses.into_iter().map(RowStatus::from_number);
+        (statuses.collect::<Vec<_>>(), started.elapsed())
+    };
+    let (all, elapsed) = run(u64::MAX);
+    assert!(all.iter().all(|&status| status == RowStatus::Scored));
+    let (some, _) = run(elapsed.as_micros() as u64 / 2);
+    let n_scored = some
+        .iter()
+        .take_while(|&&status| status == RowStatus::Scored)
+        .count();
+    assert!(
+        0 < n_scored && n_scored < n_rows,
+        "{n_scored} of {n_rows} rows were scored by half of the time"
+    );
+    assert!(
+        some[n_scored..]
+            .iter()
+            .all(|&status| status == RowStatus::Expired)
+    );
+}
+
+/// The last token that is not padding speaks for a row, and a row without the token that a T5's head reads
+/// fails alone.
+#[test]
+fn a_row_without_an_end_fails_alone() {
+    let backend = open(&golden_request("t5", "f32")).unwrap();
+    let rows = golden("t5").rows;
+    let mut endless = rows[4].clone();
+    for id in &mut endless.input_ids {
+        *id = (*id).max(2);
+    }
+    let found = score(
+        &mut backend.worker().unwrap(),
+        &[&rows[3], &endless, &rows[5]],
+    );
+    assert_eq!(found[1], Err(RowStatus::Failed));
+    let expected = [&rows[3].logits, &rows[5].logits];
+    let found = [found[0].as_ref().unwrap(), found[2].as_ref().unwrap()];
+    assert!(farthest(expected, found) < F32_TOLERANCE);
+}
+
+/// Where there is one type, or none, types are passed over; elsewhere one beyond the table fails its row.
+#[test]
+fn types_that_tell_nothing_apart_are_passed_over() {
+    for (name, expected) in [("xlm-roberta", true), ("distilbert", true), ("bert", false)] {
+        let mut row = golden(name).rows.swap_remove(4);
+        let mut worker = open(&golden_request(name, "f32"))
+            .unwrap()
+            .worker()
+            .unwrap();
+        row.type_ids.fill(7);
+        let found = score(&mut worker, &[&row]).swap_remove(0);
+        match found {
+            Ok(found) => assert!(
+                expected && farthest([&row.logits], [&found]) < F32_TOLERANCE,
+                "{name}"
+            ),
+            Err(status) => assert!(
+                !expected && status == RowStatus::Failed,
+                "{name}: {status:?}"
+            ),
+        }
+    }
+}
+
+/// T5 1.1 has an output table of its own, and does not scale what it decodes.
+#[test]
+fn a_t5s_own_output_counts() {
+    let dir = copy("t5-true-false");
+    edit_tensors(dir.path(), |header, data| {
+        let shared = header["shared.weight"].clone();
+        let range = |at: usize| shared["data_offsets"][at].as_u64().unwrap() as usize;
+        let (start, end) = (data.len(), data.len() + range(1) - range(0));
+        data.extend_from_within(range(0)..range(1));
+        let mut own = shared.clone();
+        own["data_offsets"] = json!([start, end]);
+        header.insert("lm_head.weight".to_owned(), own);
+        // Nobody may read the words in place of it: their token of yes is another now.
+        let row = (range(1) - range(0)) / 120;
+        data[range(0) + 30 * row..range(0) + 31 * row].fill(0);
+    });
+    set_config(dir.path(), "scale_decoder_outputs", json!(false));
+    let request = OpenRequest {
+        model_dir: dir.path().to_owned(),
+        ..golden_request("t5-true-false", "f32")
+    };
+    let mut worker = open(&request).unwrap().worker().unwrap();
+    for row in golden("t5-true-false").rows {
+        if row.input_ids.contains(&30) {
+            continue;
+        }
+        let found = score_all(&mut worker, &[&row]);
+        let expected = row.logits[0] * 32.0_f32.sqrt();
+        assert!(
+            (found[0][0] - expected).abs() < F32_TOLERANCE,
+            "{found:?}, {expected}"
+        );
+    }
+}

@@ -1,0 +1,377 @@
+//! T5, mT5 and UMT5: an encoder and a decoder that looks at it, without position tables; scores depend on
+//! the distance of key and query.
+//!
+//! `transformers`' class that classifies has the decoder read the row once more, one token behind, and a
+//! head read the state of its last end-of-sequence token. monoT5 generates: its first token's logits rank.
+
+use super::tokens::Tokens;
+use crate::block::activation::Activation;
+use crate::block::attention::{Attention, Distances, HeadShape};
+use crate::block::embedding::Table;
+use crate::block::head::Head;
+use crate::block::layer::{FeedForward, Layer, Wanted};
+use crate::block::norm::Norm;
+use crate::config::{Config, unsupported};
+use crate::loader::{Loader, RawLinear};
+use crate::model::{Model, Sizes};
+use crate::rows::Rows;
+use backend_api::Fault;
+use candle_core::{Result as Computed, Tensor};
+use serde_json::json;
+
+/// What `transformers` gives a configuration that does not say.
+const BUCKETS: usize = 32;
+const DISTANCE_MAX: usize = 128;
+
+struct T5 {
+    words: Table,
+    encoder: Stack,
+    decoder: Stack,
+    ending: Ending,
+    head: Head,
+    /// What the decoder begins with.
+    start: u32,
+    sizes: Sizes,
+}
+
+/// Which of the decoder's states the head reads.
+#[derive(Clone, Copy)]
+enum Ending {
+    /// That of the row's last token of this id.
+    AtToken(u32),
+    /// The first one: nothing else is decoded.
+    AtStart,
+}
+
+struct Stack {
+    blocks: Vec<Block>,
+    last_norm: Norm,
+    buckets: Buckets,
+}
+
+struct Block {
+    layer: Layer,
+    /// A decoder's attention to the encoder, and the norm before it.
+    cross: Option<(Norm, Attention)>,
+    /// What each bucket of distances adds to the scores of each head: buckets × heads. Without one the
+    /// first block's serve.
+    biases: Option<Vec<f32>>,
+}
+
+/// Which bucket a distance is in.
+#[derive(Clone, Copy)]
+struct Buckets {
+    n: usize,
+    /// From here on all share the last.
+    distance_max: usize,
+    /// Whether keys behind a query have buckets of their own.
+    both_ways: bool,
+}
+
+impl Model for T5 {
+    fn forward(&self, rows: &Rows) -> Computed<Tensor> {
+        let x = self.words.look_up(rows.ids.clone())?;
+        let encoded = self.encoder.forward(x, rows, None)?;
+        let begun = match self.ending {
+            Ending::AtToken(_) => self.shifted(rows),
+            Ending::AtStart => vec![self.start; rows.n()],
+        };
+        let x = self.words.look_up(begun)?;
+        let decoded = self.decoder.forward(x, rows, Some(&encoded))?;
+        let pooled = match self.ending {
+            Ending::AtToken(end) => rows.pick(&decoded, |row| last_of(rows, row, end))?,
+            Ending::AtStart => decoded,
+        };
+        self.head.forward(&pooled)
+    }
+
+    fn sizes(&self) -> Sizes {
+        self.sizes
+    }
+
+    fn can_score(&self, ids: &[u32]) -> bool {
+        match self.ending {
+            Ending::AtToken(end) => ids.contains(&end),
+            Ending::AtStart => true,
+        }
+    }
+}
+
+impl T5 {
+    /// Each row one token behind: what the decoder reads.
+    fn shifted(&self, rows: &Rows) -> Vec<u32> {
+        let mut ids = rows.ids.clone();
+        for row in ids.chunks_exact_mut(rows.width) {
+            row.copy_within(..rows.width - 1, 1);
+            row[0] = self.start;
+        }
+        ids
+    }
+}
+
+fn last_of(rows: &Rows, row: usize, token: u32) -> usize {
+    let ids = &rows.ids[row * rows.width..][..rows.lens[row]];
+    ids.iter().rposition(|&id| id == token).unwrap_or(0)
+}
+
+impl Stack {
+    /// (cells, hidden); of a decoder, `encoded` are the cells that it looks at.
+    fn forward(&self, mut x: Tensor, rows: &Rows, encoded: Option<&Tensor>) -> Computed<Tensor> {
+        let mut distances = None;
+        for block in &self.blocks {
+            if let Some(biases) = &block.biases {
+                distances = Some(self.buckets.distances(biases, rows.width));
+            }
+            x = block
+                .layer
+                .attend(x, rows, distances.as_ref(), Wanted::All)?;
+            if let (Some((norm, cross)), Some(encoded)) = (&block.cross, encoded) {
+                let mixed = cross.mix(&norm.forward(&x)?, encoded, rows, None)?;
+                x = cross.output.add_to(x, &mixed)?;
+            }
+            x = block.layer.feed(x)?;
+        }
+        self.last_norm.forward(&x)
+    }
+
+    fn layers(&self) -> impl Iterator<Item = &Layer> {
+        self.blocks.iter().map(|block| &block.layer)
+    }
+
+    fn n_bytes(&self) -> usize {
+        let crosses = self.blocks.iter().filter_map(|block| block.cross.as_ref());
+        crosses.map(|(_, attention)| attention.n_bytes()).sum()
+    }
+}
+
+impl Buckets {
+    fn distances(&self, biases: &[f32], width: usize) -> Distances {
+        let n_heads = biases.len() / self.n;
+        Distances::new(n_heads, width, |head, offset| {
+            biases[self.of(offset) * n_heads + head]
+        })
+    }
+
+    /// The bucket of key − query: half of them for one distance each, half for more and more.
+    fn of(&self, offset: isize) -> usize {
+        let (n, behind) = match self.both_ways {
+            true => (self.n / 2, if 0 < offset { self.n / 2 } else { 0 }),
+            false => (self.n, 0),
+        };
+        let distance = match self.both_ways {
+            true => offset.unsigned_abs(),
+            false => offset.min(0).unsigned_abs(),
+        };
+        let exact = n / 2;
+        if distance < exact {
+            return behind + distance;
+        }
+        // Rounded to f32 at each step, as `transformers` does.
+        let log = (f64::from(distance as f32 / exact as f32)).ln() as f32;
+        let most = (self.distance_max as f64 / exact as f64).ln() as f32;
+        let far = exact + (log / most * (n - exact) as f32) as usize;
+        behind + far.min(n - 1)
+    }
+}
+
+pub(super) fn open_classifier(loader: &Loader<'_>) -> Result<Box<dyn Model>, Fault> {
+    let hidden = loader.config.width(&["d_model"])?;
+    let end = loader.config.token("eos_token_id")?.unwrap_or(1);
+    let (dense, classifier) = ("classification_head.dense", "classification_head.out_proj");
+    let (head, _) = loader.head(dense, Activation::Tanh, classifier, hidden)?;
+    open(loader, "transformer.", Ending::AtToken(end), head)
+}
+
+pub(super) fn open_yes_no(loader: &Loader<'_>) -> Result<Box<dyn Model>, Fault> {
+    let config = loader.config;
+    let hidden = config.width(&["d_model"])?;
+    let tokens = Tokens::of(loader)?;
+    // T5 scales what it decodes; T5 1.1, whose checkpoints have an output of their own, does not.
+    let tied = !loader.weights.has("lm_head.weight");
+    let scaled = config.flag_or(
+        "scale_decoder_outputs",
+        config.flag_or("tie_word_embeddings", true)?,
+    )?;
+    let scale = if scaled {
+        1.0 / (hidden as f32).sqrt()
+    } else {
+        1.0
+    };
+    let table = if tied {
+        "shared.weight"
+    } else {
+        "lm_head.weight"
+    };
+    let head = tokens.head(loader, table, hidden, scale)?;
+    open(loader, "", Ending::AtStart, head)
+}
+
+fn open(
+    loader: &Loader<'_>,
+    prefix: &str,
+    ending: Ending,
+    head: Head,
+) -> Result<Box<dyn Model>, Fault> {
+    let config = loader.config;
+    let (hidden, vocab) = (config.width(&["d_model"])?, config.vocab()?);
+    let start = config.token("decoder_start_token_id")?.unwrap_or(0);
+    if vocab <= start as usize {
+        return Err(Fault::bad_model(format!(
+            "config.json: decoder_start_token_id = {start} is beyond vocab_size = {vocab}"
+        )));
+    }
+    let n_layers = config.n_layers(&["num_layers"])?;
+    let n_decoder = match config.find(&["num_decoder_layers"]) {
+        Some(_) => config.n_layers(&["num_decoder_layers"])?,
+        None => n_layers,
+    };
+    let words = loader.words(&format!("{prefix}shared.weight"), vocab, hidden)?;
+    let encoder = stack(loader, &format!("{prefix}encoder"), n_layers, false)?;
+    let decoder = stack(loader, &format!("{prefix}decoder"), n_decoder, true)?;
+    // Nothing in the model bounds a row.
+    let row_tokens_max = config.positions(&["n_positions"], Some(loader.row_tokens_max))?;
+    let sizes = Sizes {
+        vocab,
+        row_tokens_max,
+        n_labels: head.classifier.n_out(),
+        pad_id: start,
+        n_bytes: words.n_bytes() + head.n_bytes() + encoder.n_bytes() + decoder.n_bytes(),
+        ..Sizes::default()
+    };
+    let sizes = sizes.with_layers(encoder.layers().chain(decoder.layers()), hidden);
+    Ok(Box::new(T5 {
+        words,
+        encoder,
+        decoder,
+        ending,
+        head,
+        start,
+        sizes,
+    }))
+}
+
+fn stack(loader: &Loader<'_>, name: &str, n: usize, decodes: bool) -> Result<Stack, Fault> {
+    let config = loader.config;
+    let hidden = config.width(&["d_model"])?;
+    let buckets = buckets(config, !decodes)?;
+    let blocks = (0..n).map(|at| block(loader, &format!("{name}.block.{at}"), decodes, buckets.n));
+    let blocks = blocks.collect::<Result<Vec<_>, _>>()?;
+    if blocks.first().is_some_and(|block| block.biases.is_none()) {
+        return Err(Fault::bad_model(format!(
+            "{name}.block.0.layer.0.SelfAttention.relative_attention_bias.weight: no such tensor in the \
+             model's files"
+        )));
+    }
+    let norm = format!("{name}.final_layer_norm");
+    Ok(Stack {
+        blocks,
+        last_norm: loader.rms_norm(&norm, hidden, config.epsilon("layer_norm_epsilon", 1e-6)?)?,
+        buckets,
+    })
+}
+
+fn buckets(config: &Config, both_ways: bool) -> Result<Buckets, Fault> {
+    let n = config.width_or(&["relative_attention_num_buckets"], BUCKETS)?;
+    let distance_max = config.width_or(&["relative_attention_max_distance"], DISTANCE_MAX)?;
+    if n < 4 || distance_max <= n / 2 {
+        return Err(Fault::bad_model(format!(
+            "config.json: relative_attention_num_buckets = {n} and relative_attention_max_distance = \
+             {distance_max}: at least 4 buckets are needed, and distances beyond half of them"
+        )));
+    }
+    Ok(Buckets {
+        n,
+        distance_max,
+        both_ways,
+    })
+}
+
+fn block(loader: &Loader<'_>, name: &str, decodes: bool, n_buckets: usize) -> Result<Block, Fault> {
+    let config = loader.config;
+    let hidden = config.width(&["d_model"])?;
+    let epsilon = config.epsilon("layer_norm_epsilon", 1e-6)?;
+    let norm =
+        |at: usize| loader.rms_norm(&format!("{name}.layer.{at}.layer_norm"), hidden, epsilon);
+    let n_heads = config.n_heads(&["num_heads"], None)?;
+    let bias = format!("{name}.layer.0.SelfAttention.relative_attention_bias.weight");
+    let biases = match loader.weights.has(&bias) {
+        true => Some(loader.weights.read(&bias, &[n_buckets, n_heads])?),
+        false => None,
+    };
+    let last = if decodes { 2 } else { 1 };
+    let layer = Layer {
+        attention: attention(loader, &format!("{name}.layer.0.SelfAttention"), decodes)?,
+        attention_norm: Some(norm(0)?),
+        feed_forward: feed_forward(loader, &format!("{name}.layer.{last}.DenseReluDense"))?,
+        output_norm: norm(last)?,
+    };
+    let cross = match decodes {
+        true => {
+            let name = format!("{name}.layer.1.EncDecAttention");
+            Some((norm(1)?, attention(loader, &name, false)?))
+        }
+        false => None,
+    };
+    Ok(Block {
+        layer,
+        cross,
+        biases,
+    })
+}
+
+fn attention(loader: &Loader<'_>, name: &str, causal: bool) -> Result<Attention, Fault> {
+    let config = loader.config;
+    let hidden = config.width(&["d_model"])?;
+    let (n_heads, dim) = (
+        config.n_heads(&["num_heads"], None)?,
+        config.width(&["d_kv"])?,
+    );
+    let raw = |part: &str| loader.raw(&format!("{name}.{part}"), n_heads * dim, hidden, false);
+    Ok(Attention {
+        query: loader.held(raw("q")?)?,
+        key_value: loader.held(RawLinear::join([raw("k")?, raw("v")?]))?,
+        output: loader.linear(&format!("{name}.o"), hidden, n_heads * dim, false)?,
+        shape: HeadShape {
+            n_heads,
+            n_kv: n_heads,
+            dim,
+        },
+        norms: None,
+        angles: None,
+        window: None,
+        causal,
+        // T5's weights are made so that none is needed.
+        scale: 1.0,
+        relative: None,
+    })
+}
+
+fn feed_forward(loader: &Loader<'_>, name: &str) -> Result<FeedForward, Fault> {
+    let config = loader.config;
+    let (hidden, inner) = (config.width(&["d_model"])?, config.width(&["d_ff"])?);
+    let kind = config.text(&["feed_forward_proj"])?.unwrap_or("relu");
+    let (gated, activation) = match kind.strip_prefix("gated-") {
+        // Google's checkpoints were trained with the approximation.
+        Some("gelu") => (true, Some(Activation::GeluTanh)),
+        Some(name) => (true, Activation::named(name)),
+        None => (false, Activation::named(kind)),
+    };
+    let activation = activation.ok_or_else(|| {
+        let known = Activation::NAMES.join(", ");
+        unsupported(
+            "feed_forward_proj",
+            &json!(kind),
+            &format!("these and \"gated-\" before them: {known}"),
+        )
+    })?;
+    let raw = |part: &str| loader.raw(&format!("{name}.{part}"), inner, hidden, false);
+    Ok(FeedForward {
+        inner: loader.held(match gated {
+            true => RawLinear::join([raw("wi_0")?, raw("wi_1")?]),
+            false => raw("wi")?,
+        })?,
+        outer: loader.linear(&format!("{name}.wo"), hidden, inner, false)?,
+        activation,
+        gated,
+    })
+}

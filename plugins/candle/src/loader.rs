@@ -1,0 +1,268 @@
+//! Parts of models out of tensors by name.
+
+use crate::block::Vector;
+use crate::block::activation::Activation;
+use crate::block::embedding::Table;
+use crate::block::head::Head;
+use crate::block::linear::Linear;
+use crate::block::norm::Norm;
+use crate::config::Config;
+use crate::numbers::{Held, Numbers};
+use crate::weights::Weights;
+use backend_api::Fault;
+use candle_core::{DType, Device, Result as Computed, Tensor};
+use serde::Deserialize;
+use std::fmt;
+use std::path::Path;
+
+/// Options of the open request, as JSON.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Options {
+    /// The token whose logit says that a document is relevant, of a model that generates.
+    pub(crate) yes_token: Option<Token>,
+    /// The token whose logit says that it is not; without it the first one's logit is the score.
+    pub(crate) no_token: Option<Token>,
+    /// Computes in f64 by candle's own operations: what the fused loops are compared with.
+    pub(crate) reference: bool,
+}
+
+/// A token by its id, or by its text in tokenizer.json.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum Token {
+    Id(u32),
+    Text(String),
+}
+
+impl Options {
+    /// With the tokens that the host names, where the options name none.
+    pub(crate) fn or_answers(self, yes: Option<u32>, no: Option<u32>) -> Self {
+        if self.yes_token.is_some() || self.no_token.is_some() {
+            return self;
+        }
+        Self {
+            yes_token: yes.map(Token::Id),
+            no_token: no.map(Token::Id),
+            ..self
+        }
+    }
+}
+
+impl fmt::Display for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Id(id) => write!(f, "{id}"),
+            Self::Text(text) => write!(f, "{text:?}"),
+        }
+    }
+}
+
+/// What a family reads its parts with.
+pub(crate) struct Loader<'a> {
+    pub(crate) config: &'a Config,
+    pub(crate) weights: &'a Weights,
+    /// The model's folder.
+    pub(crate) dir: &'a Path,
+    pub(crate) numbers: &'a Numbers,
+    pub(crate) options: &'a Options,
+    /// Tokens of the longest row that the host will send.
+    pub(crate) row_tokens_max: usize,
+}
+
+/// Rows of weights as the files have them.
+pub(crate) struct RawLinear {
+    pub(crate) n_in: usize,
+    /// Outputs × inputs.
+    pub(crate) weights: Vec<f32>,
+    /// Empty if there is none.
+    pub(crate) bias: Vec<f32>,
+}
+
+impl RawLinear {
+    /// Keeps the first `n_out` outputs and returns the others.
+    pub(crate) fn split_off(&mut self, n_out: usize) -> Self {
+        let bias = self.bias.split_off(n_out.min(self.bias.len()));
+        Self {
+            n_in: self.n_in,
+            weights: self.weights.split_off(n_out * self.n_in),
+            bias,
+        }
+    }
+
+    /// The outputs of several layers as those of one.
+    pub(crate) fn join(parts: impl IntoIterator<Item = Self>) -> Self {
+        let mut parts = parts.into_iter();
+        let Some(mut all) = parts.next() else {
+            return Self {
+                n_in: 1,
+                weights: Vec::new(),
+                bias: Vec::new(),
+            };
+        };
+        for part in parts {
+            all.weights.extend(part.weights);
+            all.bias.extend(part.bias);
+        }
+        all
+    }
+}
+
+impl Loader<'_> {
+    /// A linear layer's tensors: `name.weight`, and `name.bias` if it has one.
+    pub(crate) fn raw(
+        &self,
+        name: &str,
+        n_out: usize,
+        n_in: usize,
+        bias: bool,
+    ) -> Result<RawLinear, Fault> {
+        let weights = self
+            .weights
+            .read(&format!("{name}.weight"), &[n_out, n_in])?;
+        let bias = match bias {
+            true => self.weights.read(&format!("{name}.bias"), &[n_out])?,
+            false => Vec::new(),
+        };
+        Ok(RawLinear {
+            n_in,
+            weights,
+            bias,
+        })
+    }
+
+    /// A linear layer of the encoder, held as was asked for.
+    pub(crate) fn linear(
+        &self,
+        name: &str,
+        n_out: usize,
+        n_in: usize,
+        bias: bool,
+    ) -> Result<Linear, Fault> {
+        self.held(self.raw(name, n_out, n_in, bias)?)
+    }
+
+    /// Holds a layer's tensors as was asked for.
+    pub(crate) fn held(&self, raw: RawLinear) -> Result<Linear, Fault> {
+        self.hold(self.numbers.dtype.held(raw.n_in), raw)
+    }
+
+    /// A linear layer of the head, which is neither halved nor quantised.
+    pub(crate) fn whole(
+        &self,
+        name: &str,
+        n_out: usize,
+        n_in: usize,
+        bias: bool,
+    ) -> Result<Linear, Fault> {
+        self.hold_whole(self.raw(name, n_out, n_in, bias)?)
+    }
+
+    /// The same of tensors that were read.
+    pub(crate) fn hold_whole(&self, raw: RawLinear) -> Result<Linear, Fault> {
+        self.hold(Held::Float(DType::F32), raw)
+    }
+
+    fn hold(&self, held: Held, raw: RawLinear) -> Result<Linear, Fault> {
+        let bias = match raw.bias.is_empty() {
+            true => None,
+            false => Some(self.vector(raw.bias)?),
+        };
+        made(Linear::new(self.numbers, held, raw.weights, raw.n_in, bias))
+    }
+
+    pub(crate) fn vector(&self, values: Vec<f32>) -> Result<Vector, Fault> {
+        made(Vector::new(self.numbers, values))
+    }
+
+    /// A layer norm, under its own names or under those of TensorFlow's checkpoints.
+    pub(crate) fn layer_norm(
+        &self,
+        name: &str,
+        n: usize,
+        epsilon: f32,
+        bias: bool,
+    ) -> Result<Norm, Fault> {
+        let legacy = self.weights.has(&format!("{name}.gamma"));
+        let [weight_name, bias_name] = match legacy {
+            true => ["gamma", "beta"],
+            false => ["weight", "bias"],
+        };
+        let read = |part| self.vector(self.weights.read(&format!("{name}.{part}"), &[n])?);
+        let bias = bias.then(|| read(bias_name)).transpose()?;
+        Ok(Norm::new(read(weight_name)?, bias, epsilon, true))
+    }
+
+    /// A norm without mean and bias.
+    pub(crate) fn rms_norm(&self, name: &str, n: usize, epsilon: f32) -> Result<Norm, Fault> {
+        let weight = self.weights.read(&format!("{name}.weight"), &[n])?;
+        Ok(Norm::new(self.vector(weight)?, None, epsilon, false))
+    }
+
+    /// A table of words: the largest tensor of most models, so held in halves if linear layers are less
+    /// than f32.
+    pub(crate) fn words(&self, name: &str, n: usize, width: usize) -> Result<Table, Fault> {
+        let values = self.weights.read(name, &[n, width])?;
+        let dtype = self.numbers.dtype.words();
+        if dtype == DType::F16
+            && let Some(value) = values.iter().find(|value| 65_504.0 < value.abs())
+        {
+            return Err(Fault::unsupported(format!(
+                "{name}: {value} is beyond what f16 holds; open it in f32 or bf16"
+            )));
+        }
+        let table = || {
+            Tensor::from_vec(values, (n, width), &Device::Cpu)?
+                .to_dtype(dtype)?
+                .to_device(&self.numbers.device)
+        };
+        Ok(Table::new(made(table())?, self.numbers.compute))
+    }
+
+    /// A small table, in what is computed in.
+    pub(crate) fn table(&self, name: &str, n: usize, width: usize) -> Result<Table, Fault> {
+        let values = self.weights.read(name, &[n, width])?;
+        let table = made(self.numbers.tensor_of(values, (n, width)))?;
+        Ok(Table::new(table, self.numbers.compute))
+    }
+
+    /// Labels: what the configuration says, or else the classifier's rows.
+    pub(crate) fn n_labels(&self, classifier: &str) -> Result<usize, Fault> {
+        let weight = format!("{classifier}.weight");
+        let shape = self.weights.shape(&weight).map_err(|_| {
+            Fault::bad_model(format!(
+                "{weight}: no such tensor in the model's files: it has no head that scores"
+            ))
+        })?;
+        match (self.config.n_labels()?, shape) {
+            (Some(said), _) => Ok(said),
+            (None, &[rows, _]) if 0 < rows => Ok(rows),
+            (None, shape) => Err(Fault::bad_model(format!(
+                "{weight}: its shape is {shape:?}, not labels × hidden"
+            ))),
+        }
+    }
+
+    /// dense → activation → classifier: the head of most encoders.
+    pub(crate) fn head(
+        &self,
+        dense: &str,
+        activation: Activation,
+        classifier: &str,
+        hidden: usize,
+    ) -> Result<(Head, usize), Fault> {
+        let n_labels = self.n_labels(classifier)?;
+        let head = Head {
+            dense: Some(self.whole(dense, hidden, hidden, true)?),
+            activation,
+            norm: None,
+            classifier: self.whole(classifier, n_labels, hidden, true)?,
+        };
+        Ok((head, n_labels))
+    }
+}
+
+/// What candle makes while a model is loaded: it fails for want of memory, or by a mistake of ours.
+pub(crate) fn made<T>(result: Computed<T>) -> Result<T, Fault> {
+    result.map_err(|error| Fault::internal(format!("candle, while loading: {error}")))
+}

@@ -1,0 +1,152 @@
+//! A folder becomes a model.
+
+use crate::block::layer::Layer;
+use crate::config::Config;
+use crate::family::FAMILIES;
+use crate::loader::{Loader, Options};
+use crate::numbers::Numbers;
+use crate::rows::Rows;
+use crate::weights::Weights;
+use backend_api::Fault;
+use candle_core::{Result as Computed, Tensor};
+use std::path::Path;
+
+/// A model of one family.
+pub(crate) trait Model: Send + Sync {
+    /// (rows, labels) of a rectangle of rows.
+    fn forward(&self, rows: &Rows) -> Computed<Tensor>;
+
+    /// What the host must know of it.
+    fn sizes(&self) -> Sizes;
+
+    /// Whether a row of known tokens can be scored.
+    fn can_score(&self, _ids: &[u32]) -> bool {
+        true
+    }
+}
+
+/// Sizes of a model.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Sizes {
+    /// Token ids are below this.
+    pub(crate) vocab: usize,
+    /// Token types are below this; 0 for a family without any, which ignores them, as does one with 1.
+    pub(crate) types: usize,
+    /// Tokens of the longest row.
+    pub(crate) row_tokens_max: usize,
+    /// Logits of a row.
+    pub(crate) n_labels: usize,
+    /// What stands in for padding.
+    pub(crate) pad_id: u32,
+    /// Bytes of weights.
+    pub(crate) n_bytes: usize,
+    /// Bytes of the largest weights in f32, if they are not held so.
+    pub(crate) n_widened_bytes: usize,
+    /// Heads of attention.
+    pub(crate) n_heads: usize,
+    /// Values of a cell that exist at the same time, at most.
+    pub(crate) cell_values: usize,
+}
+
+/// A model, and a hash of its configuration and of every tensor that was read.
+pub(crate) struct Opened {
+    pub(crate) model: Box<dyn Model>,
+    pub(crate) sizes: Sizes,
+    pub(crate) fingerprint: u64,
+}
+
+impl Opened {
+    /// Loads the model in `dir` for rows of at most `row_tokens_max` tokens.
+    pub(crate) fn load(
+        dir: &Path,
+        numbers: &Numbers,
+        options: &Options,
+        row_tokens_max: usize,
+    ) -> Result<Self, Fault> {
+        let path = dir.join("config.json");
+        let text = std::fs::read_to_string(&path)
+            .map_err(|error| Fault::bad_model(format!("{}: {error}", path.display())))?;
+        let config = Config::parse(&text)?;
+        refuse_what_nobody_computes(&config)?;
+        let family = family(&config)?;
+        let weights = Weights::open(dir)?;
+        weights.add_to_fingerprint(text.as_bytes());
+        let loader = Loader {
+            config: &config,
+            weights: &weights,
+            dir,
+            numbers,
+            options,
+            row_tokens_max,
+        };
+        let model = family(&loader)?;
+        let sizes = model.sizes();
+        Ok(Self {
+            model,
+            sizes,
+            fingerprint: weights.fingerprint(),
+        })
+    }
+}
+
+type Open = fn(&Loader<'_>) -> Result<Box<dyn Model>, Fault>;
+
+/// The family that a configuration names: by its architecture, or, without one, by its model type.
+fn family(config: &Config) -> Result<Open, Fault> {
+    let known = || FAMILIES.map(|family| family.architecture).join(", ");
+    let architectures = match config.find(&["architectures"]) {
+        Some(_) => config.texts("architectures")?,
+        None => Vec::new(),
+    };
+    if architectures.is_empty() {
+        let model_type = config.text(&["model_type"])?;
+        let found = FAMILIES
+            .iter()
+            .find(|family| !family.model_type.is_empty() && Some(family.model_type) == model_type);
+        return found.map(|family| family.open).ok_or_else(|| {
+            Fault::unsupported(format!(
+                "config.json: no architectures, and model_type = {model_type:?}; this plugin computes {}",
+                known()
+            ))
+        });
+    }
+    let found = FAMILIES
+        .iter()
+        .find(|family| architectures.iter().any(|name| name == family.architecture));
+    found.map(|family| family.open).ok_or_else(|| {
+        Fault::unsupported(format!(
+            "config.json: architectures = {architectures:?}; this plugin computes {}",
+            known()
+        ))
+    })
+}
+
+fn refuse_what_nobody_computes(config: &Config) -> Result<(), Fault> {
+    if config.find(&["quantization_config"]).is_some() {
+        return Err(Fault::unsupported(
+            "config.json: quantization_config is set; this plugin quantises float weights itself",
+        ));
+    }
+    Ok(())
+}
+
+impl Sizes {
+    /// Adds what layers of this width need.
+    pub(crate) fn with_layers<'a>(
+        mut self,
+        layers: impl IntoIterator<Item = &'a Layer>,
+        hidden: usize,
+    ) -> Self {
+        let mut inner = 0;
+        for layer in layers {
+            self.n_bytes += layer.n_bytes();
+            self.n_widened_bytes = self.n_widened_bytes.max(layer.n_widened_bytes());
+            inner = inner.max(layer.n_inner());
+            self.n_heads = layer.attention.shape.n_heads;
+        }
+        // The stream, queries, keys and values as products and by heads, what they mix to; or the stream,
+        // its norm and the inner values before and behind a gate.
+        self.cell_values = 2 * hidden + (8 * hidden).max(inner * 2);
+        self
+    }
+}
