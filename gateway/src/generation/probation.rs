@@ -55,7 +55,11 @@ impl Window {
         totals: Totals,
         bounds: &FaultBounds,
     ) -> Option<String> {
-        if self.number != number {
+        // A model that was taken away and loaded again begins with the same number, at nothing.
+        let is_new = |(_, last): &(Instant, Totals)| {
+            totals.batches < last.batches || totals.faults < last.faults
+        };
+        if self.number != number || self.looks.back().is_some_and(is_new) {
             *self = Self {
                 number,
                 looks: VecDeque::new(),
@@ -180,6 +184,11 @@ mod tests {
         assert_eq!(run(6, 1, 1), None);
         // Among many that are well.
         assert_eq!(run(1, 10, 9), None);
+        // A model that was loaded again does, too.
+        let mut window = Window::default();
+        for totals in [did(100, 2, 10), did(3, 0, 10), did(0, 2, 10)] {
+            assert_eq!(window.add(start, 1, totals, &bounds), None);
+        }
         // Another generation begins anew.
         let mut window = Window::default();
         for number in 0..20 {
