@@ -271,6 +271,24 @@ impl Running {
 
 // === impl Swap ===
 
+/// A panic on the way would leave the model's next order, and whoever listens, waiting for ever.
+impl Drop for Swap {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        let (slots, model) = (&self.all.slots, self.order.model.as_str());
+        slots.cast_shadow(model, None);
+        slots.give_up(model);
+        let previous = slots.take_previous(model);
+        previous
+            .into_iter()
+            .for_each(|previous| self.all.retire(previous));
+        let why = "it panicked, which is a bug: the log says where";
+        self.tell(SwapState::Refused, why.to_owned());
+    }
+}
+
 impl Swap {
     fn unload(self) {
         let model = self.order.model.as_str();
