@@ -10,6 +10,7 @@ pub(super) use arrivals::follow_files;
 pub(super) use guard::stand_guard;
 
 use super::models::{By, Loader, Recipe};
+use crate::cache::Levels;
 use crate::config::{MODELS_MAX, NamedSource};
 use crate::control::{SwapError, SwapOrder, SwapState, SwapStep};
 use crate::generation::{Facts, Generation, Slots};
@@ -34,6 +35,7 @@ const GRACE: Duration = Duration::from_secs(5);
 pub(super) struct Swaps {
     loader: Arc<Loader>,
     slots: Arc<Slots>,
+    levels: Levels,
     runtime: Runtime,
     // By model.
     records: Arc<Mutex<BTreeMap<String, Record>>>,
@@ -65,10 +67,16 @@ struct Swap {
 // === impl Swaps ===
 
 impl Swaps {
-    pub(super) fn new(loader: Arc<Loader>, slots: Arc<Slots>, runtime: Runtime) -> Self {
+    pub(super) fn new(
+        loader: Arc<Loader>,
+        slots: Arc<Slots>,
+        levels: Levels,
+        runtime: Runtime,
+    ) -> Self {
         Self {
             loader,
             slots,
+            levels,
             runtime,
             records: Arc::default(),
         }
@@ -226,6 +234,33 @@ impl Swaps {
         let (slots, deadline) = (Arc::clone(&self.slots), self.retired_by());
         self.runtime
             .blocking(move || slots.retire(generation, deadline));
+    }
+
+    /// Ends a generation that was taken back for `before`.
+    fn retire_taken_back(&self, failed: Arc<Generation>, before: &Arc<Facts>) {
+        self.forget_scores(failed.facts(), before);
+        let (all, before, deadline) = (self.clone(), Arc::clone(before), self.retired_by());
+        self.runtime.blocking(move || {
+            let facts = Arc::clone(failed.facts());
+            all.slots.retire(failed, deadline);
+            // What it still had to answer.
+            all.forget_scores(&facts, &before);
+        });
+    }
+
+    /// What a generation that was taken back has left in the cache would be answered as the scores of `before`,
+    /// where both have the same numerics id. Blocks.
+    fn forget_scores(&self, failed: &Facts, before: &Facts) {
+        let has_its_weights = failed.info.fingerprint == before.info.fingerprint;
+        if !has_its_weights || failed.description.numerics_id != before.description.numerics_id {
+            return;
+        }
+        self.levels.clear();
+        if let Some(shared) = &self.levels.shared
+            && let Err(error) = self.runtime.wait(shared.clear())
+        {
+            tracing::warn!("scores of what was taken back may be in the shared cache: {error}");
+        }
     }
 
     /// When the last request that was routed just now has been answered.

@@ -117,7 +117,7 @@ impl Swap {
             }
             Err(why) => match slots.restore(model) {
                 Some(failed) => {
-                    self.all.retire(failed);
+                    self.all.retire_taken_back(failed, &facts);
                     (SwapState::RolledBack, why)
                 }
                 None => self.take_back(&facts, &why),
@@ -181,7 +181,7 @@ impl Swap {
     }
 
     /// What served before serves again, because an operator or the guard wants it.
-    pub(super) fn go_back(self, before: &Facts, why: &str) {
+    pub(super) fn go_back(self, before: &Arc<Facts>, why: &str) {
         let (state, detail) = self.take_back(before, why);
         self.all
             .record(&self.order.model, |record| record.before = None);
@@ -189,13 +189,14 @@ impl Swap {
     }
 
     /// Opens what served before, beside what serves if there is room for both, and has it serve.
-    fn take_back(&self, before: &Facts, why: &str) -> (SwapState, String) {
+    fn take_back(&self, before: &Arc<Facts>, why: &str) -> (SwapState, String) {
         let (slots, model) = (&self.all.slots, self.order.model.as_str());
         let needs = before.description.memory_bytes;
         let has_room = crate::host::memory_available().is_none_or(|has| needs <= has);
         if !has_room && let Ok(live) = slots.live(Some(model)) {
             let mut serves = Serves::of(live);
             self.drain(&mut serves, format!("{why}; there is no room for both"));
+            self.all.forget_scores(&serves.facts, before);
         }
         match self.all.reopen(before) {
             Ok(generation) => {
@@ -206,7 +207,7 @@ impl Swap {
                 let failed = slots.take_previous(model);
                 failed
                     .into_iter()
-                    .for_each(|failed| self.all.retire(failed));
+                    .for_each(|failed| self.all.retire_taken_back(failed, before));
                 (SwapState::RolledBack, why.to_owned())
             }
             Err(error) => {
