@@ -80,7 +80,7 @@ pub(super) async fn act(
     let (control, ordered) = (&edge.control, || order(model, &body));
     let (steps, is_done): (_, fn(SwapState) -> bool) = match deed {
         "/rollback" => (control.rollback(model)?, |state| {
-            state != SwapState::Confirmed && state.is_last()
+            state == SwapState::RolledBack
         }),
         "/load" => (control.load(ordered()?)?, SwapState::is_served),
         "/unload" => (control.unload(model)?, |state| state == SwapState::Unloaded),

@@ -123,3 +123,24 @@ fn scores_of_one_that_was_taken_back_are_forgotten() {
         assert_eq!(score(), right);
     }
 }
+
+#[test]
+fn what_does_not_open_again_is_told_and_can_be_asked_for_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let broken = dir.path().join("broken");
+    let swapping = Swapping::start(&json!({"broken": broken}), &[]);
+    let before = swapping.scores();
+    let order = json!({"options": {"bias": 0.001}, "probation_s": 0});
+    assert_eq!(swapping.swap(&order).status, 200);
+    swapping.until("confirmed");
+    std::fs::write(&broken, "").unwrap();
+    let answer = swapping.rollback();
+    assert_eq!(answer.status, 409, "{answer:?}");
+    for word in ["asked to be broken", "what serves goes on"] {
+        assert!(answer.text.contains(word), "{answer:?} does not say {word}");
+    }
+    assert_ne!(swapping.scores(), before);
+    std::fs::remove_file(&broken).unwrap();
+    assert_eq!(swapping.rollback().status, 200);
+    assert_eq!(swapping.scores(), before);
+}

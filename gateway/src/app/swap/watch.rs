@@ -27,7 +27,7 @@ impl Swap {
         let proven = proven.and_then(|proven| self.try_out(proven, serves.as_ref()));
         let (state, detail) = match proven {
             Ok(proven) => self.serve(proven, serves),
-            Err(why) => (SwapState::Refused, self.recover(why, serves)),
+            Err(why) => self.recover(why, serves),
         };
         self.tell(state, detail);
     }
@@ -169,22 +169,26 @@ impl Swap {
             .map_err(|why| format!("its scores drift: {why}"))
     }
 
-    /// After a refusal: what was drained for it is opened again.
-    fn recover(&self, why: String, serves: Option<Serves>) -> String {
-        match serves {
-            Some(serves) if serves.generation.is_none() => {
-                let (_, told) = self.take_back(&serves.facts, &why);
-                told
-            }
-            _ => why,
+    /// After a refusal: what was drained for it is opened again. Whoever ended it has what he wanted.
+    fn recover(&self, why: String, serves: Option<Serves>) -> (SwapState, String) {
+        let (state, told) = match serves {
+            Some(serves) if serves.generation.is_none() => self.take_back(&serves.facts, &why),
+            _ => (SwapState::RolledBack, why),
+        };
+        match self.check_wanted() {
+            Ok(()) => (SwapState::Refused, told),
+            Err(_) => (state, told),
         }
     }
 
     /// What served before serves again, because an operator or the guard wants it.
     pub(super) fn go_back(self, before: &Arc<Facts>, why: &str) {
         let (state, detail) = self.take_back(before, why);
-        self.all
-            .record(&self.order.model, |record| record.before = None);
+        // What did not open can be asked for again.
+        if state == SwapState::RolledBack {
+            self.all
+                .record(&self.order.model, |record| record.before = None);
+        }
         self.tell(state, detail);
     }
 
