@@ -11,8 +11,11 @@ fn tried_out(swapping: &Swapping, order: &Value) -> crate::server::Answer {
         let swap = scope.spawn(|| swapping.swap(order));
         while !swap.is_finished() {
             // Whoever asks meanwhile notices nothing.
-            if swapping.model()["last_swap"]["state"] == "shadow" {
-                assert_eq!(swapping.scores(), before);
+            let is_tried = || swapping.model()["last_swap"]["state"] == "shadow";
+            if is_tried() {
+                let scores = swapping.scores();
+                // It may have gone live in between.
+                assert!(scores == before || !is_tried(), "{scores:?}");
                 let body = json!({"query": "q", "documents": [RARE]});
                 assert_eq!(swapping.server.rerank(&body).status, 200);
             }
