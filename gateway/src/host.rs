@@ -166,10 +166,11 @@ impl Host {
     /// # Errors
     /// That there is none, or that it lies elsewhere.
     pub fn find(&self, name: &str) -> Result<PathBuf, String> {
+        // A file that is a link counts where the link lies, as at the start: who puts it there can put a plugin there.
         let is_inside = |path: &Path| {
-            let path = path.canonicalize().ok()?;
+            let folder = path.parent()?.canonicalize().ok()?;
             let mut dirs = self.dirs.iter().filter_map(|dir| dir.canonicalize().ok());
-            (path.is_file() && dirs.any(|dir| path.starts_with(dir))).then_some(())
+            (path.is_file() && dirs.any(|dir| folder.starts_with(dir))).then_some(())
         };
         if name.contains('/') {
             let path = PathBuf::from(name);

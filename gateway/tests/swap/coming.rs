@@ -88,7 +88,9 @@ fn what_is_under_way_is_answered_before_its_model_goes() {
         swapping
             .server
             .until(|| swapping.names().is_empty().then_some(()));
-        assert_eq!(swapping.ask_of("starter").status, 404);
+        let answer = swapping.ask_of("starter");
+        assert_eq!(answer.status, 404);
+        assert!(answer.text.contains("none is loaded"), "{answer:?}");
         assert_eq!(swapping.server.get("/readyz").status, 503);
         assert!(!unload.is_finished());
         drop(hold);

@@ -3,6 +3,7 @@
 
 use super::Swap;
 use crate::app::models::{By, Read, Recipe};
+use crate::config::spell_dtype;
 use crate::control::SwapState;
 use crate::generation::{Facts, Generation, Golden, Tolerance};
 use crate::host::{self, Probed};
@@ -167,7 +168,12 @@ impl Swap {
             name: order.model.clone(),
             source: Source::parse(&written)?,
             written,
-            dtype: of_plugin(&order.dtype, dtype, &configured.dtype, "auto"),
+            dtype: of_plugin(
+                &order.dtype.as_deref().map(spell_dtype),
+                dtype,
+                &configured.dtype,
+                "auto",
+            ),
             device: of_plugin(&order.device, device, &configured.device, "auto"),
             options: of_plugin(&order.options, options, &configured.options, "{}"),
             number: self.all.slots.next_number(&order.model),
