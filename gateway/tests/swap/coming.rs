@@ -236,7 +236,12 @@ fn an_order_without_a_name_takes_no_model_away() {
     for deed in ["unload", "swap", "rollback", "load"] {
         let answer = swapping.act("", deed, &Value::Null);
         assert_eq!(answer.status, 404, "{deed}: {answer:?}");
+        assert!(answer.text.contains("/models/{model}/swap"), "{answer:?}");
     }
+    let long = json!({"source": "x".repeat(1 << 17)});
+    let answer = swapping.act("starter", "swap", &long);
+    assert_eq!(answer.status, 413, "{answer:?}");
+    assert!(answer.text.contains("an order has at most"), "{answer:?}");
     assert_eq!(swapping.names(), ["starter"]);
 }
 
