@@ -84,8 +84,11 @@ impl Swaps {
 
     /// Has a model that serves be served by something else.
     pub(super) fn start(&self, order: SwapOrder) -> Result<mpsc::Receiver<SwapStep>, SwapError> {
-        let live = self.live(&order.model)?;
+        self.live(&order.model)?;
         let (swap, reached) = self.begin(order)?;
+        // Only now: a swap or an unload may have ended in between.
+        let live = self.live(&swap.order.model);
+        let live = live.inspect_err(|_| self.forget_running(&swap))?;
         self.runtime.blocking(move || swap.run(Some(live)));
         Ok(reached)
     }
@@ -102,7 +105,7 @@ impl Swaps {
         };
         let (swap, reached) = self.begin(order)?;
         if let Err(why) = self.check_new(&swap.order.model) {
-            self.record(&swap.order.model, |record| record.running = None);
+            self.forget_running(&swap);
             return Err(SwapError::NotNow(why));
         }
         self.runtime.blocking(move || swap.run(None));
@@ -119,12 +122,21 @@ impl Swaps {
                 "{name}: there is a model of this name; swap it, or unload it first"
             ));
         }
-        if MODELS_MAX <= names.len() {
+        if MODELS_MAX < names.len() + self.n_coming(&names) {
             return Err(format!(
-                "{MODELS_MAX} models are loaded, as many as one server serves: unload one first"
+                "{MODELS_MAX} models are loaded or about to be, as many as one server serves: unload one first"
             ));
         }
         Ok(())
+    }
+
+    /// Models that are being loaded, and have no place yet.
+    fn n_coming(&self, names: &[Arc<str>]) -> usize {
+        let records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_coming = |(name, record): &(&String, &Record)| {
+            record.running.is_some() && !names.iter().any(|known| **known == ***name)
+        };
+        records.iter().filter(is_coming).count()
     }
 
     /// Takes a model away.
@@ -197,6 +209,11 @@ impl Swaps {
             begun: now(),
         };
         Ok((swap, reached))
+    }
+
+    /// It has not even begun.
+    fn forget_running(&self, swap: &Swap) {
+        self.record(&swap.order.model, |record| record.running = None);
     }
 
     fn live(&self, model: &str) -> Result<Arc<Generation>, SwapError> {
