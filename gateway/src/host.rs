@@ -226,6 +226,11 @@ impl Host {
         self.store.mapped_as(hash)
     }
 
+    /// The process is about to end: copies that no other one can use go.
+    pub fn end(&self) {
+        self.store.end();
+    }
+
     /// Library files in the folders of plugins, as they are now.
     pub fn look(&self) -> Vec<PathBuf> {
         let found = self
