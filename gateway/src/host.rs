@@ -167,10 +167,11 @@ impl Host {
     /// # Errors
     /// That there is none, or that it lies elsewhere.
     pub fn find(&self, name: &str) -> Result<PathBuf, String> {
+        // A file that is a link counts where the link lies, as at the start: who puts it there can put a plugin there.
         let is_inside = |path: &Path| {
-            let path = path.canonicalize().ok()?;
+            let folder = path.parent()?.canonicalize().ok()?;
             let mut dirs = self.dirs.iter().filter_map(|dir| dir.canonicalize().ok());
-            (path.is_file() && dirs.any(|dir| path.starts_with(dir))).then_some(())
+            (path.is_file() && dirs.any(|dir| folder.starts_with(dir))).then_some(())
         };
         if name.contains('/') {
             let path = PathBuf::from(name);
@@ -224,6 +225,11 @@ impl Host {
     /// The image of this content, if it is mapped.
     pub fn by_hash(&self, hash: &str) -> Option<Arc<PluginLibrary>> {
         self.store.mapped_as(hash)
+    }
+
+    /// The process is about to end: copies that no other one can use go.
+    pub fn end(&self) {
+        self.store.end();
     }
 
     /// Library files in the folders of plugins, as they are now.
