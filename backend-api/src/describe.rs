@@ -55,6 +55,9 @@ facts! {
         architectures: Vec<String> = Vec::new(),
         /// How the weights that it reads are written: `safetensors`, `onnx`.
         formats: Vec<String> = vec!["safetensors".to_owned()],
+        /// Of several plugins that serve a model on the same kind of device, a host that was given no name
+        /// asks the one with the largest number first.
+        preference: u32 = 100,
     }
 }
 

@@ -55,6 +55,7 @@ pub struct App {
     /// Whether operators must show a key.
     pub admin_needs_key: bool,
     slots: Arc<Slots>,
+    host: Arc<Host>,
     door: Door,
     stop: CancellationToken,
     connections: Connections,
@@ -131,6 +132,7 @@ impl App {
         ports
             .serve((edge, key), &core.host, &connections, &runtime, &stop)
             .await?;
+        let host = Arc::clone(&core.host);
         let loading = core.load();
         let drain_timeout = config.server().drain_timeout;
         Ok(Self {
@@ -139,6 +141,7 @@ impl App {
             admin,
             admin_needs_key: key.is_some(),
             slots,
+            host,
             door,
             stop,
             connections,
@@ -183,6 +186,8 @@ impl App {
         self.stop.cancel();
         let deadline = deadline.max(now() + FAREWELL);
         self.connections.drained(deadline).await;
+        // Tasks may hold it for longer than the process lives.
+        self.host.end();
         tracing::info!(unanswered, "stopped");
         unanswered
     }

@@ -14,6 +14,7 @@ pub mod show;
 pub mod table;
 pub mod value;
 
+pub use check::spell_dtype;
 pub use secret::Secret;
 
 use crate::score::{Activation, Priority};

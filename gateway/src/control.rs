@@ -105,7 +105,7 @@ pub enum SwapState {
     Unloaded,
     /// What served goes on; where it had ended for want of memory and does not open again, the detail says so.
     Refused,
-    /// What served before serves again.
+    /// What served before serves again, or goes on: the swap was ended before it went live.
     RolledBack,
 }
 

@@ -11,6 +11,7 @@ pub use store::ImageBounds;
 
 use crate::model::{Format, ModelInfo, TokenRows};
 use backend_api::{Fault, FaultCode, OpenBackend, OpenRequest, PluginCard, PluginLibrary};
+use std::cmp::Reverse;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -166,10 +167,11 @@ impl Host {
     /// # Errors
     /// That there is none, or that it lies elsewhere.
     pub fn find(&self, name: &str) -> Result<PathBuf, String> {
+        // A file that is a link counts where the link lies, as at the start: who puts it there can put a plugin there.
         let is_inside = |path: &Path| {
-            let path = path.canonicalize().ok()?;
+            let folder = path.parent()?.canonicalize().ok()?;
             let mut dirs = self.dirs.iter().filter_map(|dir| dir.canonicalize().ok());
-            (path.is_file() && dirs.any(|dir| path.starts_with(dir))).then_some(())
+            (path.is_file() && dirs.any(|dir| folder.starts_with(dir))).then_some(())
         };
         if name.contains('/') {
             let path = PathBuf::from(name);
@@ -225,6 +227,11 @@ impl Host {
         self.store.mapped_as(hash)
     }
 
+    /// The process is about to end: copies that no other one can use go.
+    pub fn end(&self) {
+        self.store.end();
+    }
+
     /// Library files in the folders of plugins, as they are now.
     pub fn look(&self) -> Vec<PathBuf> {
         let found = self
@@ -269,8 +276,9 @@ impl Host {
     }
 
     /// Opens a model with the plugin named `backend`, or without a name by the first one that says it
-    /// serves its architecture and reads its weights, in the order of devices (`cuda`, `metal`, `cpu`) and then of names. With it, without
-    /// a name, what the others on the same kind of device open, each when it is asked for.
+    /// serves its architecture and reads its weights, in the order of devices (`cuda`, `metal`, `cpu`), then of the
+    /// plugins' preferences, then of names. With it, without a name, what the others on the same kind of device
+    /// open, each when it is asked for.
     ///
     /// # Errors
     /// What each plugin answered.
@@ -348,7 +356,8 @@ impl Host {
         });
         serving.sort_by_key(|found| {
             let card = found.library.card();
-            (device_rank(card), card.name.clone())
+            let preference = Reverse(card.preference);
+            (device_rank(card), preference, card.name.clone())
         });
         if serving.is_empty() {
             let format = format.name();

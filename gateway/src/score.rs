@@ -321,6 +321,9 @@ impl fmt::Display for ScoreError {
             Self::Invalid { param, why } | Self::TooLarge { param, why } => {
                 write!(f, "{param}: {why}")
             }
+            Self::UnknownModel { known, .. } if known.is_empty() => {
+                f.write_str("there is no model here: none is loaded")
+            }
             Self::UnknownModel { name, known } => {
                 write!(
                     f,

@@ -451,6 +451,7 @@ fn the_command_shows_each_step_and_fails_when_it_is_refused() {
     assert!(said.contains("nothing served before"), "{said}");
     for wrong in [
         &["--probation", "soon"][..],
+        &["--probation", "inf"],
         &["--options", "x"],
         &["--rollback", "--dtype", "f32"],
     ] {

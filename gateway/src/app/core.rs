@@ -121,6 +121,7 @@ impl Core {
         Swaps::new(
             Arc::clone(&self.loader),
             Arc::clone(&self.slots),
+            self.levels.clone(),
             self.runtime.clone(),
         )
     }

@@ -10,6 +10,7 @@ pub(super) use arrivals::follow_files;
 pub(super) use guard::stand_guard;
 
 use super::models::{By, Loader, Recipe};
+use crate::cache::Levels;
 use crate::config::{MODELS_MAX, NamedSource};
 use crate::control::{SwapError, SwapOrder, SwapState, SwapStep};
 use crate::generation::{Facts, Generation, Slots};
@@ -34,6 +35,7 @@ const GRACE: Duration = Duration::from_secs(5);
 pub(super) struct Swaps {
     loader: Arc<Loader>,
     slots: Arc<Slots>,
+    levels: Levels,
     runtime: Runtime,
     // By model.
     records: Arc<Mutex<BTreeMap<String, Record>>>,
@@ -65,10 +67,16 @@ struct Swap {
 // === impl Swaps ===
 
 impl Swaps {
-    pub(super) fn new(loader: Arc<Loader>, slots: Arc<Slots>, runtime: Runtime) -> Self {
+    pub(super) fn new(
+        loader: Arc<Loader>,
+        slots: Arc<Slots>,
+        levels: Levels,
+        runtime: Runtime,
+    ) -> Self {
         Self {
             loader,
             slots,
+            levels,
             runtime,
             records: Arc::default(),
         }
@@ -76,8 +84,11 @@ impl Swaps {
 
     /// Has a model that serves be served by something else.
     pub(super) fn start(&self, order: SwapOrder) -> Result<mpsc::Receiver<SwapStep>, SwapError> {
-        let live = self.live(&order.model)?;
+        self.live(&order.model)?;
         let (swap, reached) = self.begin(order)?;
+        // Only now: a swap or an unload may have ended in between.
+        let live = self.live(&swap.order.model);
+        let live = live.inspect_err(|_| self.forget_running(&swap))?;
         self.runtime.blocking(move || swap.run(Some(live)));
         Ok(reached)
     }
@@ -94,7 +105,7 @@ impl Swaps {
         };
         let (swap, reached) = self.begin(order)?;
         if let Err(why) = self.check_new(&swap.order.model) {
-            self.record(&swap.order.model, |record| record.running = None);
+            self.forget_running(&swap);
             return Err(SwapError::NotNow(why));
         }
         self.runtime.blocking(move || swap.run(None));
@@ -111,12 +122,21 @@ impl Swaps {
                 "{name}: there is a model of this name; swap it, or unload it first"
             ));
         }
-        if MODELS_MAX <= names.len() {
+        if MODELS_MAX < names.len() + self.n_coming(&names) {
             return Err(format!(
-                "{MODELS_MAX} models are loaded, as many as one server serves: unload one first"
+                "{MODELS_MAX} models are loaded or about to be, as many as one server serves: unload one first"
             ));
         }
         Ok(())
+    }
+
+    /// Models that are being loaded, and have no place yet.
+    fn n_coming(&self, names: &[Arc<str>]) -> usize {
+        let records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_coming = |(name, record): &(&String, &Record)| {
+            record.running.is_some() && !names.iter().any(|known| **known == ***name)
+        };
+        records.iter().filter(is_coming).count()
     }
 
     /// Takes a model away.
@@ -191,6 +211,11 @@ impl Swaps {
         Ok((swap, reached))
     }
 
+    /// It has not even begun.
+    fn forget_running(&self, swap: &Swap) {
+        self.record(&swap.order.model, |record| record.running = None);
+    }
+
     fn live(&self, model: &str) -> Result<Arc<Generation>, SwapError> {
         self.slots.live(Some(model)).map_err(SwapError::Model)
     }
@@ -226,6 +251,33 @@ impl Swaps {
         let (slots, deadline) = (Arc::clone(&self.slots), self.retired_by());
         self.runtime
             .blocking(move || slots.retire(generation, deadline));
+    }
+
+    /// Ends a generation that was taken back for `before`.
+    fn retire_taken_back(&self, failed: Arc<Generation>, before: &Arc<Facts>) {
+        self.forget_scores(failed.facts(), before);
+        let (all, before, deadline) = (self.clone(), Arc::clone(before), self.retired_by());
+        self.runtime.blocking(move || {
+            let facts = Arc::clone(failed.facts());
+            all.slots.retire(failed, deadline);
+            // What it still had to answer.
+            all.forget_scores(&facts, &before);
+        });
+    }
+
+    /// What a generation that was taken back has left in the cache would be answered as the scores of `before`,
+    /// where both have the same numerics id. Blocks.
+    fn forget_scores(&self, failed: &Facts, before: &Facts) {
+        let has_its_weights = failed.info.fingerprint == before.info.fingerprint;
+        if !has_its_weights || failed.description.numerics_id != before.description.numerics_id {
+            return;
+        }
+        self.levels.clear();
+        if let Some(shared) = &self.levels.shared
+            && let Err(error) = self.runtime.wait(shared.clear())
+        {
+            tracing::warn!("scores of what was taken back may be in the shared cache: {error}");
+        }
     }
 
     /// When the last request that was routed just now has been answered.
@@ -270,6 +322,24 @@ impl Running {
 }
 
 // === impl Swap ===
+
+/// A panic on the way would leave the model's next order, and whoever listens, waiting for ever.
+impl Drop for Swap {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        let (slots, model) = (&self.all.slots, self.order.model.as_str());
+        slots.cast_shadow(model, None);
+        slots.give_up(model);
+        let previous = slots.take_previous(model);
+        previous
+            .into_iter()
+            .for_each(|previous| self.all.retire(previous));
+        let why = "it panicked, which is a bug: the log says where";
+        self.tell(SwapState::Refused, why.to_owned());
+    }
+}
 
 impl Swap {
     fn unload(self) {

@@ -203,9 +203,9 @@ pub(super) fn order(
         ("shadow_fraction", "shadow", "a share, as in 0.1"),
     ] {
         if let Some(said) = text(flag) {
-            let number: f64 = said
-                .parse()
-                .map_err(|_| format!("--{flag} {said}: expected {example}"))?;
+            // JSON has no other numbers.
+            let number: Option<f64> = said.parse().ok().filter(|number: &f64| number.is_finite());
+            let number = number.ok_or_else(|| format!("--{flag} {said}: expected {example}"))?;
             body.insert(name.to_owned(), json!(number));
         }
     }

@@ -368,7 +368,7 @@ impl NamedSource {
 }
 
 /// Other tools' spellings of the plugins' data types.
-fn spell_dtype(text: &str) -> String {
+pub fn spell_dtype(text: &str) -> String {
     let dtype = text.to_ascii_lowercase();
     match dtype.as_str() {
         "float32" | "fp32" | "float" => "f32".into(),

@@ -117,7 +117,12 @@ async fn act_on_model(
 ) -> Result<Response, Problem> {
     match deed(&path) {
         Some((model, deed)) => swap::act(&admin.edge, model, deed, request).await,
-        None => Err(no_route(&request, &ROUTES)),
+        None => Err(Refusal::NoRoute {
+            method: request.method().to_string(),
+            path: request.uri().path().to_owned(),
+            near: Some("/models/{model}/swap, /rollback, /load or /unload"),
+        }
+        .into()),
     }
 }
 

@@ -73,14 +73,15 @@ pub(super) async fn act(
     request: Request,
 ) -> Result<Response, Problem> {
     let (head, body) = request.into_parts();
-    let body = to_bytes(body, ORDER_BYTES_MAX).await.map_err(|_| {
-        let bytes_max = ORDER_BYTES_MAX;
-        Refusal::BodyTooLarge { bytes_max }
+    let body = to_bytes(body, ORDER_BYTES_MAX).await.map_err(|error| {
+        let (param, most) = ("body".to_owned(), ORDER_BYTES_MAX);
+        let why = format!("it does not arrive whole ({error}); an order has at most {most} bytes");
+        ScoreError::TooLarge { param, why }
     })?;
     let (control, ordered) = (&edge.control, || order(model, &body));
     let (steps, is_done): (_, fn(SwapState) -> bool) = match deed {
         "/rollback" => (control.rollback(model)?, |state| {
-            state != SwapState::Confirmed && state.is_last()
+            state == SwapState::RolledBack
         }),
         "/load" => (control.load(ordered()?)?, SwapState::is_served),
         "/unload" => (control.unload(model)?, |state| state == SwapState::Unloaded),

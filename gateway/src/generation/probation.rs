@@ -1,6 +1,6 @@
 //! Whether a generation that went live shall stay: decided from what it has done, without a clock.
 
-use crate::load::{Load, Totals};
+use crate::load::{Learned, Load, Totals};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -10,6 +10,10 @@ const FAULTS_MAX: u64 = 2;
 const FAULT_SHARE_MAX: f64 = 0.05;
 /// Before so many tokens were computed, speed says nothing.
 const TOKENS_MIN: u64 = 10_000;
+/// What both are compared by: a batch of this many tokens in rows of passages, because per token a few short rows
+/// cost more than many long ones, and clients may change from the ones to the others at any time.
+const BATCH_TOKENS: f64 = 512.0;
+const ROW_TOKENS: f64 = 64.0;
 /// How much slower the same arithmetic may be.
 const SLOWDOWN_MAX: f64 = 2.0;
 /// The same for another one: f32 is some five times slower than int8, and whoever asks for it knows.
@@ -20,6 +24,8 @@ const OTHER_SLOWDOWN_MAX: f64 = 20.0;
 pub struct Before {
     /// What it had done.
     pub totals: Totals,
+    /// What it had learned of its time.
+    pub learned: Learned,
     /// Whether the new one computes the same.
     pub is_same_numerics: bool,
 }
@@ -55,7 +61,11 @@ impl Window {
         totals: Totals,
         bounds: &FaultBounds,
     ) -> Option<String> {
-        if self.number != number {
+        // A model that was taken away and loaded again begins with the same number, at nothing.
+        let is_new = |(_, last): &(Instant, Totals)| {
+            totals.batches < last.batches || totals.faults < last.faults
+        };
+        if self.number != number || self.looks.back().is_some_and(is_new) {
             *self = Self {
                 number,
                 looks: VecDeque::new(),
@@ -90,49 +100,68 @@ pub fn why_not(before: &Before, totals: &Totals, load: &Load) -> Option<String> 
     if FAULTS_MAX < faults && FAULT_SHARE_MAX * (batches as f64) < faults as f64 {
         return Some(format!("{faults} of its {batches} batches failed"));
     }
-    let (now, then) = (per_token(totals)?, per_token(&before.totals)?);
+    // A few batches have taught little.
+    if totals.tokens.min(before.totals.tokens) < TOKENS_MIN {
+        return None;
+    }
+    let (now, then) = (batch_s(&load.learned), batch_s(&before.learned));
     let most = if before.is_same_numerics {
         SLOWDOWN_MAX
     } else {
         OTHER_SLOWDOWN_MAX
     };
-    let ratio = now.as_secs_f64() / then.as_secs_f64();
-    (most < ratio).then(|| {
+    let (ratio, ms) = (now / then, now * 1e3);
+    (then > 0.0 && most < ratio).then(|| {
         format!(
-            "a token takes {now:?}, {ratio:.1} times as long as before; {most} times are tolerated"
+            "a batch of {BATCH_TOKENS} tokens takes {ms:.1} ms, {ratio:.1} times as long as before; {most} times are \
+             tolerated"
         )
     })
 }
 
-/// Time of a worker for a token.
-fn per_token(totals: &Totals) -> Option<Duration> {
-    let is_known = TOKENS_MIN <= totals.tokens && !totals.inference.is_zero();
-    is_known.then(|| Duration::from_secs_f64(totals.inference.as_secs_f64() / totals.tokens as f64))
+/// Predicted seconds of the batch by which both are compared.
+fn batch_s(learned: &Learned) -> f64 {
+    let squares = BATCH_TOKENS * ROW_TOKENS;
+    learned.batch_s + learned.token_s * BATCH_TOKENS + learned.square_s * squares
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn did(batches: u64, faults: u64, us_per_token: u64) -> Totals {
-        let tokens = 1_000 * batches;
+    fn did(batches: u64, faults: u64) -> Totals {
         Totals {
             batches,
             faults,
-            tokens,
-            inference: Duration::from_micros(us_per_token * tokens),
+            tokens: 1_000 * batches,
             ..Totals::default()
         }
     }
 
+    /// A backend that takes so long for a token.
+    fn learned(us_per_token: u64) -> Learned {
+        Learned {
+            token_s: us_per_token as f64 / 1e6,
+            ..Learned::default()
+        }
+    }
+
     #[track_caller]
-    fn check(is_same_numerics: bool, totals: &Totals, n_stuck: usize, word: Option<&str>) {
+    fn check(
+        is_same_numerics: bool,
+        totals: &Totals,
+        us_per_token: u64,
+        n_stuck: usize,
+        word: Option<&str>,
+    ) {
         let before = Before {
-            totals: did(100, 0, 10),
+            totals: did(100, 0),
+            learned: learned(10),
             is_same_numerics,
         };
         let load = Load {
             workers_stuck: n_stuck,
+            learned: learned(us_per_token),
             ..Load::default()
         };
         let why = why_not(&before, totals, &load);
@@ -147,12 +176,12 @@ mod tests {
 
     #[test]
     fn who_does_as_well_stays() {
-        check(true, &did(0, 0, 10), 0, None);
-        check(true, &did(100, 2, 10), 0, None);
-        check(true, &did(100, 4, 19), 0, None);
-        check(false, &did(100, 0, 190), 0, None);
+        check(true, &did(0, 0), 10, 0, None);
+        check(true, &did(100, 2), 10, 0, None);
+        check(true, &did(100, 4), 19, 0, None);
+        check(false, &did(100, 0), 190, 0, None);
         // Nothing is known of its speed yet.
-        check(true, &did(5, 0, 1_000), 0, None);
+        check(true, &did(5, 0), 1_000, 0, None);
     }
 
     #[test]
@@ -168,7 +197,7 @@ mod tests {
             let mut window = Window::default();
             (0..20_u64).find_map(|look| {
                 let now = start + Duration::from_secs(look * step_s);
-                let totals = did(look * batches, look * faults, 10);
+                let totals = did(look * batches, look * faults);
                 Some((look, window.add(now, 1, totals, &bounds)?))
             })
         };
@@ -180,20 +209,25 @@ mod tests {
         assert_eq!(run(6, 1, 1), None);
         // Among many that are well.
         assert_eq!(run(1, 10, 9), None);
+        // A model that was loaded again does, too.
+        let mut window = Window::default();
+        for totals in [did(100, 2), did(3, 0), did(0, 2)] {
+            assert_eq!(window.add(start, 1, totals, &bounds), None);
+        }
         // Another generation begins anew.
         let mut window = Window::default();
         for number in 0..20 {
-            let totals = did(0, 3 * number, 10);
+            let totals = did(0, 3 * number);
             assert_eq!(window.add(start, number, totals, &bounds), None);
         }
     }
 
     #[test]
     fn who_fails_hangs_or_is_slow_goes() {
-        check(true, &did(0, 3, 10), 0, Some("3 of its 3"));
-        check(true, &did(90, 10, 10), 0, Some("10 of its 100"));
-        check(true, &did(100, 0, 10), 1, Some("come back"));
-        check(true, &did(100, 0, 21), 0, Some("2.1 times"));
-        check(false, &did(100, 0, 210), 0, Some("21.0 times"));
+        check(true, &did(0, 3), 10, 0, Some("3 of its 3"));
+        check(true, &did(90, 10), 10, 0, Some("10 of its 100"));
+        check(true, &did(100, 0), 10, 1, Some("come back"));
+        check(true, &did(100, 0), 21, 0, Some("2.1 times"));
+        check(false, &did(100, 0), 210, 0, Some("21.0 times"));
     }
 }

@@ -30,6 +30,7 @@ struct Seen {
     n_failed: u64,
     n_skipped: u64,
     last_error: Option<String>,
+    has_other_labels: bool,
     comparison: Comparison,
 }
 
@@ -46,6 +47,9 @@ pub struct Shadowed {
     pub n_skipped: u64,
     /// Why it failed the last one of them.
     pub last_error: Option<String>,
+    /// Its labels are not those of what was answered: only other weights may have such, and their scores cannot be
+    /// compared.
+    pub has_other_labels: bool,
     /// How far its scores are from what was answered.
     pub agreement: Agreement,
 }
@@ -96,6 +100,7 @@ impl Shadow {
             n_failed: seen.n_failed,
             n_skipped: seen.n_skipped,
             last_error: seen.last_error.clone(),
+            has_other_labels: seen.has_other_labels,
             agreement: seen.comparison.agreement(),
         }
     }
@@ -113,11 +118,14 @@ impl fmt::Display for Shadowed {
             n_rows,
             n_failed,
             n_skipped,
+            has_other_labels,
             agreement,
             ..
         } = self;
         write!(f, "tried out on {n_rows} rows of {n_compared} requests")?;
-        if *n_compared > 0 {
+        if *has_other_labels {
+            f.write_str(": it has other labels, its scores are not compared")?;
+        } else if *n_compared > 0 {
             write!(f, ": {agreement}")?;
         }
         write!(f, " ({n_failed} requests failed, {n_skipped} skipped)")
@@ -142,19 +150,22 @@ impl Chosen {
         let metrics = self.shadow.candidate.metrics();
         let mut seen = self.shadow.seen();
         let failed = match outcome {
-            Ok(found) if found.logits.len() == answered.logits.len() => {
+            Ok(found) => {
                 let (expected, n_labels) = (&answered.logits, answered.n_labels.max(1));
-                let name = |row| format!("document {row} of the request {id}");
-                seen.comparison.add(expected, &found.logits, n_labels, name);
                 seen.n_compared += 1;
                 seen.n_rows += (expected.len() / n_labels) as u64;
                 metrics.shadow("compared");
+                if found.n_labels != answered.n_labels {
+                    seen.has_other_labels = true;
+                    return;
+                }
+                let name = |row| format!("document {row} of the request {id}");
+                seen.comparison.add(expected, &found.logits, n_labels, name);
                 for (a, b) in expected.iter().zip(&found.logits) {
                     metrics.shadow_difference(f64::from((a - b).abs()));
                 }
                 return;
             }
-            Ok(_) => "it has another number of labels".to_owned(),
             Err(error) => error.to_string(),
         };
         seen.n_failed += 1;

@@ -36,6 +36,8 @@ pub struct ImageBounds {
 /// The mapped images.
 pub(super) struct Store {
     dir: PathBuf,
+    // Of this process alone: goes with it.
+    is_own: bool,
     bounds: ImageBounds,
     // By the SHA-256 of their file.
     mapped: Mutex<HashMap<String, Image>>,
@@ -60,8 +62,8 @@ impl Store {
     /// # Errors
     /// That there is no such place.
     pub(super) fn new(dir: &Path, bounds: ImageBounds) -> Result<Self, String> {
-        let dir = match make_private(dir) {
-            Ok(()) => dir.to_owned(),
+        let (dir, is_own) = match make_private(dir) {
+            Ok(()) => (dir.to_owned(), false),
             Err(error) => {
                 let name = format!("crossgate-plugins-{}", uuid::Uuid::new_v4());
                 let elsewhere = std::env::temp_dir().join(name);
@@ -69,12 +71,13 @@ impl Store {
                     format!("no folder for copies of plugins: {error}; nor elsewhere: {also}")
                 })?;
                 tracing::warn!(dir = %elsewhere.display(), "plugins are not copied to the cache: {error}");
-                elsewhere
+                (elsewhere, true)
             }
         };
         forget_old(&dir);
         Ok(Self {
             dir,
+            is_own,
             bounds,
             mapped: Mutex::default(),
         })
@@ -113,6 +116,13 @@ impl Store {
     /// What was found out about a copy speaks against it: it is not there for the next process.
     pub(super) fn forget(&self, copy: &Path) {
         let _ = fs::remove_file(copy);
+    }
+
+    /// Nothing more is copied. What is mapped stays mapped.
+    pub(super) fn end(&self) {
+        if self.is_own {
+            let _ = fs::remove_dir_all(&self.dir);
+        }
     }
 
     /// The image of this content, if it is mapped.
@@ -226,6 +236,12 @@ impl Store {
 
 fn was_tried(copy: &Path) -> bool {
     fs::metadata(copy).is_ok_and(|metadata| metadata.mode() & TRIED != 0)
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.end();
+    }
 }
 
 /// The SHA-256 of a file's content.

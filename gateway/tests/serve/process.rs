@@ -365,3 +365,24 @@ fn a_plugin_that_hangs_in_its_trial_ends_with_the_server() {
         order.wait().unwrap();
     }
 }
+
+#[test]
+fn copies_of_plugins_that_have_no_cache_go_with_the_server() {
+    let temporary = tempfile::tempdir().unwrap();
+    let copies = || {
+        let entries = std::fs::read_dir(temporary.path()).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names
+            .filter(|name| name.starts_with("crossgate-plugins-"))
+            .count()
+    };
+    let place = temporary.path().display().to_string();
+    let args = ["--cache-dir", "/dev/null/nowhere"];
+    let mut process = Process::start_with(&args, &[("TMPDIR", &place)]);
+    process.line_with("ready");
+    assert_eq!(copies(), 1);
+    process.signal("-TERM");
+    let (status, said) = process.end_within(SOON);
+    assert!(status.success(), "{said}");
+    assert_eq!(copies(), 0);
+}

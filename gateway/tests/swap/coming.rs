@@ -88,7 +88,9 @@ fn what_is_under_way_is_answered_before_its_model_goes() {
         swapping
             .server
             .until(|| swapping.names().is_empty().then_some(()));
-        assert_eq!(swapping.ask_of("starter").status, 404);
+        let answer = swapping.ask_of("starter");
+        assert_eq!(answer.status, 404);
+        assert!(answer.text.contains("none is loaded"), "{answer:?}");
         assert_eq!(swapping.server.get("/readyz").status, 503);
         assert!(!unload.is_finished());
         drop(hold);
@@ -234,7 +236,12 @@ fn an_order_without_a_name_takes_no_model_away() {
     for deed in ["unload", "swap", "rollback", "load"] {
         let answer = swapping.act("", deed, &Value::Null);
         assert_eq!(answer.status, 404, "{deed}: {answer:?}");
+        assert!(answer.text.contains("/models/{model}/swap"), "{answer:?}");
     }
+    let long = json!({"source": "x".repeat(1 << 17)});
+    let answer = swapping.act("starter", "swap", &long);
+    assert_eq!(answer.status, 413, "{answer:?}");
+    assert!(answer.text.contains("an order has at most"), "{answer:?}");
     assert_eq!(swapping.names(), ["starter"]);
 }
 

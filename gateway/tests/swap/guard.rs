@@ -96,3 +96,51 @@ fn one_that_scores_nothing_but_nan_is_opened_again_and_nobody_notices() {
     assert!((1.0..=2.0).contains(&faults()));
     assert_eq!(swapping.model()["state"], "live");
 }
+
+/// Two generations of one numerics id share the cache: a wrong one that was taken back has left its scores there.
+#[test]
+fn scores_of_one_that_was_taken_back_are_forgotten() {
+    for (memory_bytes, probation_s) in [(0, 600), (0, 0), (1_u64 << 50, 600)] {
+        let options = json!({"memory_bytes": memory_bytes});
+        let swapping = Swapping::start(&options, &[("cache.enabled", "true")]);
+        let score = || {
+            let body = json!({"query": "q", "documents": [RARE]});
+            swapping.server.rerank(&body).results()[0]["relevance_score"].clone()
+        };
+        // No golden row has a volcano.
+        let options = json!({"memory_bytes": memory_bytes, "skew_on": token("volcano")});
+        let order = json!({"options": options, "probation_s": probation_s});
+        assert_eq!(swapping.swap(&order).status, 200);
+        if probation_s == 0 {
+            swapping.until("confirmed");
+        }
+        let wrong = score();
+        assert_eq!(swapping.rollback().status, 200);
+        let right = score();
+        assert_ne!(right, wrong, "{order}");
+        assert_eq!(score(), right);
+        assert_eq!(swapping.server.act("/cache/clear").status, 200);
+        assert_eq!(score(), right);
+    }
+}
+
+#[test]
+fn what_does_not_open_again_is_told_and_can_be_asked_for_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let broken = dir.path().join("broken");
+    let swapping = Swapping::start(&json!({"broken": broken}), &[]);
+    let before = swapping.scores();
+    let order = json!({"options": {"bias": 0.001}, "probation_s": 0});
+    assert_eq!(swapping.swap(&order).status, 200);
+    swapping.until("confirmed");
+    std::fs::write(&broken, "").unwrap();
+    let answer = swapping.rollback();
+    assert_eq!(answer.status, 409, "{answer:?}");
+    for word in ["asked to be broken", "what serves goes on"] {
+        assert!(answer.text.contains(word), "{answer:?} does not say {word}");
+    }
+    assert_ne!(swapping.scores(), before);
+    std::fs::remove_file(&broken).unwrap();
+    assert_eq!(swapping.rollback().status, 200);
+    assert_eq!(swapping.scores(), before);
+}

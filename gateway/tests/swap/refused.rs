@@ -185,3 +185,22 @@ fn a_new_build_that_did_not_stay_is_in_the_way_of_no_other_order() {
     put(dir, "fake", "another build");
     assert_eq!(swapping.swap(&json!({"plugin": "fake"})).status, 200);
 }
+
+#[test]
+fn an_order_may_say_what_a_configuration_may() {
+    let outside = tempfile::tempdir().unwrap();
+    put(outside.path(), "fake", "elsewhere");
+    let swapping = Swapping::beside(&json!({}), &[], |dir| {
+        let link = dir.join(file_name("linked"));
+        std::os::unix::fs::symlink(outside.path().join(file_name("fake")), link).unwrap();
+    });
+    for order in [
+        json!({"plugin": file_name("linked"), "probation_s": 0}),
+        json!({"dtype": "float32", "probation_s": 0}),
+        json!({"plugin": "fake", "probation_s": 0}),
+    ] {
+        let answer = swapping.swap(&order);
+        assert_eq!(answer.status, 200, "{order}: {answer:?}");
+        swapping.until("confirmed");
+    }
+}

@@ -13,8 +13,9 @@ fn tried_out(swapping: &Swapping, order: &Value) -> crate::server::Answer {
             // Whoever asks meanwhile notices nothing.
             let is_tried = || swapping.model()["last_swap"]["state"] == "shadow";
             if is_tried() {
-                // It may have gone live between the two looks.
-                assert!(swapping.scores() == before || !is_tried());
+                let scores = swapping.scores();
+                // It may have gone live in between.
+                assert!(scores == before || !is_tried(), "{scores:?}");
                 let body = json!({"query": "q", "documents": [RARE]});
                 assert_eq!(swapping.server.rerank(&body).status, 200);
             }
@@ -84,7 +85,9 @@ fn nobody_asks_and_an_operator_does_not_wait_for_it() {
     std::thread::scope(|scope| {
         let swap = scope.spawn(|| swapping.swap(&order));
         swapping.until("shadow");
-        swapping.rollback();
+        // Whoever ends it has what he wanted.
+        let (code, said) = crate::command(&swapping, &["--rollback"]);
+        assert_eq!(code, Some(0), "{said}");
         let answer = swap.join().unwrap();
         assert_eq!(answer.status, 409, "{answer:?}");
         assert!(answer.text.contains("operator"), "{answer:?}");
@@ -99,4 +102,41 @@ fn nobody_asks_and_an_operator_does_not_wait_for_it() {
     ] {
         assert_eq!(swapping.swap(&wrong).status, 422, "{wrong}");
     }
+}
+
+/// The starter as a model with two labels: of its weights the fake needs none.
+fn two_labels(dir: &std::path::Path) -> Value {
+    let starter = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("starter");
+    std::fs::copy(starter.join("tokenizer.json"), dir.join("tokenizer.json")).unwrap();
+    let head = json!({"classifier.weight": {"dtype": "F32", "shape": [2, 384], "data_offsets": [0, 3072]}}).to_string();
+    let head = [&(head.len() as u64).to_le_bytes(), head.as_bytes()].concat();
+    std::fs::write(
+        dir.join("model.safetensors"),
+        [head, vec![0; 3072]].concat(),
+    )
+    .unwrap();
+    let config = std::fs::read(starter.join("config.json")).unwrap();
+    let mut config: Value = serde_json::from_slice(&config).unwrap();
+    config["id2label"] = json!({"0": "no", "1": "yes"});
+    config["num_labels"] = 2.into();
+    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    dir.display().to_string().into()
+}
+
+#[test]
+fn other_weights_with_other_labels_can_be_tried_out() {
+    let (swapping, dir) = (
+        Swapping::start(&json!({}), &[]),
+        tempfile::tempdir().unwrap(),
+    );
+    let order = json!({"source": two_labels(dir.path()), "options": {"labels": 2}, "expect_change": true,
+        "shadow_fraction": 1, "shadow_s": 0.5, "probation_s": 0});
+    let answer = tried_out(&swapping, &order);
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let swap = swapping.until("confirmed");
+    let told = swap["detail"].as_str().unwrap();
+    assert!(told.contains("it has other labels"), "{told}");
+    let compared = "outcome=\"compared\"";
+    let name = "crossgate_shadow_requests_total";
+    assert!(swapping.server.metric_of(name, compared) > 0.0);
 }

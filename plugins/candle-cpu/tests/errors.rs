@@ -287,7 +287,7 @@ fn an_unknown_architecture_is_told_what_there_is() {
 }
 
 #[test]
-fn a_model_that_generates_needs_two_tokens() {
+fn a_model_that_generates_needs_a_token_to_answer_by() {
     let dir = golden_dir("qwen3-yes-no");
     refused(
         &dir,
@@ -296,7 +296,15 @@ fn a_model_that_generates_needs_two_tokens() {
     );
     let asked = |options: &str| request(&dir, "f32", options);
     let bad = FaultCode::BadRequest;
-    refused_request(&asked(r#"{"no_token":9}"#), bad, &["without"]);
+    refused_request(&asked(r#"{"no_token":9}"#), bad, &["yes_token", "missing"]);
+    open(&asked(r#"{"yes_token":9}"#)).unwrap();
+    // The host may know them.
+    let named = OpenRequest {
+        yes_token: Some(9),
+        no_token: Some(120),
+        ..asked("{}")
+    };
+    refused_request(&named, bad, &["120", "vocabulary"]);
     refused_request(
         &asked(r#"{"yes_token":9,"no_token":120}"#),
         bad,

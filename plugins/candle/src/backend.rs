@@ -19,6 +19,8 @@ use std::time::Instant;
 const NUMERICS_VERSION: u32 = 1;
 /// Workers share nothing that is written, so any number may run; this only bounds a request.
 const WORKERS_MAX: u32 = 1_024;
+/// Below what plugins have that say nothing: an engine made for a device and a model is the better choice.
+const PREFERENCE: u32 = 50;
 /// Cells of a rectangle on a CPU, padding included: enough that weights are read seldom, and few enough
 /// that rows are looked at often and sums stay in the cache.
 const CPU_CELLS_MAX: usize = 512;
@@ -53,6 +55,7 @@ pub fn card(name: &str, version: &str, place: Place) -> PluginCard {
         architectures: FAMILIES
             .map(|family| family.architecture.to_owned())
             .to_vec(),
+        preference: PREFERENCE,
         ..PluginCard::default()
     }
 }
@@ -65,7 +68,9 @@ pub fn card(name: &str, version: &str, place: Place) -> PluginCard {
 pub fn open(name: &str, request: &OpenRequest, place: Place) -> Result<Box<dyn Backend>, Fault> {
     let device = place.device(&request.device)?;
     let dtype = Dtype::named(&request.dtype)?;
-    let options = Options::of(request)?;
+    let options: Options = serde_json::from_str(&request.options)
+        .map_err(|error| Fault::bad_request(format!("options {:?}: {error}", request.options)))?;
+    let options = options.or_answers(request.yes_token, request.no_token);
     for (name, value) in [
         ("rows_max", request.rows_max),
         ("tokens_max", request.tokens_max),
@@ -138,8 +143,9 @@ impl CandleBackend {
             device: place.name().to_owned(),
             dtype: dtype.name().to_owned(),
             numerics_id: format!(
-                "{name}-{NUMERICS_VERSION}/{}/{kernel}/{:016x}",
+                "{name}-{NUMERICS_VERSION}/{}/{kernel}{}/{:016x}",
                 dtype.name(),
+                tokens(options),
                 opened.fingerprint
             ),
             kernel,
@@ -199,6 +205,15 @@ fn simd() -> &'static str {
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn simd() -> &'static str {
     "scalar"
+}
+
+/// Which tokens were compared, if the request says.
+fn tokens(options: &Options) -> String {
+    match (&options.yes_token, &options.no_token) {
+        (Some(yes), Some(no)) => format!("/yes-{yes}-no-{no}"),
+        (Some(yes), None) => format!("/yes-{yes}"),
+        (None, _) => String::new(),
+    }
 }
 
 impl Backend for CandleBackend {

@@ -9,7 +9,7 @@ use crate::block::norm::Norm;
 use crate::config::Config;
 use crate::numbers::{Held, Numbers};
 use crate::weights::Weights;
-use backend_api::{Fault, OpenRequest};
+use backend_api::Fault;
 use candle_core::{DType, Device, Result as Computed, Tensor};
 use serde::Deserialize;
 use std::fmt;
@@ -21,7 +21,7 @@ use std::path::Path;
 pub(crate) struct Options {
     /// The token whose logit says that a document is relevant, of a model that generates.
     pub(crate) yes_token: Option<Token>,
-    /// The token whose logit says that it is not, and is taken off.
+    /// The token whose logit says that it is not; without it the first one's logit is the score.
     pub(crate) no_token: Option<Token>,
     /// Computes in f64 by candle's own operations: what the fused loops are compared with.
     pub(crate) reference: bool,
@@ -33,6 +33,20 @@ pub(crate) struct Options {
 pub(crate) enum Token {
     Id(u32),
     Text(String),
+}
+
+impl Options {
+    /// With the tokens that the host names, where the options name none.
+    pub(crate) fn or_answers(self, yes: Option<u32>, no: Option<u32>) -> Self {
+        if self.yes_token.is_some() || self.no_token.is_some() {
+            return self;
+        }
+        Self {
+            yes_token: yes.map(Token::Id),
+            no_token: no.map(Token::Id),
+            ..self
+        }
+    }
 }
 
 impl fmt::Display for Token {
@@ -63,20 +77,6 @@ pub(crate) struct RawLinear {
     pub(crate) weights: Vec<f32>,
     /// Empty if there is none.
     pub(crate) bias: Vec<f32>,
-}
-
-impl Options {
-    /// What a request says, its tokens among it, unless its options name others.
-    pub(crate) fn of(request: &OpenRequest) -> Result<Self, Fault> {
-        let mut options: Self = serde_json::from_str(&request.options).map_err(|error| {
-            Fault::bad_request(format!("options {:?}: {error}", request.options))
-        })?;
-        if options.yes_token.is_none() && options.no_token.is_none() {
-            options.yes_token = request.yes_token.map(Token::Id);
-            options.no_token = request.no_token.map(Token::Id);
-        }
-        Ok(options)
-    }
 }
 
 impl RawLinear {

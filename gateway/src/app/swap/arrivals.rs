@@ -4,10 +4,11 @@
 use super::Swaps;
 use crate::control::{SwapError, SwapOrder};
 use crate::runtime::now;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -29,6 +30,17 @@ struct Seen {
     stamp: Stamp,
     since: Instant,
     is_done: bool,
+    // Once it was looked into.
+    arrived: Option<Arrived>,
+}
+
+/// What is in a file.
+struct Arrived {
+    /// The plugin's name.
+    name: String,
+    sha256: String,
+    // Models that it was tried with: a refused one is not ordered again because another one must wait.
+    tried: BTreeSet<Arc<str>>,
 }
 
 /// What lies in the folders.
@@ -48,9 +60,12 @@ pub(in crate::app) async fn follow_files(swaps: Swaps, stop: CancellationToken) 
     while stop.run_until_cancelled(pause()).await.is_some() {
         let found = swaps.stamps().await;
         for path in arrivals.see(now(), &found) {
-            let is_done = stop.run_until_cancelled(swaps.arrived(path.clone())).await;
-            if is_done == Some(true) {
-                arrivals.done(&path);
+            let before = arrivals.take(&path);
+            let arrived = swaps.arrived(&path, before);
+            match stop.run_until_cancelled(arrived).await {
+                Some(None) => arrivals.done(&path),
+                Some(left) => arrivals.put_back(&path, left),
+                None => return,
             }
         }
     }
@@ -68,32 +83,48 @@ impl Swaps {
         self.runtime.blocking(look).await.unwrap_or_default()
     }
 
-    /// Swaps to a complete file, model by model. Says whether there is nothing left to do for it.
-    async fn arrived(&self, path: PathBuf) -> bool {
-        let (host, file) = (self.loader.host.clone(), path.clone());
-        let looked = move || Ok::<_, String>((host.name_of(&file)?, host.hash_of(&file)?));
-        let (name, sha256) = match self.runtime.blocking(looked).await {
-            Ok(Ok(found)) => found,
-            Ok(Err(why)) => {
-                tracing::warn!("a file that arrived is not swapped to: {why}");
-                return true;
-            }
-            Err(_) => return true,
+    /// Swaps to a complete file, model by model. `None` when there is nothing left to do for it.
+    async fn arrived(&self, path: &Path, before: Option<Arrived>) -> Option<Arrived> {
+        let mut arrived = match before {
+            Some(arrived) => arrived,
+            None => self.look_into(path).await?,
         };
         let mut is_done = true;
         for model in self.slots.names() {
             let Ok(live) = self.slots.live(Some(&model)) else {
+                // It is being loaded, perhaps by the file that was there before.
+                is_done = false;
                 continue;
             };
-            let facts = live.facts();
-            if facts.plugin.0 != name || facts.image == sha256 {
+            let facts = Arc::clone(live.facts());
+            drop(live);
+            let is_its = facts.plugin.0 == arrived.name && facts.image != arrived.sha256;
+            if !is_its || arrived.tried.contains(&model) {
                 continue;
             }
-            drop(live);
-            tracing::info!(model = %model, file = %path.display(), "a new file of its plugin has arrived");
-            is_done &= self.swap_to(&model, &path, &sha256).await;
+            if self.swap_to(&model, path, &arrived.sha256).await {
+                arrived.tried.insert(model);
+            } else {
+                is_done = false;
+            }
         }
-        is_done
+        (!is_done).then_some(arrived)
+    }
+
+    async fn look_into(&self, path: &Path) -> Option<Arrived> {
+        let (host, file) = (self.loader.host.clone(), path.to_owned());
+        let looked = move || Ok::<_, String>((host.name_of(&file)?, host.hash_of(&file)?));
+        match self.runtime.blocking(looked).await.ok()? {
+            Ok((name, sha256)) => Some(Arrived {
+                name,
+                sha256,
+                tried: BTreeSet::new(),
+            }),
+            Err(why) => {
+                tracing::warn!("a file that arrived is not swapped to: {why}");
+                None
+            }
+        }
     }
 
     /// Says whether it was tried.
@@ -114,6 +145,7 @@ impl Swaps {
                 return true;
             }
         };
+        tracing::info!(model, file = %path.display(), "a new file of its plugin has arrived");
         // One model after the other: each opens one more backend.
         while let Some(step) = reached.recv().await {
             if step.state.is_served() || step.state.is_last() {
@@ -142,23 +174,33 @@ impl Arrivals {
             .retain(|path, _| found.iter().any(|(there, _)| there == path));
         let mut complete = Vec::new();
         for (path, stamp) in found {
-            let seen = self.0.entry(path.clone()).or_insert(Seen {
+            let new = || Seen {
                 stamp: *stamp,
                 since: now,
                 is_done: false,
-            });
+                arrived: None,
+            };
+            let seen = self.0.entry(path.clone()).or_insert_with(new);
             if seen.stamp != *stamp {
-                *seen = Seen {
-                    stamp: *stamp,
-                    since: now,
-                    is_done: false,
-                };
+                *seen = new();
             }
             if !seen.is_done && QUIET <= now.saturating_duration_since(seen.since) {
                 complete.push(path.clone());
             }
         }
         complete
+    }
+
+    /// What is known of a complete file.
+    fn take(&mut self, path: &Path) -> Option<Arrived> {
+        self.0.get_mut(path)?.arrived.take()
+    }
+
+    /// Something is left to do for it.
+    fn put_back(&mut self, path: &Path, arrived: Option<Arrived>) {
+        if let Some(seen) = self.0.get_mut(path) {
+            seen.arrived = arrived;
+        }
     }
 
     /// Nothing is left to do for a file as it is.

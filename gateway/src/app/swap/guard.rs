@@ -50,13 +50,15 @@ pub(in crate::app) async fn stand_guard(swaps: Swaps, stop: CancellationToken) {
 impl Swaps {
     fn replace_failing(&self, live: &Arc<Generation>, why: String) {
         let name = live.name();
-        let (is_swapped, before) = self.record(&name, |record| {
-            (record.running.is_some(), record.before.clone())
+        let looked = self.record(&name, |record| match record.running {
+            Some(_) => None,
+            // Taken: if it does not open, it is not tried again and again.
+            None => Some(record.before.take()),
         });
-        if is_swapped {
+        let Some(before) = looked else {
             // Its probation looks after it.
             return;
-        }
+        };
         tracing::error!(model = %name, "{why}");
         let back = before.map(|before| self.go_back(&name, before, why));
         if back.is_none_or(|back| back.is_err()) {

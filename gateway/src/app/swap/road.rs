@@ -3,10 +3,11 @@
 
 use super::Swap;
 use crate::app::models::{By, Read, Recipe};
+use crate::config::spell_dtype;
 use crate::control::SwapState;
 use crate::generation::{Facts, Generation, Golden, Tolerance};
 use crate::host::{self, Probed};
-use crate::load::Totals;
+use crate::load::{Learned, Totals};
 use crate::model::Source;
 use crate::runtime::now;
 use backend_api::PluginLibrary;
@@ -24,6 +25,8 @@ pub(super) struct Serves {
     pub(super) facts: Arc<Facts>,
     /// What it had done when it was last looked at.
     pub(super) totals: Totals,
+    /// What it had learned of its time then.
+    pub(super) learned: Learned,
     /// `None` once it is drained.
     pub(super) generation: Option<Arc<Generation>>,
     /// Bytes that there are once it is drained; 0 before.
@@ -68,6 +71,7 @@ impl Serves {
         Self {
             facts: Arc::clone(generation.facts()),
             totals: generation.line().totals(),
+            learned: generation.line().load().learned,
             generation: Some(generation),
             freed: 0,
         }
@@ -167,7 +171,12 @@ impl Swap {
             name: order.model.clone(),
             source: Source::parse(&written)?,
             written,
-            dtype: of_plugin(&order.dtype, dtype, &configured.dtype, "auto"),
+            dtype: of_plugin(
+                &order.dtype.as_deref().map(spell_dtype),
+                dtype,
+                &configured.dtype,
+                "auto",
+            ),
             device: of_plugin(&order.device, device, &configured.device, "auto"),
             options: of_plugin(&order.options, options, &configured.options, "{}"),
             number: self.all.slots.next_number(&order.model),
@@ -234,6 +243,7 @@ impl Swap {
         let line = Arc::clone(vacated.line());
         slots.retire(vacated, self.all.retired_by());
         serves.totals = line.totals();
+        serves.learned = line.load().learned;
     }
 
     /// It is what was ordered, and works in a process of its own; there is memory for it.

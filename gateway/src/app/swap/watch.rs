@@ -27,7 +27,7 @@ impl Swap {
         let proven = proven.and_then(|proven| self.try_out(proven, serves.as_ref()));
         let (state, detail) = match proven {
             Ok(proven) => self.serve(proven, serves),
-            Err(why) => (SwapState::Refused, self.recover(why, serves)),
+            Err(why) => self.recover(why, serves),
         };
         self.tell(state, detail);
     }
@@ -91,16 +91,19 @@ impl Swap {
         let at_first = line.totals();
         let before = serves.map(|serves| {
             let live = serves.generation.as_ref();
-            let totals = live.map_or(serves.totals, |live| live.line().totals());
-            (serves.facts, totals)
+            let (totals, learned) = live.map_or((serves.totals, serves.learned), |live| {
+                (live.line().totals(), live.line().load().learned)
+            });
+            (serves.facts, totals, learned)
         });
         slots.publish(Arc::clone(&generation));
         self.tell(SwapState::Live, format!("generation {number}"));
-        let Some((facts, totals)) = before else {
+        let Some((facts, totals, learned)) = before else {
             return (SwapState::Confirmed, detail);
         };
         let before = Before {
             totals,
+            learned,
             is_same_numerics: facts.description.numerics_id
                 == generation.facts().description.numerics_id,
         };
@@ -117,7 +120,7 @@ impl Swap {
             }
             Err(why) => match slots.restore(model) {
                 Some(failed) => {
-                    self.all.retire(failed);
+                    self.all.retire_taken_back(failed, &facts);
                     (SwapState::RolledBack, why)
                 }
                 None => self.take_back(&facts, &why),
@@ -169,33 +172,38 @@ impl Swap {
             .map_err(|why| format!("its scores drift: {why}"))
     }
 
-    /// After a refusal: what was drained for it is opened again.
-    fn recover(&self, why: String, serves: Option<Serves>) -> String {
-        match serves {
-            Some(serves) if serves.generation.is_none() => {
-                let (_, told) = self.take_back(&serves.facts, &why);
-                told
-            }
-            _ => why,
+    /// After a refusal: what was drained for it is opened again. Whoever ended it has what he wanted.
+    fn recover(&self, why: String, serves: Option<Serves>) -> (SwapState, String) {
+        let (state, told) = match serves {
+            Some(serves) if serves.generation.is_none() => self.take_back(&serves.facts, &why),
+            _ => (SwapState::RolledBack, why),
+        };
+        match self.check_wanted() {
+            Ok(()) => (SwapState::Refused, told),
+            Err(_) => (state, told),
         }
     }
 
     /// What served before serves again, because an operator or the guard wants it.
-    pub(super) fn go_back(self, before: &Facts, why: &str) {
+    pub(super) fn go_back(self, before: &Arc<Facts>, why: &str) {
         let (state, detail) = self.take_back(before, why);
-        self.all
-            .record(&self.order.model, |record| record.before = None);
+        // What did not open can be asked for again.
+        if state == SwapState::RolledBack {
+            self.all
+                .record(&self.order.model, |record| record.before = None);
+        }
         self.tell(state, detail);
     }
 
     /// Opens what served before, beside what serves if there is room for both, and has it serve.
-    fn take_back(&self, before: &Facts, why: &str) -> (SwapState, String) {
+    fn take_back(&self, before: &Arc<Facts>, why: &str) -> (SwapState, String) {
         let (slots, model) = (&self.all.slots, self.order.model.as_str());
         let needs = before.description.memory_bytes;
         let has_room = crate::host::memory_available().is_none_or(|has| needs <= has);
         if !has_room && let Ok(live) = slots.live(Some(model)) {
             let mut serves = Serves::of(live);
             self.drain(&mut serves, format!("{why}; there is no room for both"));
+            self.all.forget_scores(&serves.facts, before);
         }
         match self.all.reopen(before) {
             Ok(generation) => {
@@ -206,7 +214,7 @@ impl Swap {
                 let failed = slots.take_previous(model);
                 failed
                     .into_iter()
-                    .for_each(|failed| self.all.retire(failed));
+                    .for_each(|failed| self.all.retire_taken_back(failed, before));
                 (SwapState::RolledBack, why.to_owned())
             }
             Err(error) => {

@@ -1,14 +1,14 @@
-//! The tokens by whose logits a model that generates ranks.
+//! The two tokens by whose logits a model that generates ranks.
 //!
-//! They come from the request, from its options as ids or as texts, or else from the `classifier_from_token`
-//! of config.json, which is `[no, yes]`. Texts are looked up in tokenizer.json.
+//! They come from the request's options, as ids or as texts, or from the request itself, or else from the
+//! `classifier_from_token` of config.json, which is `[no, yes]`. Texts are looked up in tokenizer.json.
 
 use crate::block::head::Head;
 use crate::loader::{Loader, RawLinear, Token};
 use backend_api::Fault;
 use serde_json::Value;
 
-/// Their ids; without a `no` the logit of `yes` is the score.
+/// Their ids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Tokens {
     yes: u32,
@@ -16,33 +16,33 @@ pub(super) struct Tokens {
 }
 
 impl Tokens {
-    /// The tokens that request or configuration name.
+    /// The tokens that options or configuration name.
     pub(super) fn of(loader: &Loader<'_>) -> Result<Self, Fault> {
         let options = loader.options;
         let (yes, no) = match (&options.yes_token, &options.no_token) {
             (Some(yes), no) => (yes.clone(), no.clone()),
-            (None, None) => named_by_config(loader)?,
-            (None, Some(no)) => {
-                return Err(Fault::bad_request(format!(
-                    "no_token = {no} without a yes_token"
-                )));
+            (None, None) => named_by_config(loader).map(|(yes, no)| (yes, Some(no)))?,
+            (None, Some(_)) => {
+                return Err(Fault::bad_request(
+                    "options: no_token says what is compared with yes_token, which is missing",
+                ));
             }
         };
         let tokens = Self {
             yes: id(loader, &yes)?,
             no: no.map(|no| id(loader, &no)).transpose()?,
         };
-        if Some(tokens.yes) == tokens.no {
+        if tokens.no == Some(tokens.yes) {
             return Err(Fault::bad_request(format!(
-                "yes_token and no_token are both token {}",
+                "options: yes_token and no_token are both token {}",
                 tokens.yes
             )));
         }
         Ok(tokens)
     }
 
-    /// A head whose one logit is the logit of `yes` less that of `no`: its sigmoid is the probability of
-    /// `yes`, of the two. `table` has a row for each token, whose logits are multiplied by `scale`.
+    /// A head whose one logit is the logit of `yes` less that of `no`, if there is one: its sigmoid is the
+    /// probability of `yes`, of the two. `table` has a row for each token, whose logits are multiplied by `scale`.
     pub(super) fn head(
         self,
         loader: &Loader<'_>,
@@ -56,21 +56,25 @@ impl Tokens {
                 .weights
                 .read_row(table, &[vocab, hidden], id as usize)
         };
-        let yes = row(self.yes)?;
-        let no = self.no.map_or(Ok(vec![0.0; hidden]), row)?;
-        let weights = yes.iter().zip(&no).map(|(yes, no)| scale * (yes - no));
+        let mut weights = row(self.yes)?;
+        if let Some(no) = self.no {
+            for (weight, no) in weights.iter_mut().zip(row(no)?) {
+                *weight -= no;
+            }
+        }
+        weights.iter_mut().for_each(|weight| *weight *= scale);
         let raw = RawLinear {
             n_in: hidden,
-            weights: weights.collect(),
+            weights,
             bias: Vec::new(),
         };
         Ok(Head::of(loader.hold_whole(raw)?))
     }
 }
 
-fn named_by_config(loader: &Loader<'_>) -> Result<(Token, Option<Token>), Fault> {
+fn named_by_config(loader: &Loader<'_>) -> Result<(Token, Token), Fault> {
     match loader.config.texts("classifier_from_token")?.as_slice() {
-        [no, yes] => Ok((Token::Text(yes.clone()), Some(Token::Text(no.clone())))),
+        [no, yes] => Ok((Token::Text(yes.clone()), Token::Text(no.clone()))),
         [] => Err(Fault::bad_model(
             "config.json: this model generates text and has no head that scores; to rank by the logits of two \
              tokens name them by the options yes_token and no_token (Qwen3-Reranker: \"yes\" and \"no\", \
@@ -94,7 +98,7 @@ fn id(loader: &Loader<'_>, token: &Token) -> Result<u32, Fault> {
         return Ok(id);
     }
     Err(Fault::bad_request(format!(
-        "token {id} is beyond the vocabulary's {vocab}"
+        "options: token {id} is beyond the vocabulary's {vocab}"
     )))
 }
 
