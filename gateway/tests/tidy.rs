@@ -49,13 +49,14 @@ const OWNERS: [(&str, &[&str]); 12] = [
     ("redis", &["shared"]),
 ];
 /// Files in which `unsafe` may stand; ARCHITECTURE.md names them too.
-const UNSAFE_DIRS: [&str; 6] = [
+const UNSAFE_DIRS: [&str; 7] = [
     "backend-api/src/abi.rs",
     "backend-api/src/guard.rs",
     "backend-api/src/host",
     "gateway/src/host/image.rs",
     "plugins/cpu-int8/src/kernel",
     "plugins/cpu-int8/src/gemm",
+    "plugins/ort-coreml/src/native",
 ];
 
 fn root() -> PathBuf {
