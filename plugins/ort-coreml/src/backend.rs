@@ -3,8 +3,8 @@
 use crate::config::Config;
 use crate::files::isa::Isa;
 use crate::files::{self, Dtype};
-use crate::graph::Graph;
-use crate::library::{self, Runtime};
+use crate::graph::{Graph, Open};
+use crate::library;
 use crate::options::Options;
 use crate::provider::Device;
 use crate::worker::{Cut, OrtWorker, Shared};
@@ -55,11 +55,22 @@ impl Plugin for OrtCoreMl {
         let config = Config::read(&request.model_dir)?;
         let file = files::choose(&request.model_dir, options.file.as_deref(), dtype)?;
         let runtime = library::load(options.library.as_deref())?;
-        let n_threads = request.n_threads.max(1) as usize;
-        let graph = Graph::open(&runtime, &file, &device, &config, &options, n_threads)?;
-        let cut = cut(request, &options, &device, &config, &graph);
-        let shared = Shared { graph, config, cut };
-        let description = describe(request, &options, &device, &file, &runtime, &shared);
+        let open = Open {
+            runtime: &runtime,
+            file: &file,
+            device: &device,
+            config: &config,
+            options: &options,
+            n_threads: request.n_threads.max(1) as usize,
+        };
+        let graphs = open.graphs()?;
+        let cut = cut(request, &open, &graphs);
+        let shared = Shared {
+            graphs,
+            config: config.clone(),
+            cut,
+        };
+        let description = describe(request, &open, &shared);
         Ok(Box::new(OrtBackend {
             shared: Arc::new(shared),
             description,
@@ -67,77 +78,76 @@ impl Plugin for OrtCoreMl {
     }
 }
 
-fn cut(
-    request: &OpenRequest,
-    options: &Options,
-    device: &Device,
-    config: &Config,
-    graph: &Graph,
-) -> Cut {
+fn cut(request: &OpenRequest, open: &Open<'_>, graphs: &[Graph]) -> Cut {
+    let of_graphs = graphs.last().and_then(|widest| widest.width_fixed);
     let limits = [
-        config.row_tokens_max,
-        graph.width_fixed,
+        open.config.row_tokens_max,
+        of_graphs,
         Some(request.tokens_max as usize),
     ];
     let row_tokens_max = request.row_tokens_max as usize;
-    let width_max = limits
-        .into_iter()
-        .flatten()
-        .fold(row_tokens_max, usize::min);
-    let provider = device.provider;
+    let (options, provider) = (open.options, open.device.provider);
     Cut {
         cells_max: options
             .rectangle_tokens
             .unwrap_or(provider.rectangle_tokens()),
         width_multiple: options.width_multiple.unwrap_or(provider.width_multiple()),
-        // A graph of one width takes that one, however short the rows are that were agreed.
-        width_max: graph.width_fixed.unwrap_or(width_max),
-        rows_fixed: graph.rows_fixed,
+        width_max: limits
+            .into_iter()
+            .flatten()
+            .fold(row_tokens_max, usize::min),
     }
 }
 
-fn describe(
-    request: &OpenRequest,
-    options: &Options,
-    device: &Device,
-    file: &files::Graph,
-    runtime: &Runtime,
-    shared: &Shared,
-) -> Description {
-    let (provider, isa) = (device.provider.name(), Isa::detect().name());
+fn describe(request: &OpenRequest, open: &Open<'_>, shared: &Shared) -> Description {
+    let Open {
+        file,
+        device,
+        options,
+        ..
+    } = open;
+    let (provider, isa, dtype) = (
+        device.provider.name(),
+        Isa::detect().name(),
+        file.dtype.name(),
+    );
     let tuned = if options.provider_options.is_empty() {
         String::new()
     } else {
         let text = format!("{:?}", options.provider_options);
         format!("+{}", &blake3::hash(text.as_bytes()).to_hex()[..8])
     };
-    let row_tokens_max = shared.cut.width_max.min(request.row_tokens_max as usize);
     let n_workers = request
         .n_workers
         .max(1)
         .min(device.provider.n_workers_max());
+    let n_labels = shared
+        .graphs
+        .first()
+        .map_or(0, |graph| graph.output.n_labels);
+    // Each session has its own copy.
+    let weights = file.content.n_bytes * shared.graphs.len() as u64;
     Description {
         device: device.name.clone(),
-        dtype: file.dtype.name().to_owned(),
+        dtype: dtype.to_owned(),
         kernel: format!("onnxruntime-{provider}-{isa}"),
         numerics_id: format!(
-            "ort-coreml-{NUMERICS_VERSION}/{}/{provider}{tuned}/{isa}/{}/{}/{}/{}",
-            runtime.version,
-            file.dtype.name(),
+            "ort-coreml-{NUMERICS_VERSION}/{}/{provider}{tuned}/{isa}/{dtype}/{}/{}/{}",
+            open.runtime.version,
             options.optimization.name(),
             file.name,
             file.content.hash
         ),
-        n_labels: shared.graph.output.n_labels as u32,
+        n_labels: n_labels as u32,
         rows_max: request.rows_max,
         tokens_max: request.tokens_max,
-        row_tokens_max: row_tokens_max.min(request.tokens_max as usize) as u32,
+        row_tokens_max: shared.cut.width_max as u32,
         layout: Layout::Padded,
         preferred_multiple: shared.cut.width_multiple as u32,
         n_workers_max: device.provider.n_workers_max(),
         cancels: true,
         bitwise: false,
-        memory_bytes: file.content.n_bytes + u64::from(n_workers) * scratch_bytes(shared),
+        memory_bytes: weights + u64::from(n_workers) * scratch_bytes(shared),
         linear_mop_per_s: 0,
         attention_mop_per_s: 0,
     }
@@ -148,7 +158,7 @@ fn describe(
 fn scratch_bytes(shared: &Shared) -> u64 {
     let Shared { config, cut, .. } = shared;
     let a_cell = 6 * config.hidden + 2 * config.inner + 2 * config.n_heads * cut.width_max;
-    (cut.cells() * a_cell * size_of::<f32>()) as u64
+    (shared.cells() * a_cell * size_of::<f32>()) as u64
 }
 
 // === impl OrtBackend ===

@@ -9,6 +9,9 @@ use std::path::PathBuf;
 /// The most tokens of a rectangle that may be asked for: 256 MiB of ids, mask and types.
 const RECTANGLE_TOKENS_MAX: usize = 1 << 23;
 
+/// The most shapes: each has a copy of the weights.
+const SHAPES_MAX: usize = 16;
+
 /// What may be asked beyond the open request. All of it has a default.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -25,6 +28,10 @@ pub struct Options {
     pub rectangle_tokens: Option<usize>,
     /// Widths of rectangles are multiples of this.
     pub width_multiple: Option<usize>,
+    /// Rows and tokens of the only rectangles that are computed, each by a session of its own: `[[8, 64], [1, 512]]`.
+    pub shapes: Vec<[usize; 2]>,
+    /// Where Core ML keeps what it compiled.
+    pub cache_dir: Option<PathBuf>,
     /// How much ONNX Runtime may change the graph.
     pub optimization: Optimization,
     /// Whether activations come from ONNX Runtime's own arena, which keeps what it once had.
@@ -69,6 +76,7 @@ impl Options {
                 )));
             }
         }
+        options.check_shapes()?;
         if let Some((name, _)) = options
             .provider_options
             .iter()
@@ -79,6 +87,28 @@ impl Options {
             )));
         }
         Ok(options)
+    }
+
+    fn check_shapes(&self) -> Result<(), Fault> {
+        let refused = |why: String| Err(Fault::bad_request(format!("options.shapes: {why}")));
+        if SHAPES_MAX < self.shapes.len() {
+            return refused(format!(
+                "{} of them, at most {SHAPES_MAX}",
+                self.shapes.len()
+            ));
+        }
+        for (at, &[rows, width]) in self.shapes.iter().enumerate() {
+            let cells = rows.saturating_mul(width);
+            if !(1..=RECTANGLE_TOKENS_MAX).contains(&cells) {
+                return refused(format!(
+                    "[{rows}, {width}] is {cells} tokens: from 1 to {RECTANGLE_TOKENS_MAX}"
+                ));
+            }
+            if self.shapes[..at].iter().any(|&[_, other]| other == width) {
+                return refused(format!("two of width {width}"));
+            }
+        }
+        Ok(())
     }
 }
 

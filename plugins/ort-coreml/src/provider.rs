@@ -168,7 +168,8 @@ impl Device {
         })
     }
 
-    /// What a session is told to compute with. Operators that the provider has not are the CPU's.
+    /// What a session is told to compute with, for a graph of this hash and, where it is fixed, this shape. Operators that the
+    /// provider has not are the CPU's.
     ///
     /// # Errors
     /// `Unsupported` if this ONNX Runtime was built without the provider.
@@ -176,6 +177,8 @@ impl Device {
         &self,
         runtime: &Runtime,
         options: &Options,
+        hash: &str,
+        shape: Option<[usize; 2]>,
     ) -> Result<ExecutionProviderDispatch, Fault> {
         if !self.provider.is_available() {
             let has = Provider::ALL
@@ -199,10 +202,18 @@ impl Device {
                 .build(),
             Provider::CoreMl => {
                 use ort::ep::coreml::{ComputeUnits, ModelFormat};
-                let provider = CoreML::default()
+                let mut provider = CoreML::default()
                     // The older format lacks operators of encoders, which would then cross to the CPU and back.
                     .with_model_format(ModelFormat::MLProgram)
-                    .with_compute_units(ComputeUnits::All);
+                    .with_compute_units(ComputeUnits::All)
+                    .with_static_input_shapes(shape.is_some());
+                if let Some(dir) = &options.cache_dir {
+                    let dir = dir.join(cache_name(hash, shape));
+                    std::fs::create_dir_all(&dir).map_err(|error| {
+                        Fault::bad_request(format!("options.cache_dir: {}: {error}", dir.display()))
+                    })?;
+                    provider = provider.with_model_cache_dir(dir.display());
+                }
                 more.iter()
                     .fold(provider, |it, (key, value)| {
                         it.with_arbitrary_config(key, value)
@@ -228,6 +239,14 @@ impl Device {
             }
         };
         Ok(dispatch.error_on_failure())
+    }
+}
+
+/// A folder for what Core ML compiled. ONNX Runtime knows a graph by its path, and would give its successor what was made of it.
+fn cache_name(hash: &str, shape: Option<[usize; 2]>) -> String {
+    match shape {
+        Some([rows, width]) => format!("{hash}-{rows}x{width}"),
+        None => hash.to_owned(),
     }
 }
 

@@ -1,27 +1,28 @@
 //! A batch on its way through: rows of similar lengths are laid into rectangles, which the graph computes one after the other.
 
 use crate::config::Config;
-use crate::graph::{Feed, Graph};
-use crate::native::run::{Tensor, Values};
-use backend_api::pad::{self, Rectangle};
+use crate::graph::Graph;
+use crate::graph::outlets::Feed;
+use crate::native::run::{Inputs, Tensor, Values};
 use backend_api::{Fault, Phases, RaggedBatch, Row, RowStatus, Scores, Worker};
 use half::f16;
 use ort::memory::MemoryInfo;
+use std::cmp::Reverse;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// What all workers of a backend share.
 #[derive(Debug)]
 pub struct Shared {
-    /// The session.
-    pub graph: Graph,
+    /// The sessions, by rising width. What they read and say is the same.
+    pub graphs: Vec<Graph>,
     /// The model's numbers.
     pub config: Config,
     /// How rectangles are cut.
     pub cut: Cut,
 }
 
-/// How a batch is cut into rectangles.
+/// How a batch is cut into rectangles, where the graph does not say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cut {
     /// The most cells of a rectangle of several rows, padding included.
@@ -30,20 +31,27 @@ pub struct Cut {
     pub width_multiple: usize,
     /// …and no larger: the longest row that was agreed.
     pub width_max: usize,
-    /// Rows of every rectangle, made up of padding where there are fewer.
-    pub rows_fixed: Option<usize>,
+}
+
+/// Lines of cells: as many as there are rows, or as the graph computes only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Shape {
+    lines: usize,
+    width: usize,
 }
 
 /// A worker's memory: one rectangle.
 pub(crate) struct OrtWorker {
     shared: Arc<Shared>,
     memory: MemoryInfo<'static>,
+    // The rows of the batch, longest first, and those of the rectangle.
+    order: Vec<usize>,
+    rows: Vec<usize>,
     // One for each of the graph's inputs.
     inputs: Vec<Integers>,
     logits: Logits,
     // Of one row, where logits come in halves.
     row_logits: Vec<f32>,
-    lengths: Vec<usize>,
 }
 
 /// An input's cells, as wide as the graph takes them.
@@ -58,21 +66,44 @@ enum Logits {
     Half(Vec<f16>),
 }
 
-// === impl Cut ===
+// === impl Shared ===
 
-impl Cut {
+impl Shared {
+    /// The session for a row of this length, and the rectangle's most rows and width.
+    fn graph(&self, row_tokens: usize) -> Option<(&Graph, Shape)> {
+        let graph = self.graphs.iter().find(|graph| graph.takes(row_tokens))?;
+        let Cut {
+            cells_max,
+            width_multiple,
+            width_max,
+        } = self.cut;
+        // A multiple may be more than the model has positions for.
+        let width = row_tokens
+            .next_multiple_of(width_multiple)
+            .min(width_max.max(row_tokens));
+        let width = graph.width_fixed.unwrap_or(width);
+        let lines = graph.rows_fixed.unwrap_or((cells_max / width).max(1));
+        Some((graph, Shape { lines, width }))
+    }
+
     /// Cells of the largest rectangle.
     #[must_use]
     pub fn cells(&self) -> usize {
-        self.rows_fixed
-            .map_or(self.cells_max.max(self.width_max), |rows| {
-                rows * self.width_max
-            })
+        let cells = self.graphs.iter().map(|graph| {
+            let width = graph.width_fixed.unwrap_or(self.cut.width_max);
+            graph
+                .rows_fixed
+                .map_or(self.cut.cells_max.max(width), |rows| rows * width)
+        });
+        cells.max().unwrap_or(0)
     }
 
-    /// Rows of the tallest rectangle.
-    fn rows_max(&self) -> usize {
-        self.rows_fixed.unwrap_or(self.cells_max)
+    /// Whether the model has these tokens. The runtime fails a whole rectangle over one that it has not.
+    fn is_known(&self, row: Row<'_>) -> bool {
+        let reads_types = self.graphs.iter().any(|graph| graph.reads(Feed::Types));
+        let types = self.config.types.filter(|_| reads_types);
+        row.input_ids.iter().all(|&id| id < self.config.vocab)
+            && types.is_none_or(|types| row.type_ids.iter().all(|&kind| kind < types))
     }
 }
 
@@ -88,43 +119,81 @@ impl OrtWorker {
             MemoryType::Default,
         );
         let memory = memory.map_err(|error| Fault::internal(error.to_string()))?;
-        let (cells, output) = (shared.cut.cells(), &shared.graph.output);
-        let inputs = shared
-            .graph
+        let first = shared
+            .graphs
+            .first()
+            .ok_or_else(|| Fault::internal("no graph was opened"))?;
+        let cells = shared.cells();
+        let inputs = first
             .inputs
             .iter()
             .map(|input| Integers::with_capacity(cells, input.is_short));
-        let n_logits = shared.cut.rows_max() * output.n_labels;
         Ok(Self {
             memory,
+            order: Vec::new(),
+            rows: Vec::new(),
             inputs: inputs.collect(),
-            logits: if output.is_half {
-                Logits::Half(Vec::with_capacity(n_logits))
+            logits: if first.output.is_half {
+                Logits::Half(Vec::new())
             } else {
-                Logits::Whole(Vec::with_capacity(n_logits))
+                Logits::Whole(Vec::new())
             },
-            row_logits: Vec::with_capacity(output.n_labels),
-            lengths: Vec::new(),
+            row_logits: Vec::with_capacity(first.output.n_labels),
             shared,
         })
     }
 
-    /// Scores some rows of the batch, which are padded to `width`.
-    fn score_rows(
-        &mut self,
-        batch: &RaggedBatch<'_>,
-        rows: &[usize],
-        width: usize,
-        out: &mut Scores<'_>,
-        phases: &mut Phases,
-    ) -> Result<(), Fault> {
-        let started = Instant::now();
-        self.fill(batch, rows, width);
-        let filled = Instant::now();
-        self.compute(self.shared.cut.rows_fixed.unwrap_or(rows.len()), width)?;
-        let computed = Instant::now();
-        let n_labels = self.shared.graph.output.n_labels;
-        for (line, &row) in rows.iter().enumerate() {
+    /// Lays the rows into the inputs, one a line; lines and cells without a token are padding.
+    fn fill(&mut self, batch: &RaggedBatch<'_>, graph: &Graph, shape: Shape) {
+        let (rows, config) = (&self.rows, &self.shared.config);
+        for (input, cells) in graph.inputs.iter().zip(&mut self.inputs) {
+            let padding = match input.feed {
+                Feed::Ids => config.pad_id,
+                Feed::Positions if config.behind_padding => config.pad_id,
+                Feed::Mask | Feed::Types | Feed::Positions => 0,
+            };
+            cells.reset(shape.lines * shape.width, padding);
+            for (line, &row) in rows.iter().enumerate() {
+                let (start, row) = (line * shape.width, batch.row(row));
+                match input.feed {
+                    Feed::Ids => cells.write(start, row.input_ids.iter().copied()),
+                    Feed::Mask => cells.write(start, row.input_ids.iter().map(|_| 1)),
+                    Feed::Types => cells.write(start, row.type_ids.iter().copied()),
+                    Feed::Positions => cells.write(start, positions(config, row)),
+                }
+            }
+            // Nobody reads what a line without a row gives; but a softmax over nothing is NaN, which quantised rows beside it share.
+            if input.feed == Feed::Mask {
+                let empty = rows.len()..shape.lines;
+                empty.for_each(|line| cells.write(line * shape.width, std::iter::once(1)));
+            }
+        }
+    }
+
+    /// Runs the graph over what was laid in.
+    fn compute(&mut self, graph: &Graph, shape: Shape) -> Result<(), Fault> {
+        let failed = |error: ort::Error| Fault::internal(format!("ONNX Runtime: {error}"));
+        let dimensions = [shape.lines as i64, shape.width as i64];
+        let mut inputs = Inputs::default();
+        for (input, cells) in graph.inputs.iter().zip(&mut self.inputs) {
+            let tensor = Tensor::new(&self.memory, cells.values(), &dimensions).map_err(failed)?;
+            inputs.push(&input.name, tensor).map_err(failed)?;
+        }
+        let output = &graph.output;
+        let dimensions = [shape.lines as i64, output.n_labels as i64];
+        let dimensions = if output.has_labels {
+            &dimensions[..]
+        } else {
+            &dimensions[..1]
+        };
+        let values = self.logits.values(shape.lines * output.n_labels);
+        let mut logits = Tensor::new(&self.memory, values, dimensions).map_err(failed)?;
+        graph.run(&inputs, &mut logits)
+    }
+
+    /// Hands out the logits of the rectangle's rows.
+    fn collect(&mut self, n_labels: usize, out: &mut Scores<'_>) {
+        for (line, &row) in self.rows.iter().enumerate() {
             let range = line * n_labels..(line + 1) * n_labels;
             match &self.logits {
                 Logits::Whole(logits) => out.set(row, &logits[range]),
@@ -136,107 +205,60 @@ impl OrtWorker {
                 }
             }
         }
-        phases.prepare_us += micros(filled - started);
-        phases.compute_us += micros(computed - filled);
-        phases.collect_us += micros(computed.elapsed());
-        Ok(())
-    }
-
-    /// Lays the rows into the inputs, one a line; lines and cells without a token are padding.
-    fn fill(&mut self, batch: &RaggedBatch<'_>, rows: &[usize], width: usize) {
-        let Shared { graph, config, cut } = &*self.shared;
-        let n_lines = cut.rows_fixed.unwrap_or(rows.len());
-        for (input, cells) in graph.inputs.iter().zip(&mut self.inputs) {
-            let padding = match input.feed {
-                Feed::Ids => config.pad_id,
-                Feed::Positions if config.behind_padding => config.pad_id,
-                Feed::Mask | Feed::Types | Feed::Positions => 0,
-            };
-            cells.reset(n_lines * width, padding);
-            for (line, &row) in rows.iter().enumerate() {
-                let (start, row) = (line * width, batch.row(row));
-                match input.feed {
-                    Feed::Ids => cells.write(start, row.input_ids.iter().copied()),
-                    Feed::Mask => cells.write(start, row.input_ids.iter().map(|_| 1)),
-                    Feed::Types => cells.write(start, row.type_ids.iter().copied()),
-                    Feed::Positions => cells.write(start, positions(config, row)),
-                }
-            }
-            // A line without any token has a softmax over nothing; what it gives nobody reads, but NaN is slow on some processors.
-            if input.feed == Feed::Mask {
-                (rows.len()..n_lines)
-                    .for_each(|line| cells.write(line * width, std::iter::once(1)));
-            }
-        }
-    }
-
-    /// Runs the graph over what was laid in.
-    fn compute(&mut self, n_lines: usize, width: usize) -> Result<(), Fault> {
-        let graph = &self.shared.graph;
-        let failed = |error: ort::Error| Fault::internal(format!("ONNX Runtime: {error}"));
-        let shape = [n_lines as i64, width as i64];
-        let names = graph.inputs.iter().map(|input| input.name.as_c_str());
-        let tensors = self
-            .inputs
-            .iter_mut()
-            .map(|cells| Tensor::new(&self.memory, cells.values(), &shape));
-        let inputs = names.zip(tensors).map(|(name, tensor)| Ok((name, tensor?)));
-        let inputs = inputs.collect::<Result<Vec<_>, _>>().map_err(failed)?;
-        let n_labels = graph.output.n_labels;
-        let values = self.logits.values(n_lines * n_labels);
-        let shape = [n_lines as i64, n_labels as i64];
-        let n_dimensions = if graph.output.has_labels { 2 } else { 1 };
-        let logits = Tensor::new(&self.memory, values, &shape[..n_dimensions]);
-        graph.run(&inputs, &mut logits.map_err(failed)?)
     }
 }
 
 impl Worker for OrtWorker {
+    /// Takes rows from the longest on, as many as make a rectangle, until none is left. Not by `pad::rectangles`: whether anybody
+    /// still waits for a row is looked at when its rectangle's turn comes, and others take its place.
     fn score(&mut self, batch: &RaggedBatch<'_>, out: &mut Scores<'_>) -> Result<Phases, Fault> {
-        let mut phases = Phases::default();
-        self.lengths.clear();
-        self.lengths
-            .extend((0..batch.n_rows()).map(|row| batch.row(row).input_ids.len()));
-        let shared = Arc::clone(&self.shared);
-        let Cut {
-            cells_max,
-            width_multiple,
-            width_max,
-            rows_fixed,
-        } = shared.cut;
-        for Rectangle { mut rows, .. } in pad::rectangles(&self.lengths, cells_max, width_multiple)
-        {
-            // Looked at between rectangles: who does not wait any more is left out, and may have been the longest.
-            rows.retain(|&row| match batch.state(row) {
-                RowStatus::Scored if is_known(&shared, batch.row(row)) => true,
-                RowStatus::Scored => {
-                    out.fail(row, RowStatus::Failed);
-                    false
+        let (mut phases, shared) = (Phases::default(), Arc::clone(&self.shared));
+        let row_tokens = |row: usize| batch.row(row).input_ids.len();
+        self.order.clear();
+        self.order.extend(0..batch.n_rows());
+        // Equal lengths by number: the same batch is always cut the same way.
+        self.order
+            .sort_unstable_by_key(|&row| (Reverse(row_tokens(row)), row));
+        let mut next = 0;
+        while next < self.order.len() {
+            let started = Instant::now();
+            self.rows.clear();
+            let mut found = None;
+            while next < self.order.len() {
+                let row = self.order[next];
+                if found.is_some_and(|(_, most): (&Graph, Shape)| most.lines <= self.rows.len()) {
+                    break;
                 }
-                nobody_waits => {
-                    out.fail(row, nobody_waits);
-                    false
+                next += 1;
+                match batch.state(row) {
+                    RowStatus::Scored if shared.is_known(batch.row(row)) => {
+                        found = found.or_else(|| shared.graph(row_tokens(row)));
+                        self.rows.push(row);
+                    }
+                    RowStatus::Scored => out.fail(row, RowStatus::Failed),
+                    nobody_waits => out.fail(row, nobody_waits),
                 }
-            });
-            for rows in rows.chunks(rows_fixed.unwrap_or(usize::MAX)) {
-                let longest = self.lengths[rows[0]];
-                let width = shared
-                    .graph
-                    .width_fixed
-                    .unwrap_or(longest.next_multiple_of(width_multiple));
-                self.score_rows(batch, rows, width.min(width_max), out, &mut phases)?;
             }
+            let Some((graph, most)) = found else {
+                // Nobody waits for any that was left; or a row is longer than was agreed, which the check of batches keeps out.
+                self.rows
+                    .iter()
+                    .for_each(|&row| out.fail(row, RowStatus::Failed));
+                continue;
+            };
+            let lines = graph.rows_fixed.unwrap_or(self.rows.len());
+            let shape = Shape { lines, ..most };
+            self.fill(batch, graph, shape);
+            let filled = Instant::now();
+            self.compute(graph, shape)?;
+            let computed = Instant::now();
+            self.collect(graph.output.n_labels, out);
+            phases.prepare_us += micros(filled - started);
+            phases.compute_us += micros(computed - filled);
+            phases.collect_us += micros(computed.elapsed());
         }
         Ok(phases)
     }
-}
-
-/// Whether the model has these tokens. The runtime fails a whole rectangle over one that it has not.
-fn is_known(shared: &Shared, row: Row<'_>) -> bool {
-    let Shared { graph, config, .. } = shared;
-    let types = config.types.filter(|_| graph.reads(Feed::Types));
-    row.input_ids.iter().all(|&id| id < config.vocab)
-        && types.is_none_or(|types| row.type_ids.iter().all(|&kind| kind < types))
 }
 
 /// Positions as transformers counts them: from 0, or in some families from behind the padding token's id, which padding keeps.

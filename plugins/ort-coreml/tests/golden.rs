@@ -103,6 +103,32 @@ fn every_cut() {
     }
 }
 
+/// A session for each shape, rows in the narrowest that takes them, lines that are left over empty.
+#[test]
+fn shapes_of_their_own() {
+    if !has_runtime() {
+        return;
+    }
+    for model in [BERT, XLM_ROBERTA] {
+        let rows = rows(model);
+        let many: Vec<_> = rows.iter().cycle().take(23).collect();
+        for shapes in ["[[3,38]]", "[[2,38],[8,9]]", "[[1,17],[1,38],[64,3]]"] {
+            let options = format!(r#"{{"shapes":{shapes}}}"#);
+            let dir = model.dir();
+            let backend = open(&request(dir.path(), model.dtype, &options)).unwrap();
+            // BERT's longest golden row has 40 tokens: the host keeps it away.
+            assert_eq!(backend.limits().row_tokens_max, 38, "{shapes}");
+            let fitting: Vec<_> = many
+                .iter()
+                .copied()
+                .filter(|row| row.input_ids.len() <= 38)
+                .collect();
+            check(model, &options, &fitting, shapes);
+            check(model, &options, &fitting[..1], shapes);
+        }
+    }
+}
+
 #[test]
 fn every_level_of_optimization() {
     if !has_runtime() {

@@ -256,6 +256,43 @@ fn wrong_options_are_named() {
 }
 
 #[test]
+fn shapes_that_do_not_fit_are_named() {
+    let dir = BERT.dir();
+    let bad = FaultCode::BadRequest;
+    let with = |options: &str| request(dir.path(), "f32", options);
+    refused(
+        &with(r#"{"shapes":[[0,8]]}"#),
+        bad,
+        &["options.shapes", "[0, 8]"],
+    );
+    refused(
+        &with(r#"{"shapes":[[4096,4096]]}"#),
+        bad,
+        &["[4096, 4096]", "8388608"],
+    );
+    refused(
+        &with(r#"{"shapes":[[4,8],[2,8]]}"#),
+        bad,
+        &["two of width 8"],
+    );
+    if !has_runtime() {
+        return;
+    }
+    refused(
+        &with(r#"{"shapes":[[1,41]]}"#),
+        bad,
+        &["width of 41", "40 tokens"],
+    );
+    let dir = FIXED.dir();
+    let fixed = request(dir.path(), "f32", r#"{"shapes":[[4,8]]}"#);
+    refused(
+        &fixed,
+        bad,
+        &["options.shapes", "onnx/model.onnx", "no names"],
+    );
+}
+
+#[test]
 fn devices_that_are_not_there_are_named() {
     let dir = BERT.dir();
     let on = |device: &str| OpenRequest {

@@ -7,7 +7,7 @@ use ort::AsPointer as _;
 use ort::memory::MemoryInfo;
 use ort::session::Session;
 use ort::sys::{ONNXTensorElementDataType, OrtValue};
-use std::ffi::{CStr, c_void};
+use std::ffi::{CStr, c_char, c_void};
 use std::marker::PhantomData;
 use std::ptr;
 
@@ -26,11 +26,46 @@ pub enum Values<'a> {
     F16(&'a mut [f16]),
 }
 
+/// The inputs of a run: tensors over borrowed values, each with its name.
+pub struct Inputs<'a> {
+    names: [*const c_char; INPUTS_MAX],
+    tensors: [Option<Tensor<'a>>; INPUTS_MAX],
+    n: usize,
+}
+
 /// A tensor over borrowed values, as the runtime sees it.
 pub struct Tensor<'a> {
     // Never null; owned.
     value: *mut OrtValue,
     borrowed: PhantomData<&'a mut ()>,
+}
+
+// === impl Inputs ===
+
+impl Default for Inputs<'_> {
+    fn default() -> Self {
+        Self {
+            names: [ptr::null(); INPUTS_MAX],
+            tensors: [const { None }; INPUTS_MAX],
+            n: 0,
+        }
+    }
+}
+
+impl<'a> Inputs<'a> {
+    /// Adds an input.
+    ///
+    /// # Errors
+    /// When there are [`INPUTS_MAX`] already.
+    pub fn push(&mut self, name: &'a CStr, tensor: Tensor<'a>) -> Result<(), ort::Error> {
+        let Some(place) = self.tensors.get_mut(self.n) else {
+            return Err(ort::Error::new("more inputs than any graph of ours has"));
+        };
+        *place = Some(tensor);
+        self.names[self.n] = name.as_ptr();
+        self.n += 1;
+        Ok(())
+    }
 }
 
 // === impl Tensor ===
@@ -95,37 +130,33 @@ impl Drop for Tensor<'_> {
 
 /// Runs the graph: reads `inputs`, each by its name, and writes `output` in place.
 ///
-/// Any number of threads may be in here with one session of the CPU's: the runtime's documentation says that `Run` of a session may
-/// be called from several threads, and its CPU provider holds to it. Other providers do not; [`crate::graph`] lets one in at a time.
+/// Any number of threads may be in here with one session of the CPU's: the runtime's makers say that `Run` of one session may be
+/// called from several threads at the same time, and its CPU provider holds to it. Not all others do: [`crate::graph`] lets one in.
 ///
 /// # Errors
 /// What the runtime says. The output holds anything then.
 pub fn run(
     session: &Session,
-    inputs: &[(&CStr, Tensor<'_>)],
-    output: (&CStr, &mut Tensor<'_>),
+    inputs: &Inputs<'_>,
+    output_name: &CStr,
+    output: &mut Tensor<'_>,
 ) -> Result<(), ort::Error> {
-    let mut names = [ptr::null(); INPUTS_MAX];
-    let mut values = [ptr::null::<OrtValue>(); INPUTS_MAX];
-    if INPUTS_MAX < inputs.len() {
-        return Err(ort::Error::new("more inputs than any graph of ours has"));
-    }
-    for (at, (name, tensor)) in inputs.iter().enumerate() {
-        names[at] = name.as_ptr();
-        values[at] = tensor.value.cast_const();
-    }
-    let output_name = output.0.as_ptr();
-    let mut output_value = output.1.value;
+    let no_value = ptr::null::<OrtValue>();
+    let value =
+        |tensor: &Option<Tensor<'_>>| tensor.as_ref().map_or(no_value, |tensor| tensor.value);
+    let values = inputs.tensors.each_ref().map(value);
+    let output_name = output_name.as_ptr();
+    let mut output_value = output.value;
     // SAFETY: the session lives as long as its borrow, and its pointer is mutable for the runtime alone, which locks what `Run`
-    // changes. Names and values are as many as said and outlive the call; the output is a tensor, so it is written and not
+    // changes. The first `n` names and values are there and outlive the call; the output is a tensor, so it is written and not
     // replaced; the runtime refuses one of another type or shape than what it computes.
     let status = unsafe {
         (ort::api().Run)(
             session.ptr().cast_mut(),
             ptr::null(),
-            names.as_ptr(),
+            inputs.names.as_ptr(),
             values.as_ptr(),
-            inputs.len(),
+            inputs.n,
             &output_name,
             1,
             &mut output_value,
