@@ -33,15 +33,19 @@ MODELS = {
     "deberta-v3": ("deberta-v3", {"types": False, "narrow": True}),
     # Logits in halves and inputs of 32 bits as well.
     "electra-half": ("electra", {"narrow": True, "half": True}),
-    # Dynamic quantisation, as sentence-transformers does it.
-    "camembert-int8": ("camembert", {"types": False, "int8": True}),
-    # Weights in a file of their own.
-    "electra-external": ("electra-projected", {"narrow": True, "external": True}),
+    # Dynamic quantisation, as sentence-transformers does it; positions are read, too, and start behind the padding token's.
+    "camembert-int8": ("camembert", {"types": False, "positions": True, "int8": True}),
+    # Weights in a file of their own; positions from 0.
+    "electra-external": ("electra-projected", {"positions": True, "narrow": True, "external": True}),
     # One shape only: 4 rows of 16 tokens.
     "deberta-fixed": ("deberta-v2-absolute", {"types": False, "narrow": True, "fixed": (4, 16)}),
     # No classifier: states of tokens, and their mean.
     "embedder": ("electra", {"types": False, "embedder": True}),
 }
+
+
+# Families whose positions start behind the padding token's id.
+BEHIND_PADDING = ("roberta", "camembert", "xlm-roberta")
 
 
 class Embedder(torch.nn.Module):
@@ -72,7 +76,14 @@ def load(folder):
     return kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
 
 
-def padded(rows, names, pad, shape=None):
+def positions(ids, pad, behind_padding):
+    if not behind_padding:
+        return list(range(len(ids)))
+    count = np.cumsum(np.array(ids) != pad)
+    return np.where(np.array(ids) != pad, pad + count, pad)
+
+
+def padded(rows, names, pad, behind_padding, shape=None):
     width = max(len(row["input_ids"]) for row in rows)
     n, width = shape or (len(rows), width)
     feed = {name: np.full((n, width), pad if name == "input_ids" else 0, np.int64) for name in names}
@@ -82,6 +93,8 @@ def padded(rows, names, pad, shape=None):
         feed["attention_mask"][line, :length] = 1
         if "token_type_ids" in feed:
             feed["token_type_ids"][line, :length] = row["type_ids"]
+        if "position_ids" in feed:
+            feed["position_ids"][line, :length] = positions(row["input_ids"], pad, behind_padding)
     feed["attention_mask"][len(rows):, 0] = 1
     return feed
 
@@ -91,7 +104,9 @@ def export(model, names, path, special):
     # Any token but the padding; a mask of ones alone might be traced away.
     ids, mask, types = (torch.full(shape, value, dtype=torch.long) for value in (7, 1, 0))
     mask[0, shape[1] // 2:] = 0
-    example = [ids, mask, types][:len(names)]
+    positions = torch.arange(shape[1]).expand(shape)
+    example = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types, "position_ids": positions}
+    example = [example[name] for name in names]
     outputs = ["token_embeddings", "sentence_embedding"] if special.get("embedder") else ["logits"]
     axes = {name: {0: "batch", 1: "sequence"} for name in names}
     axes |= {name: {0: "batch"} for name in outputs} if len(outputs) == 1 else {
@@ -145,7 +160,7 @@ def shorten(graph):
     del graph.value_info[:]
 
 
-def check(path, rows, names, pad, special):
+def check(path, rows, names, config, special):
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     has = {value.name: value.type for value in session.get_inputs()}
     names = [name for name in names if name in has]
@@ -154,7 +169,7 @@ def check(path, rows, names, pad, special):
         rows = [row for row in rows if len(row["input_ids"]) <= fixed[1]][:fixed[0]]
     worst = 0.0
     for batch in [rows] + [[row] for row in rows]:
-        feed = padded(batch, names, pad, fixed)
+        feed = padded(batch, names, config.pad_token_id, config.model_type in BEHIND_PADDING, fixed)
         feed = {name: values.astype(np.int32) if "32" in has[name] else values for name, values in feed.items()}
         found = session.run(["logits"], feed)[0].astype(np.float32)
         expected = np.array([row["logits"] for row in batch], np.float32)
@@ -175,6 +190,7 @@ def main():
             rows = json.load(file)["rows"]
         model = load(folder)
         names = ["input_ids", "attention_mask"] + (["token_type_ids"] if special.get("types", True) else [])
+        names += ["position_ids"] if special.get("positions") else []
         path = os.path.join(out, "model.onnx")
         export(model, names, path, special)
         if special.get("int8"):
@@ -197,7 +213,7 @@ def main():
         if special.get("embedder"):
             print(f"{name}: {said} bytes")
             continue
-        has, worst = check(path, rows, names, model.config.pad_token_id, special)
+        has, worst = check(path, rows, names, model.config, special)
         print(f"{name}: {said} bytes, reads {', '.join(has)}; largest difference {worst:.2g}")
 
 
