@@ -74,7 +74,7 @@ impl Provider {
     #[must_use]
     pub fn rectangle_tokens(self) -> usize {
         match self {
-            Self::Cpu => 512,
+            Self::Cpu => 256,
             Self::CoreMl | Self::Cuda | Self::OpenVino => 16_384,
         }
     }
