@@ -154,11 +154,11 @@ fn describe(request: &OpenRequest, open: &Open<'_>, shared: &Shared) -> Descript
 }
 
 /// What a rectangle takes on its way through an encoder, estimated: a layer's states and its inner ones, and the scores of each head,
-/// each of them twice.
+/// each of them twice; and all of it twice, because ONNX Runtime's arena grows by doubling.
 fn scratch_bytes(shared: &Shared) -> u64 {
     let Shared { config, cut, .. } = shared;
     let a_cell = 6 * config.hidden + 2 * config.inner + 2 * config.n_heads * cut.width_max;
-    (shared.cells() * a_cell * size_of::<f32>()) as u64
+    2 * (shared.cells() * a_cell * size_of::<f32>()) as u64
 }
 
 // === impl OrtBackend ===
