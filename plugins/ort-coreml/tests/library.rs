@@ -94,12 +94,9 @@ fn a_variable_that_names_no_library_is_refused() {
     let text = dir.path().join("text.so");
     std::fs::write(&text, "not a library").unwrap();
     let nowhere = Path::new("/nonexistent/libonnxruntime.so");
-    for (path, why) in [
-        (nowhere, "cannot open"),
-        (text.as_path(), "cannot be loaded"),
-    ] {
+    for path in [nowhere, text.as_path()] {
         let said = opened(&this(), "{}", &[("ORT_DYLIB_PATH", path)]);
-        let path = path.to_str().unwrap();
+        let (path, why) = (path.to_str().unwrap(), "cannot be loaded");
         check(
             &said,
             &[
