@@ -33,8 +33,13 @@ redis: ## Fetch Debian's redis-server for the tests that need one (into target/d
 	@deploy/debian.sh redis-server || { echo "make redis: no redis-server was fetched; without one in PATH (or valkey-server)" \
 	  "the tests that need it are SKIPPED, or fail where REDIS_REQUIRED is set" >&2; }
 
+.PHONY: onnxruntime
+onnxruntime: ## Fetch ONNX Runtime's library for the plugin ort-coreml (PyPI's wheel, into target/onnxruntime)
+	@$(PYTHON) plugins/ort-coreml/fetch.py || { echo "make onnxruntime: nothing was fetched; the tests that need it" \
+	  "are SKIPPED, or fail where ONNXRUNTIME_REQUIRED is set" >&2; }
+
 .PHONY: test
-test: redis ## Run every test
+test: redis onnxruntime ## Run every test
 	# The tests that load plugins take them from target/debug, as a user's server takes them from beside itself.
 	$(CARGO) build --workspace
 	$(CARGO) test --workspace

@@ -49,7 +49,7 @@ const OWNERS: [(&str, &[&str]); 12] = [
     ("redis", &["shared"]),
 ];
 /// Files in which `unsafe` may stand; ARCHITECTURE.md names them too.
-const UNSAFE_DIRS: [&str; 7] = [
+const UNSAFE_DIRS: [&str; 8] = [
     "backend-api/src/abi.rs",
     "backend-api/src/guard.rs",
     "backend-api/src/host",
@@ -57,6 +57,7 @@ const UNSAFE_DIRS: [&str; 7] = [
     "plugins/cpu-int8/src/kernel",
     "plugins/cpu-int8/src/gemm",
     "plugins/candle/src/block/product.rs",
+    "plugins/ort-coreml/src/native",
 ];
 
 fn root() -> PathBuf {

@@ -1,0 +1,222 @@
+//! What the tests share: small models as ONNX files beside the configurations of plugins/golden, and calls through the border.
+
+#![allow(dead_code, unreachable_pub)] // Each test file is a crate of its own and uses its part.
+
+use backend_api::{
+    Fault, FaultCode, OpenBackend, OpenRequest, OpenWorker, PluginLibrary, RaggedBatch, RowControl,
+    RowStatus,
+};
+use ort_coreml::{OrtCoreMl, library};
+use serde::Deserialize;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+use tempfile::TempDir;
+
+/// A graph of tests/models, and the golden model that it was exported from (make_onnx.py).
+#[derive(Clone, Copy, Debug)]
+pub struct Model {
+    pub name: &'static str,
+    pub golden: &'static str,
+    pub dtype: &'static str,
+    /// How far its logits are from `transformers`' in f32.
+    pub tolerance: f32,
+}
+
+const fn model(
+    name: &'static str,
+    golden: &'static str,
+    dtype: &'static str,
+    tolerance: f32,
+) -> Model {
+    Model {
+        name,
+        golden,
+        dtype,
+        tolerance,
+    }
+}
+
+/// The f32 graphs differ from PyTorch in the order of sums and the last bits of exp and erf only.
+const F32: f32 = 1e-4;
+
+pub const BERT: Model = model("bert", "bert", "f32", F32);
+pub const DISTILBERT: Model = model("distilbert", "distilbert", "f32", F32);
+pub const XLM_ROBERTA: Model = model("xlm-roberta", "xlm-roberta", "f32", F32);
+pub const MODERNBERT: Model = model("modernbert", "modernbert-mean-older-keys", "f32", F32);
+pub const DEBERTA: Model = model("deberta-v3", "deberta-v3", "f32", F32);
+/// Logits of up to 2.7 come in halves.
+pub const HALF: Model = model("electra-half", "electra", "f16", 1e-3);
+/// 0.063 at most: an operator quantises its rows together, so padding moves the rounding.
+pub const INT8: Model = model("camembert-int8", "camembert", "int8", 0.08);
+pub const EXTERNAL: Model = model("electra-external", "electra-projected", "f32", F32);
+/// For 4 rows of 16 tokens only.
+pub const FIXED: Model = model("deberta-fixed", "deberta-v2-absolute", "f32", F32);
+pub const EMBEDDER: Model = model("embedder", "electra", "f32", F32);
+
+/// Those that score.
+pub const MODELS: [Model; 9] = [
+    BERT,
+    DISTILBERT,
+    XLM_ROBERTA,
+    MODERNBERT,
+    DEBERTA,
+    HALF,
+    INT8,
+    EXTERNAL,
+    FIXED,
+];
+
+/// A row and its logits by `transformers`.
+#[derive(Clone, Deserialize)]
+pub struct GoldenRow {
+    pub input_ids: Vec<u32>,
+    pub type_ids: Vec<u32>,
+    pub logits: Vec<f32>,
+}
+
+#[derive(Deserialize)]
+struct Golden {
+    rows: Vec<GoldenRow>,
+}
+
+impl Model {
+    /// A model's folder as users have it: config.json, and onnx/ with the graph.
+    pub fn dir(&self) -> TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("onnx")).unwrap();
+        copy(
+            &self.golden_dir().join("config.json"),
+            &dir.path().join("config.json"),
+        );
+        for entry in std::fs::read_dir(self.onnx_dir()).unwrap() {
+            let entry = entry.unwrap();
+            copy(
+                &entry.path(),
+                &dir.path().join("onnx").join(entry.file_name()),
+            );
+        }
+        dir
+    }
+
+    /// The graph's file, as it is committed.
+    pub fn onnx_dir(&self) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("tests/models")
+            .join(self.name)
+            .join("onnx")
+    }
+
+    fn golden_dir(&self) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../golden")
+            .join(self.golden)
+    }
+
+    pub fn rows(&self) -> Vec<GoldenRow> {
+        let text = std::fs::read_to_string(self.golden_dir().join("golden.json")).unwrap();
+        serde_json::from_str::<Golden>(&text).unwrap().rows
+    }
+}
+
+/// The bytes alone: the committed files may be read-only.
+pub fn copy(from: &Path, to: &Path) {
+    std::fs::write(to, std::fs::read(from).unwrap()).unwrap();
+}
+
+/// Whether there is an ONNX Runtime; without one the test says so and is skipped, or fails where one is required.
+pub fn has_runtime() -> bool {
+    let Err(fault) = library::load(None) else {
+        return true;
+    };
+    assert!(
+        std::env::var_os("ONNXRUNTIME_REQUIRED").is_none(),
+        "{fault}"
+    );
+    // Not by a macro: what those print is shown only when a test fails.
+    let test = std::thread::current().name().unwrap_or("a test").to_owned();
+    let line = format!("SKIPPED {test}: no ONNX Runtime; `make onnxruntime` fetches one\n");
+    _ = std::io::stderr().write_all(line.as_bytes());
+    false
+}
+
+/// A request for a model folder with this dtype and these options.
+pub fn request(dir: &Path, dtype: &str, options: &str) -> OpenRequest {
+    OpenRequest {
+        model_dir: dir.to_owned(),
+        device: "cpu".to_owned(),
+        dtype: dtype.to_owned(),
+        options: options.to_owned(),
+        ..OpenRequest::default()
+    }
+}
+
+pub fn open(request: &OpenRequest) -> Result<OpenBackend, Fault> {
+    PluginLibrary::in_process::<OrtCoreMl>()
+        .unwrap()
+        .open(request)
+}
+
+/// Opening fails with this code and a text that has all of these words.
+#[track_caller]
+pub fn refused(request: &OpenRequest, code: FaultCode, words: &[&str]) {
+    let Err(fault) = open(request) else {
+        panic!("accepted")
+    };
+    assert_eq!(fault.code, code, "{fault}");
+    for word in words {
+        assert!(
+            fault.text.contains(word),
+            "{:?} does not name {word:?}",
+            fault.text
+        );
+    }
+}
+
+/// Scores rows in one batch; each row's logits or its status.
+pub fn score(worker: &mut OpenWorker, rows: &[&GoldenRow]) -> Vec<Result<Vec<f32>, RowStatus>> {
+    let wanted = AtomicBool::new(true);
+    let control = RowControl {
+        deadline_us: u64::MAX,
+        wanted: &wanted,
+    };
+    score_with(worker, rows, &vec![control; rows.len()])
+}
+
+pub fn score_with(
+    worker: &mut OpenWorker,
+    rows: &[&GoldenRow],
+    controls: &[RowControl<'_>],
+) -> Vec<Result<Vec<f32>, RowStatus>> {
+    let (mut ids, mut types, mut offsets) = (Vec::new(), Vec::new(), vec![0]);
+    for row in rows {
+        ids.extend_from_slice(&row.input_ids);
+        types.extend_from_slice(&row.type_ids);
+        offsets.push(ids.len() as u32);
+    }
+    let limits = worker.limits();
+    let batch = RaggedBatch::check(
+        &ids,
+        &types,
+        &offsets,
+        &[],
+        controls,
+        &limits,
+        Instant::now(),
+    )
+    .unwrap();
+    let mut logits = vec![f32::NAN; rows.len() * worker.n_labels()];
+    let mut statuses = vec![0; rows.len()];
+    let (_, scores) = worker.score(&batch, &mut logits, &mut statuses).unwrap();
+    (0..rows.len())
+        .map(|row| scores.row(row).map(<[f32]>::to_vec))
+        .collect()
+}
+
+/// The largest difference of logits.
+pub fn difference(expected: &[f32], found: &[f32]) -> f32 {
+    assert_eq!(expected.len(), found.len());
+    let pairs = expected.iter().zip(found);
+    pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
