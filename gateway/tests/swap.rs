@@ -72,7 +72,7 @@ impl Swapping {
     }
 
     fn model(&self) -> Value {
-        let models: Value = serde_json::from_str(&self.server.get("/models").text).unwrap();
+        let models: Value = serde_json::from_str(&self.server.admin("/models").text).unwrap();
         models["starter"].clone()
     }
 

@@ -102,7 +102,10 @@ async fn list_plugins(State(admin): State<Arc<Admin>>) -> Response {
 }
 
 async fn list_models(State(admin): State<Arc<Admin>>) -> Response {
-    json(StatusCode::OK, &models::view(&admin.edge))
+    json(
+        StatusCode::OK,
+        &models::view(&admin.edge, models::Viewer::Operator),
+    )
 }
 
 async fn show_health(State(admin): State<Arc<Admin>>) -> Response {

@@ -69,8 +69,18 @@ pub(super) struct LastSwap {
     /// `found`, `verified`, `loaded`, `draining`, `warm`, `proven`, `shadow`, `live`, `confirmed`, `refused`, `rolled_back`.
     #[schema(example = "confirmed")]
     state: &'static str,
-    /// What there is to say of it: for a refusal why.
-    detail: String,
+    /// What there is to say of it: for a refusal why. For operators only: it may name files.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<String>,
+}
+
+/// Who asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Viewer {
+    /// Anybody who reaches the public port.
+    Client,
+    /// Whoever the admin listener lets in.
+    Operator,
 }
 
 /// How busy a model is at this moment.
@@ -111,7 +121,7 @@ pub(super) struct ModelEntry {
     (status = 200, description = "Each model as it serves", body = BTreeMap<String, Model>),
 ))]
 pub(super) async fn models(State(edge): State<Arc<Edge>>) -> Response {
-    json(StatusCode::OK, &view(&edge))
+    json(StatusCode::OK, &view(&edge, Viewer::Client))
 }
 
 /// The models, as OpenAI lists them
@@ -171,12 +181,16 @@ fn find(edge: &Edge, id: String) -> Result<Response, Problem> {
 }
 
 /// Each model as it serves.
-pub(super) fn view(edge: &Edge) -> BTreeMap<String, Model> {
-    edge.catalog
-        .models()
-        .into_iter()
-        .map(|state| (state.name.to_string(), Model::from(state)))
-        .collect()
+pub(super) fn view(edge: &Edge, viewer: Viewer) -> BTreeMap<String, Model> {
+    let seen = |state: ModelState| {
+        let name = state.name.to_string();
+        let mut model = Model::from(state);
+        if let (Viewer::Client, Some(swap)) = (viewer, &mut model.last_swap) {
+            swap.detail = None;
+        }
+        (name, model)
+    };
+    edge.catalog.models().into_iter().map(seen).collect()
 }
 
 fn entry(name: &str) -> ModelEntry {
@@ -213,7 +227,7 @@ impl From<ModelState> for Model {
             state: state.state,
             last_swap: state.last_swap.map(|swap| LastSwap {
                 state: swap.state,
-                detail: swap.detail,
+                detail: Some(swap.detail),
             }),
             load: Load {
                 requests_in_flight: load.requests_in_flight,

@@ -23,7 +23,14 @@ fn equal_numerics_and_wrong_scores_are_refused_with_row_scores_and_tolerance() {
         );
     }
     assert_eq!(swapping.model()["generation"], 1);
-    assert_eq!(swapping.until("refused")["state"], "refused");
+    let told = swapping.until("refused");
+    assert!(
+        told["detail"].as_str().unwrap().contains("golden row"),
+        "{told}"
+    );
+    // Clients hear that, and not why: it may name files.
+    let public: Value = serde_json::from_str(&swapping.server.get("/models").text).unwrap();
+    assert_eq!(public["starter"]["last_swap"], json!({"state": "refused"}));
     assert_eq!(swapping.scores(), before);
     // And nothing is in the way of the next one.
     assert_eq!(swapping.swap(&json!({"probation_s": 0})).status, 200);
