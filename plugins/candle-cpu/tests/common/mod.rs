@@ -1,40 +1,17 @@
 //! What the tests share: golden folders, copies of them that are changed, and calls through the border.
 
-#![allow(dead_code, unreachable_pub)] // Each test file is a crate of its own and uses its part.
+#![allow(dead_code, unreachable_pub, unused_imports)] // Each test file is a crate of its own and uses its part.
 
+#[path = "../../../golden/edit.rs"]
 pub mod edit;
+#[path = "../../../golden/rows.rs"]
+mod rows;
 
-use backend_api::{
-    Fault, OpenBackend, OpenRequest, OpenWorker, PluginLibrary, RaggedBatch, RowControl, RowStatus,
-};
+pub use rows::{GoldenRow, golden, golden_dir, score};
+
+use backend_api::{Fault, OpenBackend, OpenRequest, OpenWorker, PluginLibrary};
 use candle_cpu::CandleCpu;
-use serde::Deserialize;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
-use std::time::Instant;
-
-/// A row and its logits by `transformers`.
-#[derive(Clone, Deserialize)]
-pub struct GoldenRow {
-    pub input_ids: Vec<u32>,
-    pub type_ids: Vec<u32>,
-    pub logits: Vec<f32>,
-}
-
-/// A golden.json.
-#[derive(Deserialize)]
-pub struct Golden {
-    pub rows: Vec<GoldenRow>,
-    /// What the model has to be opened with.
-    #[serde(default)]
-    pub options: serde_json::Map<String, serde_json::Value>,
-}
-
-pub fn golden_dir(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../golden")
-        .join(name)
-}
+use std::path::Path;
 
 /// Every golden folder: what is there is tried, so that a new one cannot be forgotten.
 pub fn golden_names() -> Vec<String> {
@@ -46,11 +23,6 @@ pub fn golden_names() -> Vec<String> {
         .collect();
     names.sort();
     names
-}
-
-pub fn golden(name: &str) -> Golden {
-    let text = std::fs::read_to_string(golden_dir(name).join("golden.json")).unwrap();
-    serde_json::from_str(&text).unwrap()
 }
 
 /// A request for a model folder with this dtype and these options.
@@ -84,41 +56,6 @@ pub fn open(request: &OpenRequest) -> Result<OpenBackend, Fault> {
     PluginLibrary::in_process::<CandleCpu>()
         .unwrap()
         .open(request)
-}
-
-/// Scores rows in one batch; each row's logits or its status.
-pub fn score(worker: &mut OpenWorker, rows: &[&GoldenRow]) -> Vec<Result<Vec<f32>, RowStatus>> {
-    let wanted = AtomicBool::new(true);
-    let (mut ids, mut types, mut offsets) = (Vec::new(), Vec::new(), vec![0]);
-    for row in rows {
-        ids.extend_from_slice(&row.input_ids);
-        types.extend_from_slice(&row.type_ids);
-        offsets.push(ids.len() as u32);
-    }
-    let controls = vec![
-        RowControl {
-            deadline_us: u64::MAX,
-            wanted: &wanted
-        };
-        rows.len()
-    ];
-    let limits = worker.limits();
-    let batch = RaggedBatch::check(
-        &ids,
-        &types,
-        &offsets,
-        &[],
-        &controls,
-        &limits,
-        Instant::now(),
-    )
-    .unwrap();
-    let mut logits = vec![f32::NAN; rows.len() * worker.n_labels()];
-    let mut statuses = vec![0; rows.len()];
-    let (_, scores) = worker.score(&batch, &mut logits, &mut statuses).unwrap();
-    (0..rows.len())
-        .map(|row| scores.row(row).map(<[f32]>::to_vec))
-        .collect()
 }
 
 /// Scores rows that must all be scored.

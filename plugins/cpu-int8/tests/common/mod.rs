@@ -1,18 +1,18 @@
 //! What the tests share: golden folders, a deterministic source of numbers, and calls through the
 //! border.
 
-#![allow(dead_code, unreachable_pub)] // Each test file is a crate of its own and uses its part.
+#![allow(dead_code, unreachable_pub, unused_imports)] // Each test file is a crate of its own and uses its part.
 
+#[path = "../../../golden/edit.rs"]
 pub mod edit;
+#[path = "../../../golden/rows.rs"]
+mod rows;
 
-use backend_api::{
-    Fault, OpenBackend, OpenRequest, OpenWorker, PluginLibrary, RaggedBatch, RowControl, RowStatus,
-};
+pub use rows::{GoldenRow, golden_dir, golden_rows, score};
+
+use backend_api::{Fault, OpenBackend, OpenRequest, OpenWorker, PluginLibrary};
 use cpu_int8::CpuInt8;
-use serde::Deserialize;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
-use std::time::Instant;
+use std::path::Path;
 
 /// The folders of plugins/golden.
 pub const GOLDEN: [&str; 16] = [
@@ -34,30 +34,6 @@ pub const GOLDEN: [&str; 16] = [
     "deberta-v2-absolute",
 ];
 
-/// A row and its logits by `transformers`.
-#[derive(Clone, Deserialize)]
-pub struct GoldenRow {
-    pub input_ids: Vec<u32>,
-    pub type_ids: Vec<u32>,
-    pub logits: Vec<f32>,
-}
-
-#[derive(Deserialize)]
-struct Golden {
-    rows: Vec<GoldenRow>,
-}
-
-pub fn golden_dir(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../golden")
-        .join(name)
-}
-
-pub fn golden_rows(name: &str) -> Vec<GoldenRow> {
-    let text = std::fs::read_to_string(golden_dir(name).join("golden.json")).unwrap();
-    serde_json::from_str::<Golden>(&text).unwrap().rows
-}
-
 /// A request for a model folder with this dtype and these options.
 pub fn request(dir: &Path, dtype: &str, options: &str) -> OpenRequest {
     OpenRequest {
@@ -77,41 +53,6 @@ pub fn open(request: &OpenRequest) -> Result<OpenBackend, Fault> {
     PluginLibrary::in_process::<CpuInt8>()
         .unwrap()
         .open(request)
-}
-
-/// Scores rows in one batch; each row's logits or its status.
-pub fn score(worker: &mut OpenWorker, rows: &[&GoldenRow]) -> Vec<Result<Vec<f32>, RowStatus>> {
-    let wanted = AtomicBool::new(true);
-    let (mut ids, mut types, mut offsets) = (Vec::new(), Vec::new(), vec![0]);
-    for row in rows {
-        ids.extend_from_slice(&row.input_ids);
-        types.extend_from_slice(&row.type_ids);
-        offsets.push(ids.len() as u32);
-    }
-    let controls = vec![
-        RowControl {
-            deadline_us: u64::MAX,
-            wanted: &wanted
-        };
-        rows.len()
-    ];
-    let limits = worker.limits();
-    let batch = RaggedBatch::check(
-        &ids,
-        &types,
-        &offsets,
-        &[],
-        &controls,
-        &limits,
-        Instant::now(),
-    )
-    .unwrap();
-    let mut logits = vec![f32::NAN; rows.len() * worker.n_labels()];
-    let mut statuses = vec![0; rows.len()];
-    let (_, scores) = worker.score(&batch, &mut logits, &mut statuses).unwrap();
-    (0..rows.len())
-        .map(|row| scores.row(row).map(<[f32]>::to_vec))
-        .collect()
 }
 
 /// Scores rows that must all be scored, as bits.

@@ -1,17 +1,17 @@
 //! What the tests share: small models as ONNX files beside the configurations of plugins/golden, and calls through the border.
 
-#![allow(dead_code, unreachable_pub)] // Each test file is a crate of its own and uses its part.
+#![allow(dead_code, unreachable_pub, unused_imports)] // Each test file is a crate of its own and uses its part.
 
-use backend_api::{
-    Fault, FaultCode, OpenBackend, OpenRequest, OpenWorker, PluginLibrary, RaggedBatch, RowControl,
-    RowStatus,
-};
+#[path = "../../../golden/rows.rs"]
+mod rows;
+
+pub use rows::{GoldenRow, score};
+
+use backend_api::{Fault, FaultCode, OpenBackend, OpenRequest, PluginLibrary};
 use ort_coreml::{OrtCoreMl, library};
-use serde::Deserialize;
+use rows::{golden_dir, golden_rows};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
-use std::time::Instant;
 use tempfile::TempDir;
 
 /// A graph of tests/models, and the golden model that it was exported from (make_onnx.py).
@@ -68,26 +68,13 @@ pub const MODELS: [Model; 9] = [
     FIXED,
 ];
 
-/// A row and its logits by `transformers`.
-#[derive(Clone, Deserialize)]
-pub struct GoldenRow {
-    pub input_ids: Vec<u32>,
-    pub type_ids: Vec<u32>,
-    pub logits: Vec<f32>,
-}
-
-#[derive(Deserialize)]
-struct Golden {
-    rows: Vec<GoldenRow>,
-}
-
 impl Model {
     /// A model's folder as users have it: config.json, and onnx/ with the graph.
     pub fn dir(&self) -> TempDir {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("onnx")).unwrap();
         copy(
-            &self.golden_dir().join("config.json"),
+            &golden_dir(self.golden).join("config.json"),
             &dir.path().join("config.json"),
         );
         for entry in std::fs::read_dir(self.onnx_dir()).unwrap() {
@@ -108,15 +95,8 @@ impl Model {
             .join("onnx")
     }
 
-    fn golden_dir(&self) -> PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("../golden")
-            .join(self.golden)
-    }
-
     pub fn rows(&self) -> Vec<GoldenRow> {
-        let text = std::fs::read_to_string(self.golden_dir().join("golden.json")).unwrap();
-        serde_json::from_str::<Golden>(&text).unwrap().rows
+        golden_rows(self.golden)
     }
 }
 
@@ -172,46 +152,6 @@ pub fn refused(request: &OpenRequest, code: FaultCode, words: &[&str]) {
             fault.text
         );
     }
-}
-
-/// Scores rows in one batch; each row's logits or its status.
-pub fn score(worker: &mut OpenWorker, rows: &[&GoldenRow]) -> Vec<Result<Vec<f32>, RowStatus>> {
-    let wanted = AtomicBool::new(true);
-    let control = RowControl {
-        deadline_us: u64::MAX,
-        wanted: &wanted,
-    };
-    score_with(worker, rows, &vec![control; rows.len()])
-}
-
-pub fn score_with(
-    worker: &mut OpenWorker,
-    rows: &[&GoldenRow],
-    controls: &[RowControl<'_>],
-) -> Vec<Result<Vec<f32>, RowStatus>> {
-    let (mut ids, mut types, mut offsets) = (Vec::new(), Vec::new(), vec![0]);
-    for row in rows {
-        ids.extend_from_slice(&row.input_ids);
-        types.extend_from_slice(&row.type_ids);
-        offsets.push(ids.len() as u32);
-    }
-    let limits = worker.limits();
-    let batch = RaggedBatch::check(
-        &ids,
-        &types,
-        &offsets,
-        &[],
-        controls,
-        &limits,
-        Instant::now(),
-    )
-    .unwrap();
-    let mut logits = vec![f32::NAN; rows.len() * worker.n_labels()];
-    let mut statuses = vec![0; rows.len()];
-    let (_, scores) = worker.score(&batch, &mut logits, &mut statuses).unwrap();
-    (0..rows.len())
-        .map(|row| scores.row(row).map(<[f32]>::to_vec))
-        .collect()
 }
 
 /// The largest difference of logits.
