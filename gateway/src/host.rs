@@ -192,25 +192,18 @@ impl Host {
             .ok_or_else(|| self.no_plugin(&format!("there is no plugin {name:?}")))
     }
 
-    /// The name of the plugin in a file as it is now. One that nobody has looked at is looked at in a process
-    /// of its own. Blocks.
+    /// The SHA-256 of a file as it is now, and the name of the plugin in it. One that nobody has looked at is looked
+    /// at in a process of its own. Blocks.
     ///
     /// # Errors
     /// What is wrong with the file, or how its process ended.
-    pub fn name_of(&self, path: &Path) -> Result<String, String> {
+    pub fn identify(&self, path: &Path) -> Result<(String, String), String> {
         let (sha256, copy) = self.store.stage(path)?;
-        if let Some(library) = self.by_hash(&sha256) {
-            return Ok(library.card().name.clone());
-        }
-        self.tried(self.prober.name(&copy), &copy, path)
-    }
-
-    /// The SHA-256 of a file as it is now.
-    ///
-    /// # Errors
-    /// Why it cannot be read.
-    pub fn hash_of(&self, path: &Path) -> Result<String, String> {
-        store::hash(path)
+        let name = match self.by_hash(&sha256) {
+            Some(library) => library.card().name.clone(),
+            None => self.tried(self.prober.name(&copy), &copy, path)?,
+        };
+        Ok((sha256, name))
     }
 
     /// Where the file of an image lies, or lay when it was mapped: a new build of it has come to its place.

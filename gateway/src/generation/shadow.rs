@@ -25,18 +25,22 @@ pub struct Shadow {
 /// What was seen of it.
 #[derive(Default)]
 struct Seen {
-    n_compared: u64,
-    n_rows: u64,
-    n_failed: u64,
-    n_skipped: u64,
-    last_error: Option<String>,
-    has_other_labels: bool,
+    counts: Counts,
     comparison: Comparison,
 }
 
 /// What there is to say of a generation that was tried out.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Shadowed {
+    /// What became of the requests.
+    pub counts: Counts,
+    /// How far its scores are from what was answered.
+    pub agreement: Agreement,
+}
+
+/// What became of the requests on which a generation was tried out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
     /// Requests whose scores were compared.
     pub n_compared: u64,
     /// Their rows.
@@ -50,8 +54,6 @@ pub struct Shadowed {
     /// Its labels are not those of what was answered: only other weights may have such, and their scores cannot be
     /// compared.
     pub has_other_labels: bool,
-    /// How far its scores are from what was answered.
-    pub agreement: Agreement,
 }
 
 /// The right to try one request out.
@@ -81,7 +83,7 @@ impl Shadow {
             return None;
         }
         let Ok(room) = Arc::clone(&self.room).try_acquire_owned() else {
-            self.seen().n_skipped += 1;
+            self.seen().counts.n_skipped += 1;
             self.candidate.metrics().shadow("skipped");
             return None;
         };
@@ -95,12 +97,7 @@ impl Shadow {
     pub fn seen_so_far(&self) -> Shadowed {
         let seen = self.seen();
         Shadowed {
-            n_compared: seen.n_compared,
-            n_rows: seen.n_rows,
-            n_failed: seen.n_failed,
-            n_skipped: seen.n_skipped,
-            last_error: seen.last_error.clone(),
-            has_other_labels: seen.has_other_labels,
+            counts: seen.counts.clone(),
             agreement: seen.comparison.agreement(),
         }
     }
@@ -113,15 +110,15 @@ impl Shadow {
 
 impl fmt::Display for Shadowed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
+        let Self { counts, agreement } = self;
+        let Counts {
             n_compared,
             n_rows,
             n_failed,
             n_skipped,
             has_other_labels,
-            agreement,
             ..
-        } = self;
+        } = counts;
         write!(f, "tried out on {n_rows} rows of {n_compared} requests")?;
         if *has_other_labels {
             f.write_str(": it has other labels, its scores are not compared")?;
@@ -152,11 +149,11 @@ impl Chosen {
         let failed = match outcome {
             Ok(found) => {
                 let (expected, n_labels) = (&answered.logits, answered.n_labels.max(1));
-                seen.n_compared += 1;
-                seen.n_rows += (expected.len() / n_labels) as u64;
+                seen.counts.n_compared += 1;
+                seen.counts.n_rows += (expected.len() / n_labels) as u64;
                 metrics.shadow("compared");
                 if found.n_labels != answered.n_labels {
-                    seen.has_other_labels = true;
+                    seen.counts.has_other_labels = true;
                     return;
                 }
                 let name = |row| format!("document {row} of the request {id}");
@@ -168,8 +165,8 @@ impl Chosen {
             }
             Err(error) => error.to_string(),
         };
-        seen.n_failed += 1;
-        seen.last_error = Some(failed);
+        seen.counts.n_failed += 1;
+        seen.counts.last_error = Some(failed);
         metrics.shadow("failed");
     }
 }

@@ -244,14 +244,6 @@ impl Drop for Store {
     }
 }
 
-/// The SHA-256 of a file's content.
-///
-/// # Errors
-/// Why it cannot be read.
-pub(super) fn hash(path: &Path) -> Result<String, String> {
-    Ok(hex(&Sha256::digest(image::read(path)?)))
-}
-
 /// Users know the file, not the copy; and are told of which one it is.
 pub(super) fn of_file(why: &str, copy: &Path, path: &Path) -> String {
     let (copy, path) = (copy.display().to_string(), path.display().to_string());

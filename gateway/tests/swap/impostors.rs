@@ -198,17 +198,17 @@ fn a_copy_that_was_not_tried_is_tried_before_it_is_mapped() {
     let library = plugins.path().join(file_name("swap-abort"));
     let source = at_load("std::process::abort()");
     fs::copy(impostor("swap-abort", &source), &library).unwrap();
-    let why = first.name_of(&library).unwrap_err();
+    let why = first.identify(&library).unwrap_err();
     assert!(why.contains("signal 6"), "{why}");
-    // As by a server that was killed while it tried it.
-    let hash = first.hash_of(&library).unwrap();
+    let after = host(plugins.path(), images.path(), PROGRAM);
+    let hash = after.files()[0].sha256.clone().unwrap();
     let copy = file_name("swap-abort").replace(DLL_SUFFIX, &format!("-{hash}{DLL_SUFFIX}"));
     let copy = images.path().join(copy);
-    let after = host(plugins.path(), images.path(), PROGRAM);
     assert!(
         after.files()[0].found.is_err() && !copy.exists(),
         "{copy:?}"
     );
+    // As by a server that was killed while it tried it.
     fs::copy(&library, &copy).unwrap();
     fs::set_permissions(&copy, fs::Permissions::from_mode(0o600)).unwrap();
     let after = host(plugins.path(), images.path(), PROGRAM);
@@ -218,7 +218,7 @@ fn a_copy_that_was_not_tried_is_tried_before_it_is_mapped() {
     fs::remove_file(&library).unwrap();
     crate::put(plugins.path(), "fake", "");
     let good = plugins.path().join(file_name("fake"));
-    assert_eq!(first.name_of(&good).unwrap(), "fake");
+    assert_eq!(first.identify(&good).unwrap().1, "fake");
     let again = host(plugins.path(), images.path(), "/no/such/program");
     assert!(again.files()[0].found.is_ok());
 }

@@ -113,9 +113,9 @@ impl Swaps {
 
     async fn look_into(&self, path: &Path) -> Option<Arrived> {
         let (host, file) = (self.loader.host.clone(), path.to_owned());
-        let looked = move || Ok::<_, String>((host.name_of(&file)?, host.hash_of(&file)?));
+        let looked = move || host.identify(&file);
         match self.runtime.blocking(looked).await.ok()? {
-            Ok((name, sha256)) => Some(Arrived {
+            Ok((sha256, name)) => Some(Arrived {
                 name,
                 sha256,
                 tried: BTreeSet::new(),

@@ -187,7 +187,7 @@ impl Swap {
     fn read(&self, found: &Found, facts: Option<&Facts>) -> Result<Read, String> {
         let loader = &self.all.loader;
         let is_same_plugin = match facts {
-            Some(facts) => loader.host.name_of(&found.0)? == facts.plugin.0,
+            Some(facts) => loader.host.identify(&found.0)?.1 == facts.plugin.0,
             None => false,
         };
         let read = loader.read(self.recipe(facts, is_same_plugin)?);

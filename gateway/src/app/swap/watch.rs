@@ -241,17 +241,18 @@ fn before_proof(before: &Facts) -> Option<String> {
 /// # Errors
 /// Why not.
 fn verdict(seen: &Shadowed, live: &Facts, new: &Facts) -> Result<(), String> {
-    let n_all = seen.n_compared + seen.n_failed;
+    let counts = &seen.counts;
+    let n_all = counts.n_compared + counts.n_failed;
     let share = SHADOW_FAILED_SHARE_MAX * n_all as f64;
-    if SHADOW_FAILED_MAX < seen.n_failed && share < seen.n_failed as f64 {
-        let last = seen.last_error.as_deref().unwrap_or_default();
+    if SHADOW_FAILED_MAX < counts.n_failed && share < counts.n_failed as f64 {
+        let last = counts.last_error.as_deref().unwrap_or_default();
         return Err(format!(
             "tried out on requests it failed {} of {n_all}, the last one with: {last}",
-            seen.n_failed
+            counts.n_failed
         ));
     }
     let has_its_weights = live.info.fingerprint == new.info.fingerprint;
-    if !has_its_weights || seen.n_compared == 0 {
+    if !has_its_weights || counts.n_compared == 0 {
         return Ok(());
     }
     let agreement = seen.agreement.check(&tolerance(live, new));
