@@ -7,6 +7,7 @@
 mod check;
 pub mod file;
 mod nearest;
+mod older;
 pub mod raw;
 mod secret;
 pub mod setting;
@@ -277,6 +278,12 @@ impl Config {
                 .map(Some)
                 .map_err(|why| self.refuse("server.admin_key_file", why)),
         }
+    }
+
+    /// What became of variables of older deployments, a sentence each for the log.
+    #[must_use]
+    pub fn notices(&self) -> &[String] {
+        self.raw.notices()
     }
 
     /// What is served, and how its backend is opened.

@@ -109,7 +109,8 @@ fn fail(error: &StartError) -> ExitCode {
 
 /// Serves until told to stop; how many requests were then not answered in time.
 async fn serve(config: &Config) -> Result<usize, StartError> {
-    for warning in unknown_env(std::env::vars_os().map(cli::lossy)) {
+    let unknown = unknown_env(std::env::vars_os().map(cli::lossy));
+    for warning in config.notices().iter().chain(&unknown) {
         tracing::warn!("{warning}");
     }
     let hub = hub_settings(config)?;

@@ -2,6 +2,7 @@
 
 use super::file::{self, Entry};
 use super::nearest::{nearest, nearest_env};
+use super::older;
 use super::setting::{Kind, Setting};
 use super::table::{FILE_KEY, GROUPS, SETTINGS, find};
 use std::collections::BTreeMap;
@@ -39,6 +40,7 @@ pub struct Said {
 #[derive(Clone)]
 pub struct Raw {
     said: BTreeMap<&'static str, Said>,
+    notices: Vec<String>,
 }
 
 // === impl Origin ===
@@ -91,6 +93,7 @@ impl Raw {
                 .iter()
                 .map(|setting| (setting.key, default(setting)))
                 .collect(),
+            notices: Vec::new(),
         }
     }
 
@@ -105,8 +108,9 @@ impl Raw {
     ) -> Result<Self, Vec<String>> {
         let mut over = Self {
             said: BTreeMap::new(),
+            notices: Vec::new(),
         };
-        over.lay_env(env);
+        over.lay_env(&env);
         over.lay_flags(flags);
 
         let mut raw = Self::defaults();
@@ -120,7 +124,14 @@ impl Raw {
             raw.lay_file(name, &text)?;
         }
         raw.said.append(&mut over.said);
+        raw.lay_older(env);
         Ok(raw)
+    }
+
+    /// What became of variables that are no setting's own, a sentence each.
+    #[must_use]
+    pub fn notices(&self) -> &[String] {
+        &self.notices
     }
 
     /// What the strongest origin said; `None` for a key that is not in the table.
@@ -157,7 +168,7 @@ impl Raw {
     }
 
     /// A variable that is set to nothing counts as not set: compose files write `${PORT:-}`.
-    fn lay_env(&mut self, env: impl Fn(&str) -> Option<String>) {
+    fn lay_env(&mut self, env: &impl Fn(&str) -> Option<String>) {
         for setting in SETTINGS {
             let values = setting
                 .env
@@ -169,6 +180,18 @@ impl Raw {
             if let Some((name, text)) = set.next() {
                 self.say(setting.key, text, Origin::Env(name));
             }
+        }
+    }
+
+    fn lay_older(&mut self, env: impl Fn(&str) -> Option<String>) {
+        let text = env(older::USE_MLX).filter(|text| !text.trim().is_empty());
+        let device = self.get(older::DEVICE_KEY);
+        let mapped = text
+            .zip(device)
+            .and_then(|(text, device)| older::use_mlx(&text, device, cfg!(target_os = "macos")));
+        if let Some(older::Mapped { said, notice }) = mapped {
+            self.notices.push(notice);
+            self.said.extend(said.map(|said| (older::DEVICE_KEY, said)));
         }
     }
 

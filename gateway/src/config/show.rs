@@ -21,6 +21,11 @@ pub const SHARED_NAMES: &[&str] = &[
     "BATCH_SIZE",
     "WORKER_TIMEOUT",
     "MAX_RETRIES",
+    "ENABLE_PREDICTION_CACHE",
+    "CACHE_TTL_SECONDS",
+    "CLEAR_CACHE_INTERVAL",
+    "ENABLE_DISTRIBUTED",
+    "REDIS_URL",
     "DEVICE_PREFERENCE",
     "--models",
     "--cache-dir",
@@ -265,6 +270,9 @@ unit and `_MAX`, such as the number of labels of a model.
 ";
 
 const REFERENCE_END: &str = "
+`USE_MLX=true`, which asked for Apple's chips, is `CROSSGATE_DEVICE=metal` on a Mac unless another device is
+named, and is passed over elsewhere; the log says which.
+
 ## Also read
 
 Downloads of models follow the hub's own variables of the environment: `HF_TOKEN`, `HF_TOKEN_PATH`,

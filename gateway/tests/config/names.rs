@@ -42,6 +42,30 @@ fn a_configuration_for_another_server_keeps_its_meaning() {
     assert_eq!(batch.wait_max, Duration::from_millis(5));
 }
 
+/// Elsewhere than on a Mac the old servers went on without MLX.
+#[test]
+fn use_mlx_never_refuses_a_start_and_is_never_silent() {
+    let env = [("USE_MLX", "true"), ("DEVICE_PREFERENCE", "auto")];
+    let config = serve("crossgate", &env);
+    let (device, words) = match cfg!(target_os = "macos") {
+        true => ("metal", "CROSSGATE_DEVICE=metal"),
+        false => ("auto", "no Mac"),
+    };
+    assert_eq!(config.models().device, device);
+    let notices = config.notices().join("; ");
+    assert!(
+        notices.contains("USE_MLX") && notices.contains(words),
+        "{notices}"
+    );
+    let named = serve("crossgate --device cpu", &env);
+    assert_eq!(named.models().device, "cpu");
+    assert!(named.notices()[0].contains("flag --device"));
+    for nothing in ["", "false"] {
+        let config = serve("crossgate", &[("USE_MLX", nothing)]);
+        assert!(config.notices().is_empty());
+    }
+}
+
 #[test]
 fn every_name_leads_to_a_key() {
     let reference = show::reference();
