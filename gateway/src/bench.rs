@@ -14,6 +14,7 @@ use crate::app::core::{Core, Reuse};
 use crate::config::{Config, ConfigError};
 use crate::generation::Generation;
 use crate::model::{TokenRows, hub};
+use crate::score::Form;
 use crate::tokenize::{Haste, Pool};
 use indicatif::{ProgressBar, ProgressStyle};
 use rounds::{Driver, Round};
@@ -140,16 +141,12 @@ async fn tokenize(
     requests: &[Request],
 ) -> Result<Vec<TokenRows>, String> {
     let mut rows = Vec::with_capacity(requests.len());
-    for (idx, Request { query, documents }) in requests.iter().enumerate() {
+    for (idx, request) in requests.iter().enumerate() {
         let tokenizer = Arc::clone(generation.tokenizer());
+        let texts = request.clone().into_texts();
+        let work = rounds::unheard(texts.len());
         let tokenized = pool
-            .tokenize(
-                tokenizer,
-                query.clone(),
-                documents.iter().cloned().map(Arc::new).collect(),
-                rounds::unheard(documents.len()),
-                Haste::All,
-            )
+            .tokenize(tokenizer, texts, Form::default(), work, Haste::All)
             .await
             .map_err(|error| format!("request {} of the workload: {error}", idx + 1))?;
         rows.push(tokenized.rows);

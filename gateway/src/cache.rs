@@ -18,7 +18,9 @@ use crate::generation::Generation;
 use crate::generation::plan::Ask;
 use crate::load::{CacheState, Origins};
 use crate::runtime::{Runtime, aside, now};
-use crate::score::{Answer, Priority, ScoreError, ScoreRequest, ScoreResponse, Times};
+use crate::score::{
+    Answer, Form, Priority, ScoreError, ScoreRequest, ScoreResponse, Texts, Times, text_bytes,
+};
 use crate::shared::{Lease, Shared};
 use crate::tokenize::{Admitted, Tokenize};
 use std::sync::Arc;
@@ -57,9 +59,9 @@ pub struct Routed {
 
 /// A request on its way through the stage.
 struct Asked {
-    query: String,
-    /// Shared with the flights that it begins: it may have to begin one again.
-    documents: Vec<Arc<String>>,
+    /// Their texts are shared with the flights that it begins: it may have to begin one again.
+    rows: Vec<Texts>,
+    form: Form,
     deadline: Instant,
     priority: Priority,
     generation: Arc<Generation>,
@@ -91,6 +93,8 @@ impl Cache {
             request,
             generation,
         } = routed;
+        let is_alone = request.rows.iter().any(|row| row.query.is_none());
+        generation.tokenizer().check(&request.form, is_alone)?;
         let keys = self.levels.keys(&generation, &request);
         let mut pairs: Vec<_> = keys.iter().map(|&key| self.levels.get(key)).collect();
         let misses = keys.into_iter().zip(&pairs).enumerate();
@@ -100,8 +104,8 @@ impl Cache {
             .collect();
         let n_missed = misses.len();
         let mut asked = Asked {
-            query: request.query,
-            documents: request.documents.into_iter().map(Arc::new).collect(),
+            rows: request.rows,
+            form: request.form,
             deadline: request.deadline,
             priority: request.priority,
             generation,
@@ -206,7 +210,7 @@ impl Cache {
         // From here on others may join: whatever becomes of this request, they are told.
         let driven = Driven(Arc::clone(&fleet));
         asked.n_begun += indices.len();
-        // Both are in the documents' order.
+        // Both are in the rows' order.
         let is_admitted =
             |index: &usize| new.binary_search_by_key(index, |miss| miss.index).is_ok();
         if !indices.iter().all(is_admitted) {
@@ -219,14 +223,13 @@ impl Cache {
         let Some(admission) = admission else {
             unreachable!("who begins flights has asked for all of them");
         };
-        let documents = indices.iter().map(|&index| &asked.documents[index]);
-        let documents = documents.cloned().collect();
-        let query = asked.query.clone();
+        let rows = indices.iter().map(|&index| asked.rows[index].clone());
+        let (rows, form) = (rows.collect(), asked.form.clone());
         self.drive(
             driven,
             Admitted {
-                query,
-                documents,
+                rows,
+                form,
                 work: Arc::clone(fleet.work()),
                 generation,
                 permit: admission.permit,
@@ -271,7 +274,7 @@ impl Cache {
         // Who tried twice began some of them twice.
         let miss = asked.n_begun.min(n_computed);
         asked.generation.metrics().cache(&Origins {
-            hit: asked.documents.len() - n_missed + asked.n_landed,
+            hit: asked.rows.len() - n_missed + asked.n_landed,
             hit_distributed: asked.n_distributed,
             coalesced: n_computed - miss,
             miss,
@@ -306,18 +309,15 @@ impl Service<Routed> for Cache {
 // === impl Asked ===
 
 impl Asked {
-    /// What is asked of admission for the documents of these indices.
-    fn ask(&self, indices: impl Iterator<Item = usize>) -> Ask {
-        let (mut rows, mut bytes) = (0, 0);
-        for index in indices {
-            rows += 1;
-            bytes += self.documents[index].len();
-        }
+    /// What is asked of admission for the rows of these indices.
+    fn ask(&self, indices: impl Iterator<Item = usize> + Clone) -> Ask {
+        let rows = indices.map(|index| &self.rows[index]);
+        let n_rows = rows.clone().count();
         Ask {
-            rows,
-            row_bytes: bytes + rows * self.query.len(),
-            text_bytes: bytes + self.query.len(),
-            tokens_max: rows * self.generation.tokenizer().row_tokens_max(),
+            rows: n_rows,
+            row_bytes: rows.clone().map(Texts::bytes).sum(),
+            text_bytes: text_bytes(rows),
+            tokens_max: n_rows * self.generation.tokenizer().row_tokens_max(),
             deadline: self.deadline,
             priority: self.priority,
         }
@@ -356,15 +356,12 @@ impl Levels {
         self.store.is_none() && self.board.is_none()
     }
 
-    /// The key of each document's pair; where nobody looks at them, none is made.
+    /// The key of each row; where nobody looks at them, none is made.
     fn keys(&self, generation: &Generation, request: &ScoreRequest) -> Vec<Key> {
         if self.is_off() {
-            return vec![0; request.documents.len()];
+            return vec![0; request.rows.len()];
         }
-        let make = || {
-            let documents = request.documents.iter();
-            keys(generation.identity(), &request.query, documents).collect()
-        };
+        let make = || keys(generation.identity(), &request.form, &request.rows);
         aside(request.text_bytes(), make)
     }
 
@@ -417,6 +414,7 @@ fn respond(generation: &Generation, Answered { pairs, times }: Answered) -> Scor
         n_labels,
         activation: generation.activation(),
         n_tokens: 0,
+        windows: Vec::new(),
         truncated: Vec::new(),
         query_truncated: false,
         times,

@@ -33,6 +33,7 @@ mod swap;
 mod tally;
 mod tei;
 mod wire;
+mod words;
 
 pub use admin::{PluginRow, admin};
 pub use docs::openapi;
@@ -138,7 +139,7 @@ impl Edge {
     /// Asks the core. An answer has one row for each document, and its numbers are finite: JSON has
     /// no others.
     async fn score(&self, request: ScoreRequest) -> Result<ScoreResponse, ScoreError> {
-        let n_documents = request.documents.len();
+        let n_documents = request.rows.len();
         let outcome = self.core.clone().oneshot(request).await;
         outcome.and_then(|response| check(response, n_documents))
     }

@@ -253,23 +253,36 @@ impl Bounds {
     }
 
     fn check(&self, request: &ScoreRequest) -> Result<(), ScoreError> {
-        if request.query.trim().is_empty() {
-            return Err(ScoreError::invalid(
-                "query",
-                "is empty; send the text to compare the documents with",
-            ));
-        }
-        if request.documents.is_empty() {
+        let rows = &request.rows;
+        let Some(first) = rows.first() else {
             return Err(ScoreError::invalid(
                 "documents",
                 "is empty; send at least one document",
             ));
+        };
+        self.check_count(rows.len())?;
+        let is_shared = rows.iter().all(|row| row.shares_query(first));
+        for (index, row) in rows.iter().enumerate() {
+            let is_new = index == 0 || !row.shares_query(&rows[index - 1]);
+            if let Some(query) = row.query.as_deref().filter(|_| is_new) {
+                let param = match is_shared {
+                    true => "query".to_owned(),
+                    false => format!("queries[{index}]"),
+                };
+                self.check_query(&param, query)?;
+            }
+            self.check_document(index, row.document.len())?;
         }
-        self.check_count(request.documents.len())?;
+        Ok(())
+    }
+
+    fn check_query(&self, param: &str, query: &str) -> Result<(), ScoreError> {
+        if query.trim().is_empty() {
+            let why = "is empty; send the text to compare the documents with";
+            return Err(ScoreError::invalid(param, why));
+        }
         let bound = ("intake.query_bytes_max", self.query_bytes_max);
-        check_bound("query", request.query.len(), "bytes", bound)?;
-        let mut documents = request.documents.iter().enumerate();
-        documents.try_for_each(|(index, document)| self.check_document(index, document.len()))
+        check_bound(param, query.len(), "bytes", bound)
     }
 
     /// A request is at most as urgent as it may be. Nobody is told but the log: its scores are the same.
@@ -300,7 +313,7 @@ fn check_bound(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::score::RequestId;
+    use crate::score::{Form, RequestId};
     use std::time::Instant;
 
     #[test]
@@ -324,8 +337,8 @@ mod tests {
             let mut request = ScoreRequest {
                 id: RequestId::random(),
                 model: None,
-                query: String::new(),
-                documents: Vec::new(),
+                rows: Vec::new(),
+                form: Form::default(),
                 deadline: Instant::now(),
                 priority: asked,
             };

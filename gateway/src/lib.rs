@@ -26,6 +26,8 @@ pub mod edge;
 
 pub mod intake;
 
+pub mod windows;
+
 pub mod cache;
 
 pub mod admit;

@@ -15,18 +15,22 @@ pub mod hub;
 mod info;
 pub mod progress;
 mod prompt;
+mod rows;
 mod source;
 mod starter;
 mod template;
 mod tokenizer;
 mod weights;
+mod windows;
 
 pub use geometry::{Geometry, Operations};
 pub use info::ModelInfo;
 pub use prompt::{Answers, Prompt, Reading, Token};
+pub use rows::{Cut, TokenRows};
 pub use source::Source;
-pub use tokenizer::{Cut, Query, TokenRows, Tokenizer};
+pub use tokenizer::{Query, Tokenizer};
 pub use weights::Format;
+pub use windows::Windows;
 
 use hub::Settings;
 use progress::Progress;

@@ -1,21 +1,25 @@
 //! The nouns of a request: what is asked, what is answered, what can go wrong. No serde, no HTTP.
 
+mod text;
+
+pub use text::{Form, Side, Texts, text_bytes};
+
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// What a client asks: scores for pairs of one query with each document.
+/// What a client asks: scores for rows of texts.
 #[derive(Clone, Debug)]
 pub struct ScoreRequest {
     /// Names the request in logs and in its answer.
     pub id: RequestId,
     /// A name from `--models`; `None` for the first model.
     pub model: Option<String>,
-    /// The query.
-    pub query: String,
-    /// The documents, scored in this order.
-    pub documents: Vec<String>,
+    /// Scored in this order.
+    pub rows: Vec<Texts>,
+    /// How they become rows of tokens.
+    pub form: Form,
     /// When the answer is of no use any more.
     pub deadline: Instant,
     /// How urgent it is among others.
@@ -34,19 +38,22 @@ pub enum Priority {
     High,
 }
 
-/// What is answered: for each document its logits, in the documents' order.
+/// What is answered: for each row its logits, in the request's order. Rows count as documents.
 #[derive(Clone, Debug)]
 pub struct ScoreResponse {
     /// The model's name, as configured.
     pub model: Arc<str>,
-    /// documents × labels logits.
+    /// rows × labels logits.
     pub logits: Vec<f32>,
-    /// Logits for each document.
+    /// Logits for each row.
     pub n_labels: usize,
     /// What turns logits into what clients see.
     pub activation: Activation,
-    /// Tokens that the model saw, special tokens included.
+    /// Tokens that the model saw, special tokens included. Those of a document in windows count once, as if
+    /// it had fitted.
     pub n_tokens: u64,
+    /// Documents that were read in several windows: their indices, and how many windows.
+    pub windows: Vec<(u32, u32)>,
     /// Indices of documents that were cut to the model's length.
     pub truncated: Vec<u32>,
     /// Whether the query itself was cut.
@@ -146,12 +153,12 @@ pub enum ScoreError {
 impl ScoreRequest {
     /// Bytes of all texts, each once.
     pub fn text_bytes(&self) -> usize {
-        self.query.len() + self.documents.iter().map(String::len).sum::<usize>()
+        text_bytes(&self.rows)
     }
 
-    /// Bytes of all pairs: the query stands in each.
-    pub fn row_bytes(&self) -> usize {
-        self.text_bytes() + self.documents.len().saturating_sub(1) * self.query.len()
+    /// The first row's query; empty where there is none.
+    pub fn query(&self) -> &str {
+        self.rows.first().map_or("", Texts::query)
     }
 }
 

@@ -17,7 +17,7 @@ use gateway::intake::{Bounds, Intake};
 use gateway::load::Load;
 use gateway::model::{Folder, ModelInfo, Tokenizer};
 use gateway::runtime::{Runtime, now};
-use gateway::score::{Priority, RequestId, ScoreError, ScoreRequest, ScoreResponse};
+use gateway::score::{Form, Priority, RequestId, ScoreError, ScoreRequest, ScoreResponse, Texts};
 use gateway::telemetry::Metrics;
 use gateway::tokenize::{Pool, Tokenize};
 use std::path::Path;
@@ -99,11 +99,8 @@ impl Server {
         let request = ScoreRequest {
             id: RequestId::random(),
             model: None,
-            query: "green plants".to_owned(),
-            documents: documents
-                .iter()
-                .map(|&document| document.to_owned())
-                .collect(),
+            rows: Texts::of_query("green plants", documents.iter().copied()),
+            form: Form::default(),
             deadline: now() + within,
             priority: Priority::Normal,
         };

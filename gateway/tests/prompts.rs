@@ -1,6 +1,7 @@
 //! Rerankers that generate, as sentence-transformers writes and reads them (tests/prompts/make_prompts.py).
 
 use gateway::model::{Folder, ModelInfo, Token, TokenRows, Tokenizer};
+use gateway::score::Form;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -27,7 +28,7 @@ fn tokenizer(info: &ModelInfo, row_tokens_max: usize) -> Tokenizer {
 
 fn row(tokenizer: &Tokenizer, query: &str, document: &str) -> TokenRows {
     let mut rows = TokenRows::none();
-    let query = tokenizer.query(query).unwrap();
+    let query = tokenizer.query(Some(query), &Form::default()).unwrap();
     tokenizer.push_pair(&query, document, &mut rows).unwrap();
     rows
 }

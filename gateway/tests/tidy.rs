@@ -20,9 +20,10 @@ const GROUND: [&str; 10] = [
     "shared",
 ];
 /// The way of a request: each may use those after it.
-const WAY: [&str; 7] = [
+const WAY: [&str; 8] = [
     "edge",
     "intake",
+    "windows",
     "cache",
     "admit",
     "tokenize",
@@ -30,7 +31,14 @@ const WAY: [&str; 7] = [
     "host",
 ];
 /// Stages whose time is `runtime::now`, which tests stop.
-const TIMED: [&str; 5] = ["intake", "cache", "admit", "tokenize", "generation"];
+const TIMED: [&str; 6] = [
+    "intake",
+    "windows",
+    "cache",
+    "admit",
+    "tokenize",
+    "generation",
+];
 /// Whatever composes: may use everything, and nothing above uses it.
 const TOP: [&str; 3] = ["app", "bench", "cli"];
 /// Crates that only some modules may name.

@@ -16,6 +16,7 @@ use crate::runtime::Runtime;
 use crate::shared::Shared;
 use crate::telemetry::Metrics;
 use crate::tokenize::{Pool, Tokenize};
+use crate::windows::Window;
 use std::sync::Arc;
 
 /// Jobs that may wait for a tokenizer thread; each is one request's.
@@ -24,7 +25,7 @@ const TOKENIZER_JOBS_MAX: usize = 1_024;
 /// The whole way of a request but the edge.
 pub(crate) struct Core {
     /// Where requests come in.
-    pub(crate) intake: Intake<Cache>,
+    pub(crate) intake: Intake<Window<Cache>>,
     /// The tokenizer threads, of all models.
     pub(crate) pool: Arc<Pool>,
     /// The models' places; empty until they are [loaded](Self::load).
@@ -84,7 +85,8 @@ impl Core {
         let slots = Arc::new(Slots::new(names.map(|named| named.name.as_str().into())));
         let way = |levels: Levels, shared: Option<Shared>| {
             let (admit, tokenize) = (Admit::new(shared), Tokenize::new(Arc::clone(&pool)));
-            Cache::new(levels, admit, tokenize, runtime.clone())
+            let cache = Cache::new(levels, admit, tokenize, runtime.clone());
+            Window::new(cache, config.queue().rows_max, threads.tokenizers)
         };
         let intake = Intake::new(
             Arc::clone(&slots),

@@ -10,8 +10,9 @@ use crate::intake::Intake;
 use crate::load::Totals;
 use crate::model::TokenRows;
 use crate::runtime::Runtime;
-use crate::score::{Priority, RequestId, ScoreError, ScoreRequest, Times};
+use crate::score::{Form, Priority, RequestId, ScoreError, ScoreRequest, Times};
 use crate::tokenize::{Haste, Pool};
+use crate::windows::Window;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use tower::ServiceExt as _;
@@ -27,7 +28,7 @@ pub(super) struct Driver {
     /// Of each request.
     pub(super) rows: Vec<TokenRows>,
     pub(super) generation: Arc<Generation>,
-    pub(super) intake: Intake<Cache>,
+    pub(super) intake: Intake<Window<Cache>>,
     pub(super) pool: Arc<Pool>,
     pub(super) runtime: Runtime,
 }
@@ -122,8 +123,8 @@ impl Driver {
                 let request = ScoreRequest {
                     id: RequestId::random(),
                     model: None,
-                    query: request.query,
-                    documents: request.documents,
+                    rows: request.into_texts(),
+                    form: Form::default(),
                     deadline: started + PATIENCE,
                     priority: Priority::default(),
                 };
@@ -180,12 +181,11 @@ impl Driver {
     ) -> Result<(Vec<f32>, Times), ScoreError> {
         let started = Instant::now();
         let tokenizer = Arc::clone(self.generation.tokenizer());
-        let Request { query, documents } = request;
-        let work = unheard(documents.len());
-        let documents = documents.into_iter().map(Arc::new).collect();
+        let texts = request.into_texts();
+        let work = unheard(texts.len());
         let tokenized = self
             .pool
-            .tokenize(tokenizer, query, documents, work, Haste::All)
+            .tokenize(tokenizer, texts, Form::default(), work, Haste::All)
             .await?;
         let times = Times {
             tokenize: started.elapsed(),

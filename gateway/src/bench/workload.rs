@@ -1,5 +1,6 @@
 //! The requests that are measured: one JSON object a line.
 
+use crate::score::Texts;
 use serde::Deserialize;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _};
@@ -18,6 +19,11 @@ pub(super) struct Request {
 // === impl Request ===
 
 impl Request {
+    /// A row for each document.
+    pub(super) fn into_texts(self) -> Vec<Texts> {
+        Texts::of_query(self.query, self.documents)
+    }
+
     /// Bytes of all pairs: the query stands in each.
     pub(super) fn row_bytes(&self) -> usize {
         let documents: usize = self.documents.iter().map(String::len).sum();

@@ -1,7 +1,7 @@
 //! One call as it passes the edge: its name, its start, its size.
 
 use crate::runtime::now;
-use crate::score::{Priority, RequestId, ScoreRequest};
+use crate::score::{Form, Priority, RequestId, ScoreRequest, Texts};
 use axum::http::{Extensions, HeaderMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -72,19 +72,19 @@ impl Call {
     pub(super) fn question(
         &self,
         model: Option<String>,
-        query: String,
-        documents: Vec<String>,
+        rows: Vec<Texts>,
+        form: Form,
         deadline: Instant,
         priority: Priority,
     ) -> ScoreRequest {
-        self.0.n_rows.store(documents.len(), Ordering::Relaxed);
+        self.0.n_rows.store(rows.len(), Ordering::Relaxed);
         // Some clients cannot leave the model out.
         let model = model.filter(|name| !name.is_empty());
         ScoreRequest {
             id: self.0.id.clone(),
             model,
-            query,
-            documents,
+            rows,
+            form,
             deadline,
             priority,
         }

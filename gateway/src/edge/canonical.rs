@@ -5,12 +5,13 @@ use super::Edge;
 use super::answer::scored;
 use super::document::{Document, RankFields};
 use super::json;
-use super::overflow::{Bound, Overflow, cuts, row_tokens_max};
+use super::overflow::{Overflow, bound, cuts, row_tokens_max, side};
 use super::post::{self, Post};
 use super::wire::Refusal;
+use super::words::Words;
 use crate::intake::Bounds;
 use crate::runtime::aside;
-use crate::score::{Activation, Priority, ScoreError, ScoreResponse, ranking};
+use crate::score::{Activation, Form, Priority, ScoreError, ScoreResponse, Texts, ranking};
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -50,24 +51,46 @@ pub(super) struct Body {
     #[serde(default, deserialize_with = "json::flag")]
     raw_scores: Option<bool>,
     /// What becomes of a request with a text that is too long: `truncate` (or absent) cuts it and warns,
-    /// `error` refuses the request and names the text.
+    /// `error` refuses the request and names the text, `chunk_max` reads a long document in windows that
+    /// overlap and scores it by the best one.
+    #[schema(value_type = Option<String>, example = "truncate")]
     overflow: Option<String>,
-    /// Not applied yet; if it is less than the model's length, `meta.warnings` says so.
+    /// Of each document no more tokens count; 0 or absent for all that the model reads.
     #[serde(default, deserialize_with = "json::count")]
     max_tokens_per_doc: Option<u64>,
-    /// Not applied yet; if it is less than the model's length, `meta.warnings` says so.
+    /// The same of the query.
     #[serde(default, deserialize_with = "json::count")]
     max_tokens_per_query: Option<u64>,
-    /// Not applied yet; if it is less than the model's length, `meta.warnings` says so. -1 is that length.
+    /// Query and document together have no more tokens, special ones included; -1, 0 or absent for the
+    /// model's length.
     #[serde(default, deserialize_with = "json::count_or_all")]
     #[schema(value_type = Option<i64>, minimum = -1)]
     truncate_prompt_tokens: Option<u64>,
+    /// Where texts that are too long are cut: `right` (or absent) or `left`.
+    #[serde(alias = "truncation_direction")]
+    truncation_side: Option<String>,
+    /// What the model is told to look for, in place of its own instruction; for models that have one in
+    /// their prompt.
+    instruction: Option<String>,
+    /// vLLM's place for `instruction`.
+    chat_template_kwargs: Option<TemplateKwargs>,
     /// How urgent the request is: `high`, `normal` or `low`, in any case; absent or 0 for what `X-Priority`
     /// says, or normal.
     #[serde(default, deserialize_with = "json::scalar")]
     #[schema(value_type = Option<String>, example = "normal")]
     priority: Option<String>,
 }
+
+/// What a prompt's template is told; the instruction of it counts.
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = TemplateKwargs)]
+pub(super) struct TemplateKwargs {
+    /// As the request's own `instruction`, which counts more.
+    instruction: Option<String>,
+}
+
+/// What the core calls otherwise.
+const WORDS: Words = Words(&[("row_tokens_max", "truncate_prompt_tokens")]);
 
 /// The documents by falling score; equal scores keep the documents' order.
 #[derive(Serialize, ToSchema)]
@@ -127,7 +150,7 @@ pub(super) struct Meta {
     api_version: ApiVersion,
     billed_units: BilledUnits,
     tokens: Tokens,
-    /// What was cut to the model's length, and what was asked for and not done.
+    /// What was cut, and what was read in windows.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     warnings: Vec<String>,
 }
@@ -156,8 +179,8 @@ const RESULT_BYTES: usize = 64;
 /// A body that makes sense.
 struct Asked {
     model: Option<String>,
-    query: String,
-    documents: Vec<String>,
+    rows: Vec<Texts>,
+    form: Form,
     /// Where the body names one.
     priority: Option<Priority>,
     shown: Shown,
@@ -170,21 +193,23 @@ struct Shown {
     /// The documents' texts, where they are to be repeated.
     texts: Option<Vec<String>>,
     overflow: Overflow,
-    bounds: [Bound; 3],
 }
 
 /// Answers a body with `documents`.
 pub(super) async fn rerank(edge: &Edge, post: &Post) -> Result<Response, Refusal> {
     let Asked {
         model,
-        query,
-        documents,
+        rows,
+        form,
         priority,
         shown,
     } = aside(post.body.len(), || read(&post.body, edge.door.bounds()))?;
-    let mut question = post.question(model, query, documents);
+    let mut question = post.question(model, rows, form.clone());
     question.priority = priority.unwrap_or(question.priority);
-    let response = edge.score(question).await?;
+    let response = edge
+        .score(question)
+        .await
+        .map_err(|error| WORDS.say(error))?;
     let activation = if shown.raw {
         Activation::Identity
     } else {
@@ -193,7 +218,7 @@ pub(super) async fn rerank(edge: &Edge, post: &Post) -> Result<Response, Refusal
     let row_tokens_max = row_tokens_max(edge, &response);
     shown.overflow.check(&response, row_tokens_max)?;
     Ok(aside(shown.bytes(), || {
-        let warnings = shown.warnings(&response, row_tokens_max);
+        let warnings = cuts(&response, "documents", &form);
         let answer = answer(post.call.id().to_string(), &response, shown, warnings);
         scored(&post.call, &response, activation, &answer)
     }))
@@ -222,6 +247,20 @@ fn read(body: &[u8], bounds: &Bounds) -> Result<Asked, Refusal> {
     }
     let priority = post::priority("priority", body.priority.as_deref().unwrap_or_default())?;
     let overflow = Overflow::parse(body.overflow.as_deref())?;
+    let kwargs = body.chat_template_kwargs;
+    let instruction = body
+        .instruction
+        .or(kwargs.and_then(|kwargs| kwargs.instruction));
+    let form = Form {
+        instruction: instruction
+            .filter(|text| !text.trim().is_empty())
+            .map(Into::into),
+        query_tokens_max: bound(body.max_tokens_per_query),
+        document_tokens_max: bound(body.max_tokens_per_doc),
+        row_tokens_max: bound(body.truncate_prompt_tokens),
+        side: side("truncation_side", body.truncation_side.as_deref())?,
+        windows: overflow == Overflow::ChunkMax,
+    };
     let rank_fields = body.rank_fields.unwrap_or_default();
     let texts = documents
         .into_iter()
@@ -238,16 +277,11 @@ fn read(body: &[u8], bounds: &Bounds) -> Result<Asked, Refusal> {
             .unwrap_or(false)
             .then(|| texts.clone()),
         overflow,
-        bounds: [
-            Bound::new("max_tokens_per_doc", body.max_tokens_per_doc),
-            Bound::new("max_tokens_per_query", body.max_tokens_per_query),
-            Bound::new("truncate_prompt_tokens", body.truncate_prompt_tokens),
-        ],
     };
     Ok(Asked {
         model: body.model,
-        query,
-        documents: texts,
+        rows: Texts::of_query(query, texts),
+        form,
         priority,
         shown,
     })
@@ -291,13 +325,5 @@ impl Shown {
     fn bytes(&self) -> usize {
         let texts = self.texts.iter().flatten().map(String::len);
         self.n_results * RESULT_BYTES + texts.sum::<usize>()
-    }
-
-    /// What was cut, and what was asked for and not done.
-    fn warnings(&self, response: &ScoreResponse, row_tokens_max: usize) -> Vec<String> {
-        let mut warnings = cuts(response, "documents");
-        let bounds = self.bounds.iter();
-        warnings.extend(bounds.filter_map(|bound| bound.warning(row_tokens_max)));
-        warnings
     }
 }

@@ -9,7 +9,7 @@ use super::grpc_health::HealthReport;
 use super::layers::{Protocol, Watch, panic_error, watch};
 use super::post::content_length;
 use super::wire::{OURS, Refusal, status, wire};
-use crate::score::{Activation, Priority, ScoreError, ScoreResponse, ranking};
+use crate::score::{Activation, Form, Priority, ScoreError, ScoreResponse, Texts, ranking};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -193,7 +193,8 @@ impl Service {
             ));
         }
         let deadline = deadline(&self.0, call, metadata.as_ref());
-        let request = call.question(Some(model), query, documents, deadline, priority);
+        let rows = Texts::of_query(query, documents);
+        let request = call.question(Some(model), rows, Form::default(), deadline, priority);
         self.0
             .score(request)
             .await

@@ -1,7 +1,7 @@
 //! Texts that are too long for the model: what clients may ask about them, and how they are told.
 
 use super::Edge;
-use crate::score::{ScoreError, ScoreResponse};
+use crate::score::{Form, ScoreError, ScoreResponse, Side};
 
 /// Indices that a warning lists before it only counts.
 const WARNED_INDICES_MAX: usize = 20;
@@ -13,12 +13,8 @@ pub(super) enum Overflow {
     Truncate,
     /// The request is refused.
     Error,
-}
-
-/// A bound in tokens that a request asks for. None is applied but the model's own.
-pub(super) struct Bound {
-    name: &'static str,
-    tokens: u64,
+    /// The document is read in windows, and the best one counts.
+    ChunkMax,
 }
 
 // === impl Overflow ===
@@ -30,13 +26,10 @@ impl Overflow {
         match text.unwrap_or_default() {
             "" | "truncate" => Ok(Self::Truncate),
             "error" => Ok(Self::Error),
-            "chunk_max" => Err(ScoreError::invalid(
-                "overflow",
-                r#""chunk_max" is not supported yet; use "truncate" or "error""#,
-            )),
+            "chunk_max" => Ok(Self::ChunkMax),
             other => Err(ScoreError::invalid(
                 "overflow",
-                format!(r#"there is no {other:?}; use "truncate" or "error""#),
+                format!(r#"there is no {other:?}; use "truncate", "error" or "chunk_max""#),
             )),
         }
     }
@@ -51,7 +44,7 @@ impl Overflow {
         response: &ScoreResponse,
         row_tokens_max: usize,
     ) -> Result<(), ScoreError> {
-        if self == Self::Truncate {
+        if self != Self::Error {
             return Ok(());
         }
         let param = match (response.query_truncated, response.truncated.first()) {
@@ -75,45 +68,59 @@ pub(super) fn row_tokens_max(edge: &Edge, response: &ScoreResponse) -> usize {
     model.map_or(0, |model| model.row_tokens_max)
 }
 
-/// What was cut. `texts` is the field's name in the dialect.
-pub(super) fn cuts(response: &ScoreResponse, texts: &str) -> Vec<String> {
+/// What was cut, and what was read in windows. `texts` is the field's name in the dialect.
+pub(super) fn cuts(response: &ScoreResponse, texts: &str, form: &Form) -> Vec<String> {
     let mut warnings = Vec::new();
     if response.query_truncated {
         warnings.push(format!("query was cut to leave room for the {texts}"));
     }
     if !response.truncated.is_empty() {
-        let listed = response
+        let is_bounded = form.document_tokens_max.or(form.row_tokens_max).is_some();
+        let to = match is_bounded {
+            true => "the tokens allowed",
+            false => "the model's length",
+        };
+        let cut = response
             .truncated
             .iter()
-            .take(WARNED_INDICES_MAX)
             .map(|index| format!("{texts}[{index}]"));
-        let listed = listed.collect::<Vec<_>>().join(", ");
-        let more = match response.truncated.len().saturating_sub(WARNED_INDICES_MAX) {
-            0 => String::new(),
-            n_more => format!(" and {n_more} more"),
-        };
-        warnings.push(format!("cut to the model's length: {listed}{more}"));
+        warnings.push(format!("cut to {to}: {}", listed(cut)));
+    }
+    if !response.windows.is_empty() {
+        let read = response.windows.iter();
+        let read = read.map(|(index, n)| format!("{texts}[{index}] of {n}"));
+        warnings.push(format!("scored by the best window: {}", listed(read)));
     }
     warnings
 }
 
-// === impl Bound ===
-
-impl Bound {
-    /// 0 is what some clients send for none.
-    pub(super) fn new(name: &'static str, tokens: Option<u64>) -> Self {
-        let tokens = tokens.unwrap_or(0);
-        Self { name, tokens }
+/// The first few, and how many more there are.
+fn listed(items: impl ExactSizeIterator<Item = String>) -> String {
+    let n_more = items.len().saturating_sub(WARNED_INDICES_MAX);
+    let first: Vec<_> = items.take(WARNED_INDICES_MAX).collect();
+    match n_more {
+        0 => first.join(", "),
+        _ => format!("{} and {n_more} more", first.join(", ")),
     }
+}
 
-    /// That it was not applied. What the model's own length keeps anyway needs no word.
-    pub(super) fn warning(&self, row_tokens_max: usize) -> Option<String> {
-        let Self { name, tokens } = self;
-        (1..row_tokens_max as u64).contains(tokens).then(|| {
-            format!(
-                "{name} = {tokens} was not applied: query and document together may have the \
-                 model's {row_tokens_max} tokens"
-            )
-        })
+/// A bound in tokens; 0 is what some clients send for none.
+pub(super) fn bound(tokens: Option<u64>) -> Option<u32> {
+    let tokens = tokens.filter(|&tokens| tokens != 0)?;
+    Some(u32::try_from(tokens).unwrap_or(u32::MAX))
+}
+
+/// The side at which texts that are too long are cut; `param` is the field's name in the dialect.
+///
+/// # Errors
+/// Names what there is.
+pub(super) fn side(param: &str, text: Option<&str>) -> Result<Side, ScoreError> {
+    match text.map(str::trim).unwrap_or_default() {
+        word if word.is_empty() || word.eq_ignore_ascii_case("right") => Ok(Side::Right),
+        word if word.eq_ignore_ascii_case("left") => Ok(Side::Left),
+        other => Err(ScoreError::invalid(
+            param,
+            format!(r#"there is no {other:?}; use "right" or "left""#),
+        )),
     }
 }

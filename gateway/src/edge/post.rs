@@ -7,7 +7,7 @@ use super::call::Call;
 use super::problem::Problem;
 use super::wire::Refusal;
 use crate::intake::{Pass, Weight};
-use crate::score::{Priority, ScoreError, ScoreRequest};
+use crate::score::{Form, Priority, ScoreError, ScoreRequest, Texts};
 use axum::body::Body;
 use axum::extract::{FromRequest, Request};
 use axum::http::HeaderMap;
@@ -44,11 +44,11 @@ impl Post {
     pub(super) fn question(
         &self,
         model: Option<String>,
-        query: String,
-        documents: Vec<String>,
+        rows: Vec<Texts>,
+        form: Form,
     ) -> ScoreRequest {
         self.call
-            .question(model, query, documents, self.deadline, self.priority)
+            .question(model, rows, form, self.deadline, self.priority)
     }
 
     /// What it counts for at the door until its answer has been sent.

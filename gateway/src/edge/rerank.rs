@@ -89,7 +89,9 @@ async fn by_dialect(edge: &Edge, post: &Post) -> Result<Response, Problem> {
         Keys {
             texts: Some(texts), ..
         } => {
-            let fits = bounds.check_count(texts.0).map_err(tei::in_their_words);
+            let fits = bounds
+                .check_count(texts.0)
+                .map_err(|error| tei::WORDS.say(error));
             fits.map_err(Problem::tei)?;
             tei::rerank(edge, post).await.map_err(Problem::tei)
         }

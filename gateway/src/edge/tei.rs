@@ -3,13 +3,14 @@
 use super::Edge;
 use super::answer::{WARNINGS, scored, set};
 use super::json;
-use super::overflow::cuts;
+use super::overflow::{Overflow, cuts, row_tokens_max, side};
 use super::post::Post;
 use super::problem::Problem;
 use super::wire::Refusal;
+use super::words::Words;
 use crate::load::ModelState;
 use crate::runtime::aside;
-use crate::score::{Activation, ScoreError, ScoreResponse, ranking};
+use crate::score::{Activation, Form, ScoreError, ScoreResponse, Texts, ranking};
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
@@ -19,8 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use utoipa::ToSchema;
 
-/// A query and the texts to rank by it. Long texts are cut at their right end, whatever `truncate` and
-/// `truncation_direction` say, and `x-crossgate-warnings` tells which.
+/// A query and the texts to rank by it. `x-crossgate-warnings` tells which texts were cut.
 #[derive(Debug, Deserialize, ToSchema)]
 #[schema(as = TeiRerankRequest, example = json!({
     "query": "What is the capital of France?",
@@ -46,12 +46,15 @@ pub(super) struct Body {
     /// Repeat each text in its result.
     #[serde(default, deserialize_with = "json::flag")]
     return_text: Option<bool>,
-    /// Taken, and not applied.
+    /// Whether texts that are too long are cut (absent or true) or refused (false).
     #[serde(default, deserialize_with = "json::flag")]
     truncate: Option<bool>,
-    /// `right` or `left`; taken, and not applied.
+    /// Where they are cut: `right` (or absent) or `left`, in any case.
     truncation_direction: Option<String>,
 }
+
+/// What the core calls otherwise.
+pub(super) const WORDS: Words = Words(&[("documents", "texts")]);
 
 /// Bytes of a result without its text, about.
 const RANK_BYTES: usize = 32;
@@ -59,15 +62,14 @@ const RANK_BYTES: usize = 32;
 /// A body that makes sense.
 struct Asked {
     model: Option<String>,
-    query: String,
-    texts: Vec<String>,
+    rows: Vec<Texts>,
+    form: Form,
+    overflow: Overflow,
     n_results: usize,
     raw: bool,
     /// The texts, where they are to be repeated.
     repeated: Option<Vec<String>>,
     n_characters: usize,
-    /// What was asked for about texts that are too long, and is not done.
-    refused_cuts: Vec<&'static str>,
 }
 
 /// One text's result. The array of them stands by falling score.
@@ -139,18 +141,18 @@ pub(super) async fn info(State(edge): State<Arc<Edge>>) -> Result<Response, Prob
 pub(super) async fn rerank(edge: &Edge, post: &Post) -> Result<Response, Refusal> {
     let Asked {
         model,
-        query,
-        texts,
+        rows,
+        form,
+        overflow,
         n_results,
         raw,
         mut repeated,
         n_characters,
-        refused_cuts,
     } = aside(post.body.len(), || read(&post.body))?;
-    let response = edge
-        .score(post.question(model, query, texts))
-        .await
-        .map_err(in_their_words)?;
+    let response = edge.score(post.question(model, rows, form.clone())).await;
+    let response = response.map_err(|error| WORDS.say(error))?;
+    let fits = overflow.check(&response, row_tokens_max(edge, &response));
+    fits.map_err(|error| WORDS.say(error))?;
     let activation = activation(&response, raw);
     let rows = response.logits.chunks_exact(response.n_labels);
     let scores: Vec<f32> = rows.map(|logits| activation.apply(logits)[0]).collect();
@@ -168,10 +170,8 @@ pub(super) async fn rerank(edge: &Edge, post: &Post) -> Result<Response, Refusal
     let bytes = ranks.len() * RANK_BYTES + texts.map(String::len).sum::<usize>();
     let mut answer = aside(bytes, || scored(&post.call, &response, activation, &ranks));
     describe_compute(&mut answer, edge, post, &response, n_characters);
-    let mut warnings = cuts(&response, "texts");
+    let warnings = cuts(&response, "texts", &form);
     if !warnings.is_empty() {
-        // Where nothing was cut, how it should have been makes no difference.
-        warnings.extend(refused_cuts.iter().map(|&cut| cut.to_owned()));
         set(&mut answer, WARNINGS, &warnings.join("; "));
     }
     Ok(answer)
@@ -194,41 +194,28 @@ fn read(body: &[u8]) -> Result<Asked, Refusal> {
         )
         .into());
     }
-    let refused_cuts = refused_cuts(body.truncate, body.truncation_direction.as_deref())?;
+    let direction = body.truncation_direction.as_deref();
+    let form = Form {
+        side: side("truncation_direction", direction)?,
+        ..Form::default()
+    };
     let n_characters =
         characters(&query) * texts.len() + texts.iter().map(|text| characters(text)).sum::<usize>();
     Ok(Asked {
         model: body.model,
-        query,
+        form,
+        overflow: match body.truncate {
+            Some(false) => Overflow::Error,
+            _ => Overflow::Truncate,
+        },
         n_results: body
             .top_n
             .map_or(texts.len(), |n| usize::try_from(n).unwrap_or(usize::MAX)),
         raw: body.raw_scores.unwrap_or(false),
         repeated: body.return_text.unwrap_or(false).then(|| texts.clone()),
-        texts,
+        rows: Texts::of_query(query, texts),
         n_characters,
-        refused_cuts,
     })
-}
-
-fn refused_cuts(
-    truncate: Option<bool>,
-    direction: Option<&str>,
-) -> Result<Vec<&'static str>, ScoreError> {
-    let direction = direction.unwrap_or_default();
-    let is_left = direction.eq_ignore_ascii_case("left");
-    if !(is_left || direction.is_empty() || direction.eq_ignore_ascii_case("right")) {
-        let why = format!(r#"there is no {direction:?}; use "right" or "left""#);
-        return Err(ScoreError::invalid("truncation_direction", why));
-    }
-    let mut refused = Vec::new();
-    if truncate == Some(false) {
-        refused.push("truncate = false was not applied");
-    }
-    if is_left {
-        refused.push("truncation_direction = left was not applied: it was cut at the right");
-    }
-    Ok(refused)
 }
 
 /// TEI's own rule, whatever the model declares.
@@ -237,25 +224,6 @@ fn activation(response: &ScoreResponse, raw: bool) -> Activation {
         (true, _) => Activation::Identity,
         (false, 1) => Activation::Sigmoid,
         (false, _) => Activation::Softmax,
-    }
-}
-
-/// The core speaks of documents; these clients sent texts.
-pub(super) fn in_their_words(error: ScoreError) -> ScoreError {
-    let rename = |param: String| match param.strip_prefix("documents") {
-        Some(rest) => format!("texts{rest}"),
-        None => param,
-    };
-    match error {
-        ScoreError::Invalid { param, why } => ScoreError::Invalid {
-            param: rename(param),
-            why,
-        },
-        ScoreError::TooLarge { param, why } => ScoreError::TooLarge {
-            param: rename(param),
-            why,
-        },
-        other => other,
     }
 }
 

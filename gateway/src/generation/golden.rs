@@ -5,7 +5,7 @@ use super::plan::Ask;
 use super::work::{RowFault, Scored, Sink, Work};
 use crate::model::{TokenRows, Tokenizer};
 use crate::runtime::{self, Runtime};
-use crate::score::Priority;
+use crate::score::{Form, Priority};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -327,7 +327,8 @@ pub fn golden_rows(tokenizer: &Tokenizer) -> Result<TokenRows, String> {
     let long = "long ".repeat(LONG_WORDS.min(tokenizer.row_tokens_max()));
     let mut rows = TokenRows::none();
     for (place, query) in QUERIES.iter().enumerate() {
-        let query = tokenizer.query(query)?;
+        let query = tokenizer.query(Some(query), &Form::default());
+        let query = query.map_err(|error| error.to_string())?;
         for (document, text) in DOCUMENTS.iter().enumerate() {
             let is_long = document + 1 == DOCUMENTS.len() && place % 2 == 0;
             let text = if is_long { &long } else { *text };

@@ -18,6 +18,7 @@ const TEMPLATE_STEPS_MAX: u64 = 1_000_000;
 /// Stand where a text will: from Unicode's private use area, which no template writes.
 const QUERY: &str = "\u{E000}query\u{E001}";
 const DOCUMENT: &str = "\u{E000}document\u{E001}";
+const INSTRUCTION: &str = "\u{E000}instruction\u{E001}";
 
 /// The text around a query and a document.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +29,9 @@ pub struct Prompt {
     pub middle: String,
     /// After the document.
     pub tail: String,
+    /// What stands before the query around an instruction of the client's own; `None` where there is no
+    /// place for one.
+    pub instructed: Option<[String; 2]>,
 }
 
 /// The tokens by whose logits a model that generates answers: the score is the difference of the two, or
@@ -65,6 +69,8 @@ struct Known {
     /// In lower case; all of these are in the model's name.
     words: &'static [&'static str],
     prompt: &'static str,
+    /// What of the prompt another instruction replaces, and by what.
+    instructed: [&'static str; 2],
     yes: &'static str,
     no: &'static str,
 }
@@ -77,6 +83,10 @@ const KNOWN: [Known; 2] = [
                  Instruct provided. Note that the answer can only be \"yes\" or \"no\".<|im_end|>\n<|im_start|>user\n\
                  <Instruct>: Given a web search query, retrieve relevant passages that answer the query\n\
                  <Query>: {query}\n<Document>: {document}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
+        instructed: [
+            "Given a web search query, retrieve relevant passages that answer the query",
+            "{instruction}",
+        ],
         yes: "yes",
         no: "no",
     },
@@ -87,6 +97,10 @@ const KNOWN: [Known; 2] = [
                  evaluates how well documents match search queries. For each query-document pair, carefully analyze \
                  the semantic relationship between them, then provide your binary relevance judgment (0 for not \
                  relevant, 1 for relevant).\nRelevance:<|im_end|>\n<|im_start|>assistant\n",
+        instructed: [
+            "query: {query}",
+            "instruction: {instruction}\nquery: {query}",
+        ],
         yes: "1",
         no: "0",
     },
@@ -159,7 +173,23 @@ impl Prompt {
             lead: lead.to_owned(),
             middle: middle.to_owned(),
             tail: tail.to_owned(),
+            instructed: None,
         })
+    }
+
+    /// With the place that `text`, the same prompt with another instruction, has for that. None where it
+    /// stands elsewhere than before the query, or changes more than itself.
+    fn with_place(mut self, text: &str, marks: [&str; 3]) -> Self {
+        let [instruction, query, document] = marks;
+        let place = Self::between(text, query, document).ok().filter(|other| {
+            (other.middle.as_str(), other.tail.as_str()) == (&self.middle, &self.tail)
+                && other.lead.matches(instruction).count() == 1
+        });
+        let place = place
+            .as_ref()
+            .and_then(|other| other.lead.split_once(instruction));
+        self.instructed = place.map(|(before, after)| [before, after].map(str::to_owned));
+        self
     }
 }
 
@@ -198,7 +228,11 @@ impl Reading {
             reading.prompt = Some(prompt);
             reading.source = Some(path.display().to_string());
         } else if let Some(known) = known {
-            reading.prompt = Some(Prompt::parse(known.prompt)?);
+            let [from, to] = known.instructed;
+            let instructed = known.prompt.replacen(from, to, 1);
+            let marks = ["{instruction}", "{query}", "{document}"];
+            let prompt = Prompt::parse(known.prompt)?;
+            reading.prompt = Some(prompt.with_place(&instructed, marks));
             reading.source = Some(format!("known of {}", known.words.join(" ")));
         }
         if is_generating && reading.answers.is_none() {
@@ -302,14 +336,25 @@ fn chat_template(folder: &Path) -> Result<Option<(PathBuf, String)>, String> {
 /// As transformers and sentence-transformers render a pair: a message of the role `query`, one of the role
 /// `document`, and before them the default prompt as the system's.
 fn render(template: &str, folder: &Path) -> Result<Prompt, String> {
+    let default = default_prompt(folder)?;
+    let text = render_pair(template, folder, default.as_deref())?;
+    let prompt = Prompt::between(&text, QUERY, DOCUMENT).map_err(|why| {
+        format!("the chat template makes no prompt of a query and a document: {why}")
+    })?;
+    // A template that takes no system's message has no place for an instruction.
+    let instructed = render_pair(template, folder, Some(INSTRUCTION)).unwrap_or_default();
+    Ok(prompt.with_place(&instructed, [INSTRUCTION, QUERY, DOCUMENT]))
+}
+
+fn render_pair(template: &str, folder: &Path, system: Option<&str>) -> Result<String, String> {
     let message = |role: &str, content: &str| {
         context! { role => role, content => content }
     };
-    let mut messages = Vec::new();
-    if let Some(system) = default_prompt(folder)? {
-        messages.push(message("system", &system));
-    }
-    messages.extend([message("query", QUERY), message("document", DOCUMENT)]);
+    let system = system.map(|system| message("system", system));
+    let messages: Vec<_> = system
+        .into_iter()
+        .chain([message("query", QUERY), message("document", DOCUMENT)])
+        .collect();
     let sentence: Option<SentenceBert> = read_if_there(&folder.join("sentence_bert_config.json"))?;
     let said = sentence.and_then(|mut sentence| sentence.processing_kwargs.remove("chat_template"));
     let said = JinjaValue::from(Serde(said.unwrap_or_else(|| Value::Object(Map::new()))));
@@ -343,14 +388,11 @@ fn render(template: &str, folder: &Path) -> Result<Prompt, String> {
         pad_token => token("pad_token"),
         unk_token => token("unk_token"),
     };
-    let text = jinja
+    jinja
         .render_str(template, context! { ..said, ..defaults })
         .map_err(|error| {
             format!("the chat template does not take a query and a document: {error:#}")
-        })?;
-    Prompt::between(&text, QUERY, DOCUMENT).map_err(|why| {
-        format!("the chat template makes no prompt of a query and a document: {why}")
-    })
+        })
 }
 
 /// The instruction that stands before every pair.

@@ -1,7 +1,7 @@
 //! How a tokenizer joins a query and a document: learned once, so that the query is encoded once.
 
 use super::prompt::Prompt;
-use super::tokenizer::TokenRows;
+use super::rows::TokenRows;
 use std::borrow::Cow;
 use tokenizers::{Encoding, Tokenizer as Encoder};
 
@@ -16,6 +16,16 @@ pub(super) struct Template {
     middle: Specials,
     document_type: u32,
     tail: Specials,
+    /// Where an instruction of the client's own stands, in place of the whole lead.
+    instructed: Option<Box<Instructed>>,
+}
+
+/// A prompt's lead around an instruction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Instructed {
+    before: Specials,
+    space: [String; 2],
+    after: Specials,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -58,6 +68,28 @@ impl Template {
         Ok(template)
     }
 
+    /// The same for texts that stand alone.
+    ///
+    /// # Errors
+    /// When the encoder does not frame a text by a fixed frame.
+    pub(super) fn learn_alone(encoder: &Encoder, n_types: u32) -> Result<Self, String> {
+        let framed = frame(encoder, "a")?;
+        let mut template =
+            Self::of_alone(&framed).ok_or("its post-processor takes a text apart")?;
+        for text in ["Photosynthesis turns light into sugar.", "x y"] {
+            let mut rows = TokenRows::none();
+            template.push(&[], &encode(encoder, text)?, &mut rows);
+            let expected = frame(encoder, text)?;
+            if rows.input_ids != expected.get_ids() || rows.type_ids != expected.get_type_ids() {
+                return Err(
+                    "its post-processor frames texts in a way that depends on them".to_owned(),
+                );
+            }
+        }
+        template.clamp_types(n_types.max(1));
+        Ok(template)
+    }
+
     /// The template of a prompt, proved on pairs that the encoder takes as one text.
     ///
     /// # Errors
@@ -67,12 +99,23 @@ impl Template {
         let (query_after, middle) = split_start(&prompt.middle);
         let (middle, document_before) = split_end(middle);
         let (document_after, tail) = split_start(&prompt.tail);
-        let specials = |text: &str| -> Result<Specials, String> {
-            let ids = encode(encoder, text)?;
-            let types = vec![0; ids.len()];
-            Ok(Specials { ids, types })
+        let specials = |text: &str| encode(encoder, text).map(|ids| Specials::of_one_type(ids, 0));
+        let instructed = match &prompt.instructed {
+            None => None,
+            Some([before, after]) => {
+                let (before, space_before) = split_end(before);
+                let (space_after, after) = split_start(after);
+                // The query's own whitespace is encoded with the query.
+                let (after, _) = split_end(after);
+                Some(Box::new(Instructed {
+                    before: specials(before)?,
+                    space: [space_before, space_after].map(str::to_owned),
+                    after: specials(after)?,
+                }))
+            }
         };
         let template = Self {
+            instructed,
             query_space: [query_before, query_after].map(str::to_owned),
             document_space: [document_before, document_after].map(str::to_owned),
             lead: specials(lead)?,
@@ -89,17 +132,73 @@ impl Template {
             ("x y", "1969"),
             ("\"quoted\"", "(brackets)"),
         ] {
-            let Prompt { lead, middle, tail } = prompt;
-            let whole = encode(encoder, &format!("{lead}{query}{middle}{document}{tail}"))?;
-            let mut rows = TokenRows::none();
-            let query = encode(encoder, &template.query_text(query))?;
-            let document = encode(encoder, &template.document_text(document))?;
-            template.push(&query, &document, &mut rows);
-            if rows.input_ids != whole {
-                return Err("its tokens of a prompt depend on more than its pieces".to_owned());
-            }
+            template.prove(encoder, prompt, None, query, document)?;
+            template.prove(
+                encoder,
+                prompt,
+                Some("Judge how well it fits."),
+                query,
+                document,
+            )?;
         }
         Ok(template)
+    }
+
+    /// That the pieces of a pair make the tokens of the whole.
+    fn prove(
+        &self,
+        encoder: &Encoder,
+        prompt: &Prompt,
+        instruction: Option<&str>,
+        query: &str,
+        document: &str,
+    ) -> Result<(), String> {
+        let Prompt {
+            lead,
+            middle,
+            tail,
+            instructed,
+        } = prompt;
+        let encode = |text: &str| encode(encoder, text);
+        let (lead, own) = match (instruction, instructed) {
+            (None, _) => (lead.clone(), None),
+            (Some(text), Some([before, after])) => {
+                let own = self.with_instruction(text, encode)?;
+                (format!("{before}{text}{after}"), own)
+            }
+            (Some(_), None) => return Ok(()),
+        };
+        let template = own.as_ref().unwrap_or(self);
+        let whole = encode(&format!("{lead}{query}{middle}{document}{tail}"))?;
+        let mut rows = TokenRows::none();
+        let query = encode(&template.query_text(query))?;
+        let document = encode(&template.document_text(document))?;
+        template.push(&query, &document, &mut rows);
+        if rows.input_ids == whole {
+            return Ok(());
+        }
+        Err("its tokens of a prompt depend on more than its pieces".to_owned())
+    }
+
+    /// The same with another instruction, encoded by `encode`; `None` where there is no place for one.
+    ///
+    /// # Errors
+    /// `encode`'s.
+    pub(super) fn with_instruction(
+        &self,
+        text: &str,
+        encode: impl Fn(&str) -> Result<Vec<u32>, String>,
+    ) -> Result<Option<Self>, String> {
+        let Some(instructed) = &self.instructed else {
+            return Ok(None);
+        };
+        let mut ids = instructed.before.ids.clone();
+        ids.extend(encode(&within(&instructed.space, text))?);
+        ids.extend_from_slice(&instructed.after.ids);
+        Ok(Some(Self {
+            lead: Specials::of_one_type(ids, 0),
+            ..self.clone()
+        }))
     }
 
     /// What is encoded for a query.
@@ -110,6 +209,16 @@ impl Template {
     /// What is encoded for a document.
     pub(super) fn document_text<'a>(&self, document: &'a str) -> Cow<'a, str> {
         within(&self.document_space, document)
+    }
+
+    /// Bytes that the prompt has behind a document, encoded together with it.
+    pub(super) fn document_end(&self) -> usize {
+        self.document_space[1].len()
+    }
+
+    /// Whether an instruction has a place in it.
+    pub(super) fn is_instructed(&self) -> bool {
+        self.instructed.is_some()
     }
 
     /// Special tokens of a pair.
@@ -145,6 +254,7 @@ impl Template {
             types: types[range].to_vec(),
         };
         (query.end <= document.start).then(|| Self {
+            instructed: None,
             query_space: [String::new(), String::new()],
             document_space: [String::new(), String::new()],
             lead: specials(0..query.start),
@@ -152,6 +262,25 @@ impl Template {
             middle: specials(query.end..document.start),
             document_type: types[document.start],
             tail: specials(document.end..ids.len()),
+        })
+    }
+
+    fn of_alone(framed: &Encoding) -> Option<Self> {
+        let (ids, types) = (framed.get_ids(), framed.get_type_ids());
+        let text = span(&framed.get_sequence_ids(), 0)?;
+        let specials = |range: std::ops::Range<usize>| Specials {
+            ids: ids[range.clone()].to_vec(),
+            types: types[range].to_vec(),
+        };
+        Some(Self {
+            query_space: [String::new(), String::new()],
+            document_space: [String::new(), String::new()],
+            lead: specials(0..text.start),
+            query_type: 0,
+            middle: Specials::default(),
+            document_type: types[text.start],
+            tail: specials(text.end..ids.len()),
+            instructed: None,
         })
     }
 
@@ -177,6 +306,11 @@ impl Template {
 }
 
 impl Specials {
+    fn of_one_type(ids: Vec<u32>, segment: u32) -> Self {
+        let types = vec![segment; ids.len()];
+        Self { ids, types }
+    }
+
     fn push(&self, rows: &mut TokenRows) {
         rows.input_ids.extend_from_slice(&self.ids);
         rows.type_ids.extend_from_slice(&self.types);
@@ -214,6 +348,12 @@ fn encode(encoder: &Encoder, text: &str) -> Result<Vec<u32>, String> {
 fn join(encoder: &Encoder, query: &str, document: &str) -> Result<Encoding, String> {
     encoder
         .encode((query, document), true)
+        .map_err(|error| error.to_string())
+}
+
+fn frame(encoder: &Encoder, text: &str) -> Result<Encoding, String> {
+    encoder
+        .encode(text, true)
         .map_err(|error| error.to_string())
 }
 

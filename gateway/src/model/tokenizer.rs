@@ -1,9 +1,12 @@
 //! A model's tokenizer: text to rows of tokens.
 
 use super::prompt::{Prompt, Token};
+use super::rows::{Cut, TokenRows};
 use super::template::Template;
-use serde::{Deserialize, Serialize};
+use super::windows::Span;
+use crate::score::{Form, ScoreError, Side};
 use std::path::Path;
+use std::sync::Arc;
 use tokenizers::Tokenizer as Encoder;
 
 /// Bytes of a text, for each token that a row may have, that are always encoded; the rest only if those
@@ -13,96 +16,47 @@ const TOKEN_BYTES_MAX: usize = 64;
 /// A model's tokenizer: the encoder of its `tokenizer.json`, and how it joins a pair.
 pub struct Tokenizer {
     encoder: Encoder,
-    template: Template,
+    template: Arc<Template>,
+    /// Of texts without a query; or why there is none.
+    alone: Result<Arc<Template>, String>,
     row_tokens_max: usize,
 }
 
-/// Rows of tokens, one after the other.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TokenRows {
-    /// Token ids.
-    pub input_ids: Vec<u32>,
-    /// Token types.
-    pub type_ids: Vec<u32>,
-    /// Where each row ends among them.
-    pub ends: Vec<u32>,
-    /// What did not fit into each row; nothing is missing from rows that are not listed.
-    pub cuts: Vec<Cut>,
-}
-
-/// A query, encoded once for all of a request's documents.
+/// A query, encoded once for all of a request's documents; or what stands for one.
 #[derive(Clone, Debug)]
 pub struct Query {
     ids: Vec<u32>,
+    /// Whether it was longer than its form allows.
+    is_cut: bool,
+    template: Arc<Template>,
+    /// Tokens that it and a document may have together.
+    room: usize,
+    document_tokens_max: usize,
+    side: Side,
 }
 
-/// What of a pair did not fit into a row.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Cut {
-    /// The query lost tokens.
-    pub query: bool,
-    /// The document lost tokens.
-    pub document: bool,
-}
+// === impl Query ===
 
-// === impl TokenRows ===
-
-impl TokenRows {
-    /// No rows yet.
-    pub const fn none() -> Self {
-        Self {
-            input_ids: Vec::new(),
-            type_ids: Vec::new(),
-            ends: Vec::new(),
-            cuts: Vec::new(),
-        }
+impl Query {
+    /// Those of a document's tokens that count.
+    pub(super) fn kept<'a, T>(&self, tokens: &'a [T]) -> &'a [T] {
+        self.side.kept(tokens, self.document_tokens_max)
     }
 
-    /// Rows.
-    pub fn len(&self) -> usize {
-        self.ends.len()
+    /// Tokens that a row has for a document that needs all that it can have.
+    pub(super) fn document_room(&self) -> usize {
+        let (_, n_document) = share(self.room, self.ids.len().min(self.room), self.room);
+        n_document
     }
 
-    /// No rows.
-    pub fn is_empty(&self) -> bool {
-        self.ends.is_empty()
+    /// Tokens of a row beside the document's.
+    pub fn n_tokens(&self) -> usize {
+        self.template.n_special() + self.ids.len().min(self.room - self.document_room())
     }
 
-    /// Tokens in a row.
-    pub fn row_len(&self, row: usize) -> usize {
-        self.range(row).len()
-    }
-
-    /// A row's ids and types.
-    pub fn row(&self, row: usize) -> (&[u32], &[u32]) {
-        let range = self.range(row);
-        (&self.input_ids[range.clone()], &self.type_ids[range])
-    }
-
-    /// What did not fit into a row.
-    pub fn cut(&self, row: usize) -> Cut {
-        self.cuts.get(row).copied().unwrap_or_default()
-    }
-
-    /// Ends a row where the tokens end now.
-    pub fn end_row(&mut self, cut: Cut) {
-        // A request's tokens are bounded far below 2^32 by the intake.
-        self.ends.push(self.input_ids.len() as u32);
-        self.cuts.push(cut);
-    }
-
-    /// Appends the rows of another.
-    pub fn append(&mut self, other: &Self) {
-        let base = self.input_ids.len() as u32;
-        self.input_ids.extend_from_slice(&other.input_ids);
-        self.type_ids.extend_from_slice(&other.type_ids);
-        self.ends.extend(other.ends.iter().map(|end| base + end));
-        self.cuts.extend_from_slice(&other.cuts);
-    }
-
-    fn range(&self, row: usize) -> std::ops::Range<usize> {
-        let start = row.checked_sub(1).map_or(0, |before| self.ends[before]);
-        start as usize..self.ends[row] as usize
+    /// Whether the query itself is cut beside a document that is long.
+    pub fn is_cut(&self) -> bool {
+        self.is_cut || self.room - self.document_room() < self.ids.len()
     }
 }
 
@@ -132,7 +86,11 @@ impl Tokenizer {
             None => Template::learn(&encoder, n_types),
             Some(prompt) => Template::of_prompt(&encoder, prompt),
         };
-        let template = template.map_err(named)?;
+        let template = Arc::new(template.map_err(named)?);
+        let alone = match prompt {
+            None => Template::learn_alone(&encoder, n_types),
+            Some(_) => Err("it reads a query and a document in a prompt".to_owned()),
+        };
         if prompt.is_some() {
             // What stands in a client's text does not end its turn.
             encoder.set_encode_special_tokens(true);
@@ -140,6 +98,7 @@ impl Tokenizer {
         let tokenizer = Self {
             encoder,
             template,
+            alone: alone.map(Arc::new),
             row_tokens_max,
         };
         tokenizer.within(row_tokens_max).map_err(named)
@@ -216,14 +175,77 @@ impl Tokenizer {
         self.template.n_special()
     }
 
-    /// Encodes a query whole; how much of it a row takes depends on the document.
+    /// Whether rows can be made in this form, of texts without a query if they are `alone`.
     ///
     /// # Errors
-    /// The encoder's own.
-    pub fn query(&self, text: &str) -> Result<Query, String> {
-        Ok(Query {
-            ids: self.ids(&self.template.query_text(text))?,
-        })
+    /// `Invalid`, naming what is not possible.
+    pub fn check(&self, form: &Form, alone: bool) -> Result<(), ScoreError> {
+        if alone && let Err(why) = &self.alone {
+            let why = format!("this model takes no text without a query: {why}");
+            return Err(ScoreError::invalid("documents", why));
+        }
+        if form.instruction.is_some() && !self.takes_instructions() {
+            let why = "this model's prompt has no place for one; leave it out";
+            return Err(ScoreError::invalid("instruction", why));
+        }
+        let least = self.n_special() + 2;
+        match form.row_tokens_max {
+            Some(max) if (max as usize) < least => Err(ScoreError::invalid(
+                "row_tokens_max",
+                format!(
+                    "{max} tokens have no room for two texts and {} special tokens; allow {least} or more",
+                    least - 2
+                ),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether an instruction of a client's own has a place in its prompt.
+    pub fn takes_instructions(&self) -> bool {
+        self.template.is_instructed()
+    }
+
+    /// Encodes a query whole; how much of it a row takes depends on the document. Without one, documents
+    /// stand alone.
+    ///
+    /// # Errors
+    /// `Invalid` for a form that is not [possible](Self::check), and `Internal` for the encoder's own.
+    pub fn query(&self, text: Option<&str>, form: &Form) -> Result<Query, ScoreError> {
+        self.check(form, text.is_none())?;
+        let mut template = match (text, &self.alone) {
+            (None, Ok(alone)) => Arc::clone(alone),
+            _ => Arc::clone(&self.template),
+        };
+        if let Some(instruction) = &form.instruction {
+            let encode = |text: &str| self.encode(text);
+            let own = template.with_instruction(instruction, encode);
+            template = own.map_err(failed)?.map_or(template, Arc::new);
+        }
+        let row_tokens_max = or_all(form.row_tokens_max).min(self.row_tokens_max);
+        let n_special = template.n_special();
+        if row_tokens_max < n_special + 2 {
+            let why = format!(
+                "is too long: it leaves no room for a query and a document in the {row_tokens_max} tokens of a row"
+            );
+            return Err(ScoreError::invalid("instruction", why));
+        }
+        let mut query = Query {
+            ids: Vec::new(),
+            is_cut: false,
+            room: row_tokens_max - n_special,
+            template,
+            document_tokens_max: or_all(form.document_tokens_max),
+            side: form.side,
+        };
+        if let Some(text) = text {
+            let text = query.template.query_text(text);
+            let ids = self.ids(&text, form.side).map_err(failed)?;
+            let max = or_all(form.query_tokens_max);
+            query.is_cut = max < ids.len();
+            query.ids = form.side.kept(&ids, max).to_vec();
+        }
+        Ok(query)
     }
 
     /// Appends the pair of `query` and `document` to `rows`.
@@ -236,18 +258,29 @@ impl Tokenizer {
         document: &str,
         rows: &mut TokenRows,
     ) -> Result<(), String> {
-        let document = self.template.document_text(document);
-        let (query, document) = (&query.ids, self.ids(&document)?);
+        let Query {
+            ids: query,
+            is_cut,
+            template,
+            room,
+            document_tokens_max,
+            side,
+        } = query;
+        let all = self.ids(&template.document_text(document), *side)?;
+        let document = side.kept(&all, *document_tokens_max);
         // Which of two texts that both exceed a row is the longer one does not matter, and is not known:
         // long ones are not encoded to their ends. The encoder's own cutting takes them for equal, too.
         let [query_len, document_len] =
-            [query, &document].map(|ids| ids.len().min(self.row_tokens_max));
-        let (n_query, n_document) = share(self.room(), query_len, document_len);
-        self.template
-            .push(&query[..n_query], &document[..n_document], rows);
+            [query.len(), document.len()].map(|len| len.min(self.row_tokens_max));
+        let (n_query, n_document) = share(*room, query_len, document_len);
+        template.push(
+            side.kept(query, n_query),
+            side.kept(document, n_document),
+            rows,
+        );
         rows.end_row(Cut {
-            query: n_query < query.len(),
-            document: n_document < document.len(),
+            query: *is_cut || n_query < query.len(),
+            document: n_document < all.len(),
         });
         Ok(())
     }
@@ -257,7 +290,7 @@ impl Tokenizer {
     /// # Errors
     /// The encoder's own.
     pub fn sample_row(&self, n_tokens: usize) -> Result<TokenRows, String> {
-        let ids = self.ids("the")?;
+        let ids = self.ids("the", Side::Right)?;
         let first = *ids
             .first()
             .ok_or("the tokenizer makes no token of \"the\"")?;
@@ -272,13 +305,12 @@ impl Tokenizer {
         Ok(rows)
     }
 
-    /// Tokens that query and document may have together.
-    fn room(&self) -> usize {
-        self.row_tokens_max - self.n_special()
-    }
-
-    /// At least the tokens of `text` that a row can hold, and one more if there are more.
-    fn ids(&self, text: &str) -> Result<Vec<u32>, String> {
+    /// At least the tokens of `text` that a row can hold, and one more if there are more. The side that is
+    /// cut may miss more.
+    fn ids(&self, text: &str, side: Side) -> Result<Vec<u32>, String> {
+        if side == Side::Left {
+            return self.encode(text);
+        }
         let head = head(text, TOKEN_BYTES_MAX * self.row_tokens_max);
         let ids = self.encode(head)?;
         // Words without end make few tokens of many bytes: then the rest counts.
@@ -288,6 +320,27 @@ impl Tokenizer {
         Ok(ids)
     }
 
+    /// Where each of a document's tokens stands in it.
+    pub(super) fn spans(&self, query: &Query, document: &str) -> Result<Vec<Span>, ScoreError> {
+        let text = query.template.document_text(document);
+        // Whitespace that the prompt has before it.
+        let lead = text.len() - document.len() - query.template.document_end();
+        let encoding = self.encoder.encode(&*text, false);
+        let encoding = encoding.map_err(|error| failed(error.to_string()))?;
+        let words = encoding.get_word_ids();
+        let places = encoding.get_offsets().iter().enumerate();
+        let spans = places.map(|(token, &(start, end))| {
+            let [start, end] = [start, end].map(|at| at.saturating_sub(lead).min(document.len()));
+            Span {
+                bytes: start..end.max(start),
+                begins_word: token == 0
+                    || words[token].is_none()
+                    || words[token] != words[token - 1],
+            }
+        });
+        Ok(spans.collect())
+    }
+
     fn encode(&self, text: &str) -> Result<Vec<u32>, String> {
         // Without special tokens: the template puts them. Without offsets: nobody asks for them.
         let encoding = self
@@ -295,6 +348,16 @@ impl Tokenizer {
             .encode_fast(text, false)
             .map_err(|error| error.to_string())?;
         Ok(encoding.get_ids().to_vec())
+    }
+}
+
+fn or_all(bound: Option<u32>) -> usize {
+    bound.map_or(usize::MAX, |max| max as usize)
+}
+
+fn failed(why: String) -> ScoreError {
+    ScoreError::Internal {
+        why: format!("the tokenizer failed: {why}"),
     }
 }
 
@@ -324,158 +387,4 @@ fn head(text: &str, bytes_min: usize) -> &str {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use tokenizers::{TruncationParams, TruncationStrategy};
-
-    fn path() -> std::path::PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("starter/tokenizer.json")
-    }
-
-    fn open(row_tokens_max: usize) -> Tokenizer {
-        Tokenizer::open(&path(), row_tokens_max, 2, None).unwrap()
-    }
-
-    fn pair(tokenizer: &Tokenizer, query: &str, document: &str) -> (TokenRows, Cut) {
-        let mut rows = TokenRows::none();
-        let query = tokenizer.query(query).unwrap();
-        tokenizer.push_pair(&query, document, &mut rows).unwrap();
-        let cut = rows.cut(0);
-        (rows, cut)
-    }
-
-    #[test]
-    fn what_shares_a_row() {
-        // room, query, document: what is left of both.
-        let cases = [
-            ((10, 3, 7), (3, 7)),
-            ((10, 9, 1), (9, 1)),
-            ((10, 10, 0), (10, 0)),
-            ((10, 9, 2), (8, 2)),
-            ((10, 3, 9), (3, 7)),
-            ((10, 20, 20), (5, 5)),
-            ((10, 20, 0), (10, 0)),
-            ((11, 20, 30), (5, 6)),
-            ((11, 30, 20), (6, 5)),
-            ((11, 6, 6), (5, 6)),
-            ((2, 9, 9), (1, 1)),
-        ];
-        for ((room, query, document), want) in cases {
-            let got = share(room, query, document);
-            assert_eq!(got, want, "{room} {query} {document}");
-        }
-    }
-
-    #[test]
-    fn rows_are_what_the_library_itself_cuts() {
-        for row_tokens_max in [5, 16, 17, 64] {
-            let ours = open(row_tokens_max);
-            let mut theirs = Encoder::from_file(path()).unwrap();
-            theirs.with_padding(None);
-            let params = TruncationParams {
-                max_length: row_tokens_max,
-                strategy: TruncationStrategy::LongestFirst,
-                ..TruncationParams::default()
-            };
-            theirs.with_truncation(Some(params)).unwrap();
-            for n_query in [0, 1, 2, 5, 6, 7, 8, 13, 14, 40, 61, 90] {
-                for n_document in [0, 1, 2, 5, 6, 7, 8, 13, 14, 40, 61, 90] {
-                    let (query, document) =
-                        ("plants ".repeat(n_query), "light ".repeat(n_document));
-                    let (rows, cut) = pair(&ours, &query, &document);
-                    let want = theirs.encode((query, document), true).unwrap();
-                    let place = format!("{row_tokens_max}: {n_query} and {n_document}");
-                    assert_eq!(rows.input_ids, want.get_ids(), "{place}");
-                    assert_eq!(rows.type_ids, want.get_type_ids(), "{place}");
-                    let n_lost = n_query + n_document + ours.n_special() - rows.input_ids.len();
-                    assert_eq!(cut.query || cut.document, 0 < n_lost, "{place}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn what_was_cut_is_said() {
-        let tokenizer = open(16);
-        let (long, short) = ("light ".repeat(40), "light");
-        let cut = |query: &str, document: &str| pair(&tokenizer, query, document).1;
-        let say = |query, document| Cut { query, document };
-        assert_eq!(cut(short, short), say(false, false));
-        assert_eq!(cut(short, &long), say(false, true));
-        assert_eq!(cut(&long, short), say(true, false));
-        assert_eq!(cut(&long, &long), say(true, true));
-        // Nine of thirteen tokens are more than half a row, and fit.
-        assert_eq!(cut(&"light ".repeat(9), "a b"), say(false, false));
-    }
-
-    #[test]
-    fn long_texts_come_out_as_if_encoded_whole() {
-        let tokenizer = open(16);
-        let texts = [
-            "plants need light ".repeat(2_000),
-            // A word of more than 100 letters is one unknown token: few tokens, many bytes.
-            format!("{} ", "x".repeat(500)).repeat(100),
-            "x".repeat(50_000),
-            format!("{} light", "é".repeat(40_000)),
-        ];
-        for text in texts {
-            let whole = tokenizer.encode(&text).unwrap();
-            let cut = tokenizer.ids(&text).unwrap();
-            let n = cut.len().min(16);
-            assert_eq!(cut[..n], whole[..whole.len().min(16)]);
-            assert_eq!(cut.len() <= 16, whole.len() <= 16);
-        }
-        assert_eq!(head("one two three", 3), "one");
-        assert_eq!(head("one two three", 4), "one two");
-        assert_eq!(head("é é", 1), "é");
-        assert_eq!(head("one", 1), "one");
-        // Only a beginning was encoded where that is enough.
-        let n_ids = tokenizer.ids(&"light ".repeat(10_000)).unwrap().len();
-        assert!((32..1_000).contains(&n_ids), "{n_ids}");
-    }
-
-    #[test]
-    fn ids_that_the_model_has_not_are_found() {
-        let text = std::fs::read_to_string(path()).unwrap();
-        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
-        let check = |json: &serde_json::Value, vocab_size: u32| {
-            let file = tempfile::NamedTempFile::new().unwrap();
-            std::fs::write(file.path(), json.to_string()).unwrap();
-            let tokenizer = Tokenizer::open(file.path(), 32, 2, None).unwrap();
-            tokenizer.check_vocabulary(vocab_size)
-        };
-        let n = json["model"]["vocab"].as_object().unwrap().len() as u32;
-        assert_eq!(check(&json, n), Ok(None));
-        let error = check(&json, n - 1).unwrap_err();
-        let want = format!(
-            "has id {}, but the model's vocabulary ends at {}",
-            n - 1,
-            n - 1
-        );
-        assert!(error.contains(&want), "{error}");
-
-        let mut added = json.clone();
-        let token = serde_json::json!({"id": n, "content": "<extra>", "single_word": false,
-            "lstrip": false, "rstrip": false, "normalized": false, "special": true});
-        added["added_tokens"].as_array_mut().unwrap().push(token);
-        let warning = check(&added, n).unwrap().unwrap();
-        assert!(warning.contains(&format!("has id {n}")), "{warning}");
-        assert_eq!(check(&added, n + 1), Ok(None));
-
-        let mut far = json;
-        far["model"]["vocab"]["zzzzz"] = 40_000.into();
-        let error = check(&far, 30_522).unwrap_err();
-        assert!(
-            error.contains("id 40000") && error.contains("30522"),
-            "{error}"
-        );
-    }
-
-    #[test]
-    fn a_smaller_bound_is_kept_and_an_impossible_one_refused() {
-        let tokenizer = open(64).within(16).unwrap();
-        assert_eq!(tokenizer.row_tokens_max(), 16);
-        assert_eq!(tokenizer.within(64).unwrap().row_tokens_max(), 16);
-        assert!(open(64).within(4).is_err());
-    }
-}
+mod tests;

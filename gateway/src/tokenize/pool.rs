@@ -3,7 +3,7 @@
 use crate::generation::work::{RowFault, Work};
 use crate::model::{Cut, Query, TokenRows, Tokenizer};
 use crate::runtime::{Runtime, now};
-use crate::score::ScoreError;
+use crate::score::{Form, ScoreError, Texts};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -26,7 +26,7 @@ pub struct Pool {
 /// A request's rows, tokenized.
 #[derive(Debug, Default)]
 pub struct Tokenized {
-    /// One row a document, in the documents' order. Rows that nobody wants are empty.
+    /// In the request's order. Rows that nobody wants are empty.
     pub rows: TokenRows,
     /// What it took, if all threads had shared it.
     pub took: Duration,
@@ -36,12 +36,12 @@ type Reply = Result<Tokenized, ScoreError>;
 
 struct Job {
     tokenizer: Arc<Tokenizer>,
-    query: String,
-    documents: Vec<Arc<String>>,
-    // Knows which documents somebody waits for.
+    rows: Vec<Texts>,
+    form: Form,
+    // Knows which rows somebody waits for.
     work: Arc<Work>,
-    // Encoded by whichever thread comes first.
-    encoded: OnceLock<Result<Query, String>>,
+    // Of each row.
+    queries: Vec<Arc<Encoded>>,
     next_piece: AtomicUsize,
     n_pieces_missing: AtomicUsize,
     pieces: Vec<Piece>,
@@ -49,6 +49,9 @@ struct Job {
     n_threads: u32,
     reply: Mutex<Option<oneshot::Sender<Reply>>>,
 }
+
+/// A query, encoded by whichever thread comes first.
+type Encoded = OnceLock<Result<Query, ScoreError>>;
 
 /// How many of the threads a request may have at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,9 +63,9 @@ pub enum Haste {
     Half,
 }
 
-/// Some of a job's documents, and what came of them.
+/// Some of a job's rows, and what came of them.
 struct Piece {
-    documents: Range<usize>,
+    rows: Range<usize>,
     done: OnceLock<Reply>,
 }
 
@@ -86,21 +89,21 @@ impl Pool {
         Ok(Self { jobs, n_threads })
     }
 
-    /// Tokenizes the pairs of a query with its documents, of which each is a row of `work`; rows that are
-    /// not wanted are passed over, and a pair without any token fails its row. Dropping the future frees
-    /// the documents.
+    /// Tokenizes texts, each a row of `work`; rows that are not wanted are passed over, and one without any
+    /// token fails. Dropping the future frees the texts.
     ///
     /// # Errors
-    /// `Overloaded` when the queue is full, `Internal` when the encoder fails.
+    /// `Overloaded` when the queue is full, `Invalid` for a form that is not possible, `Internal` when the
+    /// encoder fails.
     pub async fn tokenize(
         &self,
         tokenizer: Arc<Tokenizer>,
-        query: String,
-        documents: Vec<Arc<String>>,
+        rows: Vec<Texts>,
+        form: Form,
         work: Arc<Work>,
         haste: Haste,
     ) -> Reply {
-        let (job, answer) = Job::new(tokenizer, query, documents, work, self.n_threads);
+        let (job, answer) = Job::new(tokenizer, rows, form, work, self.n_threads);
         let n_pieces = job.pieces.len();
         let n_threads = match haste {
             Haste::All => self.n_threads,
@@ -125,7 +128,7 @@ impl Pool {
                 Ok(()) => {}
             }
         }
-        let _documents = job;
+        let _texts = job;
         answer.await.unwrap_or_else(|_| {
             Err(ScoreError::Internal {
                 why: "a tokenizer thread died".to_owned(),
@@ -159,19 +162,25 @@ impl Job {
     /// What a pool of `n_threads` is asked, and where the answer arrives.
     fn new(
         tokenizer: Arc<Tokenizer>,
-        query: String,
-        documents: Vec<Arc<String>>,
+        rows: Vec<Texts>,
+        form: Form,
         work: Arc<Work>,
         n_threads: usize,
     ) -> (Arc<Self>, oneshot::Receiver<Reply>) {
-        let pieces: Vec<_> = pieces(&documents).map(Piece::new).collect();
+        let pieces: Vec<_> = pieces(&rows).map(Piece::new).collect();
+        let mut queries: Vec<Arc<Encoded>> = Vec::with_capacity(rows.len());
+        for (index, row) in rows.iter().enumerate() {
+            let last = index.checked_sub(1);
+            let shared = last.filter(|&last| row.shares_query(&rows[last]));
+            queries.push(shared.map_or_else(Arc::default, |last| Arc::clone(&queries[last])));
+        }
         let (reply, answer) = oneshot::channel();
         let job = Self {
             tokenizer,
-            query,
-            documents,
+            rows,
+            form,
             work,
-            encoded: OnceLock::new(),
+            queries,
             next_piece: AtomicUsize::new(0),
             n_pieces_missing: AtomicUsize::new(pieces.len()),
             pieces,
@@ -189,8 +198,8 @@ impl Job {
             return false;
         };
         // The encoder is foreign code on foreign text: its panic is one request's failure.
-        let documents = piece.documents.clone();
-        let encode = std::panic::AssertUnwindSafe(|| self.encode(documents));
+        let rows = piece.rows.clone();
+        let encode = std::panic::AssertUnwindSafe(|| self.encode(rows));
         let done = std::panic::catch_unwind(encode).unwrap_or_else(|_| {
             Err(ScoreError::Internal {
                 why: "the tokenizer panicked".to_owned(),
@@ -206,24 +215,22 @@ impl Job {
         next + 1 < self.pieces.len()
     }
 
-    fn encode(&self, documents: Range<usize>) -> Reply {
+    fn encode(&self, indices: Range<usize>) -> Reply {
         let failed = |why: String| ScoreError::Internal {
             why: format!("the tokenizer failed: {why}"),
         };
         let started = now();
         let mut rows = TokenRows::none();
-        for index in documents {
+        for index in indices {
             if !self.work.is_wanted(index) {
                 rows.end_row(Cut::default());
                 continue;
             }
-            let query = self
-                .encoded
-                .get_or_init(|| self.tokenizer.query(&self.query))
-                .as_ref();
-            let query = query.map_err(|why| failed(why.clone()))?;
+            let Texts { query, document } = &self.rows[index];
+            let encode = || self.tokenizer.query(query.as_deref(), &self.form);
+            let query = self.queries[index].get_or_init(encode).as_ref();
             self.tokenizer
-                .push_pair(query, &self.documents[index], &mut rows)
+                .push_pair(query.map_err(ScoreError::clone)?, document, &mut rows)
                 .map_err(failed)?;
             if rows.row_len(rows.len() - 1) == 0 {
                 self.work.fail_row(index, RowFault::Empty);
@@ -257,27 +264,27 @@ impl Job {
 }
 
 impl Piece {
-    fn new(documents: Range<usize>) -> Self {
+    fn new(rows: Range<usize>) -> Self {
         Self {
-            documents,
+            rows,
             done: OnceLock::new(),
         }
     }
 }
 
-/// Cuts documents into pieces, in their order: bounded in number and, from the second one on, in bytes.
-fn pieces(documents: &[Arc<String>]) -> impl Iterator<Item = Range<usize>> + '_ {
+/// Cuts rows into pieces, in their order: bounded in number and, from the second one on, in bytes of documents.
+fn pieces(rows: &[Texts]) -> impl Iterator<Item = Range<usize>> + '_ {
     let mut first = 0;
     std::iter::from_fn(move || {
-        let rest = documents.get(first..).filter(|rest| !rest.is_empty())?;
+        let rest = rows.get(first..).filter(|rest| !rest.is_empty())?;
         let mut n_bytes = 0;
         let n_more = rest[1..]
             .iter()
             .zip(rest)
             .take(PIECE_DOCUMENTS_MAX - 1)
             .take_while(|(next, last)| {
-                n_bytes += last.len();
-                n_bytes + next.len() <= PIECE_BYTES_MAX
+                n_bytes += last.document.len();
+                n_bytes + next.document.len() <= PIECE_BYTES_MAX
             })
             .count();
         let piece = first..first + 1 + n_more;
@@ -295,11 +302,9 @@ mod tests {
 
     #[track_caller]
     fn check(lengths: &[usize], want: &[Range<usize>]) {
-        let documents: Vec<_> = lengths
-            .iter()
-            .map(|&length| Arc::new("x".repeat(length)))
-            .collect();
-        assert_eq!(pieces(&documents).collect::<Vec<_>>(), want);
+        let documents = lengths.iter().map(|&length| "x".repeat(length));
+        let rows = Texts::of_query("", documents);
+        assert_eq!(pieces(&rows).collect::<Vec<_>>(), want);
     }
 
     #[test]
@@ -322,6 +327,15 @@ mod tests {
         (tasks, pool, Arc::new(tokenizer))
     }
 
+    const PLAIN: Form = Form {
+        instruction: None,
+        query_tokens_max: None,
+        document_tokens_max: None,
+        row_tokens_max: None,
+        side: crate::score::Side::Right,
+        windows: false,
+    };
+
     struct Nobody;
 
     impl Sink for Nobody {
@@ -336,15 +350,17 @@ mod tests {
     #[test]
     fn pieces_come_together_in_order() {
         let (tasks, pool, tokenizer) = pool(3);
-        let documents = (0..100).map(|n| Arc::new("light ".repeat(n % 60)));
-        let documents: Vec<_> = documents.collect();
-        let query = tokenizer.query("plants").unwrap();
+        let documents = (0..100).map(|n| "light ".repeat(n % 60));
+        let texts = Texts::of_query("plants", documents);
+        let query = tokenizer.query(Some("plants"), &PLAIN).unwrap();
         let mut want = TokenRows::none();
-        for document in &documents {
-            tokenizer.push_pair(&query, document, &mut want).unwrap();
+        for row in &texts {
+            tokenizer
+                .push_pair(&query, &row.document, &mut want)
+                .unwrap();
         }
-        let work = rows(documents.len());
-        let asked = pool.tokenize(tokenizer, "plants".to_owned(), documents, work, Haste::All);
+        let work = rows(texts.len());
+        let asked = pool.tokenize(tokenizer, texts, PLAIN, work, Haste::All);
         let got = tasks.block_on(asked).unwrap();
         assert_eq!(got.rows, want);
     }
@@ -364,8 +380,8 @@ mod tests {
         };
         let asked = pool.tokenize(
             tokenizer,
-            "q".to_owned(),
-            vec![Arc::new("x".to_owned())],
+            Texts::of_query("q", ["x"]),
+            PLAIN,
             rows(1),
             Haste::All,
         );
@@ -378,13 +394,12 @@ mod tests {
     #[test]
     fn a_small_request_does_not_wait_for_a_large_one() {
         let (tasks, _pool, tokenizer) = pool(0);
-        let ask = |documents: Vec<Arc<String>>| {
-            let work = rows(documents.len());
-            Job::new(Arc::clone(&tokenizer), "q".to_owned(), documents, work, 1)
+        let ask = |documents: Vec<String>| {
+            let (work, texts) = (rows(documents.len()), Texts::of_query("q", documents));
+            Job::new(Arc::clone(&tokenizer), texts, PLAIN, work, 1)
         };
-        let long = Arc::new("light ".repeat(2_000));
-        let (large, _) = ask(vec![long; 500]);
-        let (small, answer) = ask(vec![Arc::new("light".to_owned())]);
+        let (large, _) = ask(vec!["light ".repeat(2_000); 500]);
+        let (small, answer) = ask(vec!["light".to_owned()]);
         let (jobs, receiver) = bounded(8);
         let jobs = Arc::new(jobs);
         for job in [&large, &small] {
@@ -403,14 +418,12 @@ mod tests {
     #[test]
     fn documents_that_nobody_waits_for_are_passed_over() {
         let (tasks, pool, tokenizer) = pool(1);
-        let light = Arc::new("light".to_owned());
-        let documents = vec![light; 3];
         let work = rows(3);
         work.unwant(1);
         let asked = pool.tokenize(
             tokenizer,
-            "q".to_owned(),
-            documents,
+            Texts::of_query("q", ["light"; 3]),
+            PLAIN,
             Arc::clone(&work),
             Haste::All,
         );
@@ -444,15 +457,13 @@ mod tests {
         assert_eq!(tokenizer.n_special(), 0);
         // Normalizing takes control characters away.
         let ask = |query: &str| {
-            let documents = ["light", "\u{7}"].map(|text| Arc::new(text.to_owned()));
-            let documents = documents.to_vec();
             let (empties, now) = (Arc::new(Empties::default()), Instant::now());
             let sink: Arc<dyn Sink> = Arc::<Empties>::clone(&empties);
             let work = Work::new(2, Priority::Normal, now, now, Arc::downgrade(&sink));
             let asked = pool.tokenize(
                 Arc::clone(&tokenizer),
-                query.to_owned(),
-                documents,
+                Texts::of_query(query, ["light", "\u{7}"]),
+                PLAIN,
                 work,
                 Haste::All,
             );

@@ -6,7 +6,7 @@ use crate::generation::line::{Permit, Ticket};
 use crate::generation::work::Work;
 use crate::model::Cut;
 use crate::runtime::now;
-use crate::score::ScoreError;
+use crate::score::{Form, ScoreError, Texts, text_bytes};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -20,10 +20,10 @@ pub struct Tokenize {
 
 /// Rows that are worth computing, with room kept for them.
 pub struct Admitted {
-    /// Compared with each document.
-    pub query: String,
-    /// One for each row.
-    pub documents: Vec<Arc<String>>,
+    /// Texts of each row.
+    pub rows: Vec<Texts>,
+    /// How they become tokens.
+    pub form: Form,
     /// The rows.
     pub work: Arc<Work>,
     /// By whom they are computed.
@@ -56,15 +56,15 @@ impl Service<Admitted> for Tokenize {
 
 async fn push(pool: Arc<Pool>, admitted: Admitted) -> Result<Ticket, ScoreError> {
     let Admitted {
-        query,
-        documents,
+        rows,
+        form,
         work,
         generation,
         permit,
     } = admitted;
     let started = now();
-    let documents_bytes: usize = documents.iter().map(|document| document.len()).sum();
-    let (n_documents, query_bytes) = (documents.len(), query.len());
+    let (n_rows, text_bytes) = (rows.len(), text_bytes(&rows));
+    let row_bytes: usize = rows.iter().map(Texts::bytes).sum();
     let tokenizer = Arc::clone(generation.tokenizer());
     let haste = if generation.line().is_idle() {
         Haste::All
@@ -72,17 +72,16 @@ async fn push(pool: Arc<Pool>, admitted: Admitted) -> Result<Ticket, ScoreError>
         Haste::Half
     };
     let tokenized = pool
-        .tokenize(tokenizer, query, documents, Arc::clone(&work), haste)
+        .tokenize(tokenizer, rows, form, Arc::clone(&work), haste)
         .await?;
     work.note_tokenized(now() - started);
     let (line, rows) = (generation.line(), &tokenized.rows);
-    line.learn_text_time(documents_bytes + query_bytes, tokenized.took);
+    line.learn_text_time(text_bytes, tokenized.took);
     // What was cut, or passed over, says nothing about the ratio.
     let is_whole =
         (0..rows.len()).all(|row| rows.row_len(row) > 0 && rows.cut(row) == Cut::default());
     if is_whole {
-        let row_bytes = documents_bytes + n_documents * query_bytes;
-        line.learn_text(n_documents, row_bytes, rows.input_ids.len());
+        line.learn_text(n_rows, row_bytes, rows.input_ids.len());
     }
     Ok(permit.push(work, tokenized.rows, now()))
 }

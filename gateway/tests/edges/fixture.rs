@@ -139,10 +139,10 @@ fn core() -> Core {
 }
 
 fn answer(request: &ScoreRequest) -> Result<ScoreResponse, ScoreError> {
-    if let Some(error) = named_error(&request.query) {
+    if let Some(error) = named_error(request.query()) {
         return Err(error);
     }
-    assert!(request.query != "panic", "as the query asks");
+    assert!(request.query() != "panic", "as the query asks");
     let (n_labels, activation) = match request.model.as_deref() {
         None | Some("default") => (1, Activation::Identity),
         Some("sigmoid") => (1, Activation::Sigmoid),
@@ -155,12 +155,12 @@ fn answer(request: &ScoreRequest) -> Result<ScoreResponse, ScoreError> {
             });
         }
     };
-    let logit = |document: &String| document.parse().unwrap_or(document.len() as f32);
-    let logits = request.documents.iter().flat_map(|document| {
-        let first = if request.query == "nan" {
+    let logit = |document: &str| document.parse().unwrap_or(document.len() as f32);
+    let logits = request.rows.iter().flat_map(|row| {
+        let first = if request.query() == "nan" {
             f32::NAN
         } else {
-            logit(document)
+            logit(&row.document)
         };
         [first, 0.0].into_iter().take(n_labels)
     });
@@ -170,22 +170,29 @@ fn answer(request: &ScoreRequest) -> Result<ScoreResponse, ScoreError> {
         Priority::High => 3,
     };
     // So that a test can see what the core is asked.
-    let n_tokens = match request.query.as_str() {
+    let n_tokens = match request.query() {
         "deadline" => (request.deadline - Instant::now()).as_millis() as u64,
         "priority" => urgency,
-        _ => request.documents.len() as u64,
+        _ => request.rows.len() as u64,
     };
     Ok(ScoreResponse {
-        model: request.model.as_deref().unwrap_or("default").into(),
+        model: match request.query() {
+            "form" => format!("{:?}", request.form).into(),
+            _ => request.model.as_deref().unwrap_or("default").into(),
+        },
         logits: logits.collect(),
         n_labels,
         activation,
         n_tokens,
-        truncated: match request.query.as_str() {
+        truncated: match request.query() {
             "long" | "long document" => vec![1],
             _ => Vec::new(),
         },
-        query_truncated: request.query == "long",
+        windows: match request.query() {
+            "windows" => vec![(0, 3)],
+            _ => Vec::new(),
+        },
+        query_truncated: request.query() == "long",
         times: Times {
             tokenize: Duration::from_micros(1_500),
             queue: Duration::from_millis(2),
@@ -199,6 +206,7 @@ pub(crate) fn named_error(name: &str) -> Option<ScoreError> {
     let why = "the reason".to_owned();
     let retry_after = Duration::from_millis(2_300);
     Some(match name {
+        "short rows" => ScoreError::invalid("row_tokens_max", "there is no room"),
         "invalid" => ScoreError::invalid("documents[2]", why),
         "too_large" => ScoreError::TooLarge {
             param: "documents".to_owned(),

@@ -58,64 +58,83 @@ fn overflow_is_honoured_or_refused() {
     422 {"error":{"param":"documents[1]","message":"~which takes 512 tokens"}}
 {"query":"long","documents":["a","b"],"overflow":"error"}
     422 {"error":{"param":"query","message":"~which takes 512 tokens"}}
-{"query":"q","documents":["a"],"overflow":"chunk_max"}
-    422 {"error":{"param":"overflow","message":"~not supported yet; use \"truncate\" or \"error\""}}
+{"query":"windows","documents":["a","b"],"overflow":"chunk_max"}
+    200 {"meta":{"warnings":["scored by the best window: documents[0] of 3"]}}
 {"query":"q","documents":["a"],"overflow":"bogus"}
-    422 {"error":{"param":"overflow","message":"~no \"bogus\"; use \"truncate\" or \"error\""}}
+    422 {"error":{"param":"overflow","message":"~no \"bogus\"; use \"truncate\", \"error\" or \"chunk_max\""}}
 {"query":"q","documents":["a"],"overflow":5}
     422 {"error":{"param":"overflow"}}
 "#,
     );
 }
 
+/// The core answers the form that it was asked for as the model's name.
 #[test]
-fn what_is_not_applied_is_told() {
-    let quiet = r#"200 {"meta":{"tokens":{"input_tokens":1}}}"#;
-    for (fields, wanted) in [
+fn clients_say_how_their_texts_are_to_fit() {
+    let form = |said: &str| format!("Form {{ {said} }}");
+    let plain = "instruction: None, query_tokens_max: None, document_tokens_max: None, row_tokens_max: None, \
+                 side: Right, windows: false";
+    for (fields, said) in [
+        ("", plain.to_owned()),
         (
-            r#""max_tokens_per_doc":"100""#,
-            r#"200 {"meta":{"warnings":["~max_tokens_per_doc = 100 was not applied"]}}"#,
+            r#""max_tokens_per_doc":"100","max_tokens_per_query":64.0,"truncate_prompt_tokens":128"#,
+            plain
+                .replace("query_tokens_max: None", "query_tokens_max: Some(64)")
+                .replace(
+                    "document_tokens_max: None",
+                    "document_tokens_max: Some(100)",
+                )
+                .replace("row_tokens_max: None", "row_tokens_max: Some(128)"),
         ),
-        (
-            r#""max_tokens_per_query":64.0"#,
-            r#"200 {"meta":{"warnings":["~max_tokens_per_query = 64 was not applied"]}}"#,
-        ),
-        (
-            r#""truncate_prompt_tokens":128"#,
-            r#"200 {"meta":{"warnings":["~the model's 512 tokens"]}}"#,
-        ),
-        // Kept by the model's own length, or nothing asked for.
-        (
-            r#""max_tokens_per_doc":4096,"truncate_prompt_tokens":512"#,
-            quiet,
-        ),
+        // Nothing asked for.
         (
             r#""truncate_prompt_tokens":-1,"priority":0,"max_tokens_per_doc":0"#,
-            quiet,
+            plain.to_owned(),
         ),
         (
-            r#""overflow":null,"max_tokens_per_doc":null,"max_tokens_per_query":null,
-               "truncate_prompt_tokens":null,"priority":null"#,
-            quiet,
+            r#""overflow":null,"max_tokens_per_doc":null,"max_tokens_per_query":null,"instruction":null,
+               "truncate_prompt_tokens":null,"truncation_side":null,"chat_template_kwargs":null"#,
+            plain.to_owned(),
         ),
         (
-            r#""max_tokens_per_doc":"many""#,
-            r#"422 {"error":{"param":"max_tokens_per_doc","message":"~whole number"}}"#,
+            r#""overflow":"chunk_max","truncation_side":"Left""#,
+            plain.replace("Right, windows: false", "Left, windows: true"),
         ),
         (
-            r#""truncate_prompt_tokens":-2"#,
-            r#"422 {"error":{"param":"truncate_prompt_tokens","message":"~or -1"}}"#,
+            r#""truncation_direction":"left","instruction":" ""#,
+            plain.replace("Right", "Left"),
+        ),
+        (
+            r#""instruction":"find laws","chat_template_kwargs":{"instruction":"no","other":1}"#,
+            plain.replace("instruction: None", r#"instruction: Some("find laws")"#),
+        ),
+        (
+            r#""chat_template_kwargs":{"instruction":"find laws"}"#,
+            plain.replace("instruction: None", r#"instruction: Some("find laws")"#),
         ),
     ] {
-        let body = format!(r#"{{"query":"q","documents":["a"],{fields}}}"#).replace('\n', "");
-        check_all("POST /rerank", &format!("{body}\n{wanted}"));
+        let comma = if fields.is_empty() { "" } else { "," };
+        let body = format!(r#"{{"query":"form","documents":["a"]{comma}{fields}}}"#);
         let reply = ask("POST /rerank", JSON, &body);
-        assert_eq!(
-            reply.text.contains("warnings"),
-            wanted.contains("warnings"),
-            "{body}"
-        );
+        assert_eq!(reply.json()["model"], form(&said), "{body}");
     }
+    let tei = r#"{"query":"form","texts":["a"],"truncation_direction":"LEFT"}"#;
+    assert!(ask("POST /rerank", JSON, tei).text.contains("\"score\""));
+    check_all(
+        "POST /rerank",
+        r#"
+{"query":"q","documents":["a"],"max_tokens_per_doc":"many"}
+    422 {"error":{"param":"max_tokens_per_doc","message":"~whole number"}}
+{"query":"q","documents":["a"],"truncate_prompt_tokens":-2}
+    422 {"error":{"param":"truncate_prompt_tokens","message":"~or -1"}}
+{"query":"short rows","documents":["a"],"truncate_prompt_tokens":2}
+    422 {"error":{"param":"truncate_prompt_tokens","message":"~no room"}}
+{"query":"q","documents":["a"],"truncation_side":"up"}
+    422 {"error":{"param":"truncation_side","message":"~use \"right\" or \"left\""}}
+{"query":"long document","documents":["a","b"],"max_tokens_per_doc":9}
+    200 {"meta":{"warnings":["cut to the tokens allowed: documents[1]"]}}
+"#,
+    );
 }
 
 #[test]
@@ -177,13 +196,6 @@ fn tei_clients_are_told_what_was_cut() {
     assert_eq!(warnings("long", ""), both);
     let asked = r#","truncate":"false","truncation_direction":"Left""#;
     assert_eq!(warnings("q", asked), "");
-    assert_eq!(
-        warnings("long", asked),
-        format!(
-            "{both}; truncate = false was not applied; \
-             truncation_direction = left was not applied: it was cut at the right"
-        )
-    );
     let asked = r#","truncate":null,"truncation_direction":null"#;
     assert_eq!(warnings("long", asked), both);
     assert_eq!(warnings("long", r#","truncation_direction":"Right""#), both);
@@ -192,6 +204,8 @@ fn tei_clients_are_told_what_was_cut() {
         r#"
 {"query":"q","texts":["a"],"truncation_direction":"up"}
     422 {"error":"~no \"up\"; use \"right\" or \"left\""}
+{"query":"long document","texts":["a","b"],"truncate":false}
+    422 {"error":"~texts[1]: is too long"}
 {"query":"q","texts":["a"],"truncate":"perhaps"}
     422 {"error":"~truncate"}
 "#,

@@ -5,7 +5,7 @@ use gateway::cache::Key;
 use gateway::generation::Identity;
 use gateway::generation::hold::HoldBounds;
 use gateway::generation::queue::{BatchBounds, QueueBounds};
-use gateway::score::Priority;
+use gateway::score::{Form, Priority, Texts};
 use std::sync::LazyLock;
 use std::time::Duration;
 
@@ -30,7 +30,8 @@ static KEYS: LazyLock<[Vec<Key>; 2]> = LazyLock::new(|| {
         let queries = (0..QUERIES).map(|n| format!("query {n}"));
         queries
             .flat_map(|query| {
-                gateway::cache::keys(&identity, &query, documents.iter()).collect::<Vec<_>>()
+                let rows = Texts::of_query(query, documents.iter().map(String::as_str));
+                gateway::cache::keys(&identity, &Form::default(), &rows)
             })
             .collect()
     })

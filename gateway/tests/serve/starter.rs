@@ -60,6 +60,48 @@ fn long_documents_are_cut_and_named() {
     );
 }
 
+/// What is asked stands at the end of a long document: cut, nobody sees it; in windows, it counts.
+#[test]
+fn a_long_document_is_as_good_as_its_best_window() {
+    let server = Server::start("{}", &ENGINE);
+    let said = "Photosynthesis turns sunlight, water and carbon dioxide into glucose.";
+    let filler = "The stock market fell sharply on Monday. ".repeat(20);
+    let documents = [format!("{filler}{said}"), said.to_owned(), filler.clone()];
+    let ask = |fields: serde_json::Value| {
+        let mut body = json!({"query": "how do plants make energy", "documents": documents, "truncate_prompt_tokens": 40});
+        body.as_object_mut()
+            .unwrap()
+            .extend(fields.as_object().unwrap().clone());
+        let answer = server.rerank(&body);
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let mut results = answer.results();
+        results.sort_by_key(|result| result["index"].as_u64());
+        let scores = results
+            .iter()
+            .map(|result| result["relevance_score"].as_f64().unwrap());
+        (scores.collect::<Vec<_>>(), answer)
+    };
+    let (cut, _) = ask(json!({}));
+    let (best, answer) = ask(json!({"overflow": "chunk_max"}));
+    assert_eq!(cut[1], best[1], "what fits is scored as it is");
+    assert!(1.5 * cut[0] < best[0], "{cut:?} {best:?}");
+    assert!(
+        answer
+            .text
+            .contains("scored by the best window: documents[0] of "),
+        "{answer:?}"
+    );
+    assert!(!answer.text.contains("cut to"), "{answer:?}");
+    // The last window alone is a document as well: nothing of the rest moves its score.
+    let (left, _) = ask(json!({"truncation_side": "left"}));
+    assert!(1.2 * cut[0] < left[0], "{left:?}");
+    let (bounded, _) = ask(json!({"overflow": "chunk_max", "max_tokens_per_doc": 60}));
+    assert!(
+        bounded[0] < best[0],
+        "the end is beyond the bound: {bounded:?}"
+    );
+}
+
 /// The logits that the model's own page publishes.
 #[test]
 fn ms_marco_minilm_gives_its_published_logits() {
