@@ -60,6 +60,10 @@ pub struct Models {
     pub max_length: Option<usize>,
     /// `None` for what the model declares.
     pub activation: Option<Activation>,
+    /// Before every query; may be empty.
+    pub query_prefix: String,
+    /// Before every document of a query; may be empty.
+    pub document_prefix: String,
     /// A JSON object of the plugin's own options.
     pub options: String,
     /// Where downloads are kept; `None` for the hub's own cache.

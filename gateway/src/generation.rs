@@ -106,12 +106,14 @@ pub struct Start {
 // === impl Facts ===
 
 impl Facts {
-    fn identity(&self, row_tokens_max: usize) -> Identity {
+    fn identity(&self, tokenizer: &Tokenizer) -> Identity {
+        let row_tokens_max = tokenizer.row_tokens_max();
         Identity::new(&[
             &self.info.fingerprint,
             self.description.numerics_id.as_bytes(),
             &self.description.n_labels.to_le_bytes(),
             &(row_tokens_max as u64).to_le_bytes(),
+            &tokenizer.frame(),
         ])
     }
 }
@@ -151,8 +153,8 @@ impl Generation {
         });
         let generation = Self {
             line,
+            identity: facts.identity(&start.tokenizer),
             tokenizer: Arc::new(start.tokenizer),
-            identity: facts.identity(row_tokens_max),
             crew,
             parts: Arc::new(facts),
             proof: OnceLock::new(),

@@ -273,3 +273,25 @@ fn what_fits_is_one_window_and_what_is_bounded_is_less() {
     let (parts, _) = windows(&form(None), &"光合作用需要陽光".repeat(30));
     assert!(1 < parts.len());
 }
+
+#[test]
+fn prefixes_stand_before_texts_and_in_every_window() {
+    let (plain, prefixed) = (ours(64), ours(64).with_prefixes("plants: ", "the sea "));
+    let form = Form::default();
+    let wanted = row(&plain, Some("plants: soil"), "the sea air", &form);
+    assert_eq!(row(&prefixed, Some("soil"), "air", &form), wanted);
+    // Whoever scores with another frame scores other rows.
+    assert_ne!(plain.frame(), prefixed.frame());
+    let alone = row(&plain, None, "air", &form);
+    assert_eq!(row(&prefixed, None, "air", &form), alone);
+    let query = prefixed.query(Some("soil"), &form).unwrap();
+    let text = words(300, 0);
+    let windows = prefixed.windows(&query, &text).unwrap();
+    assert!(1 < windows.parts.len());
+    assert_eq!(windows.n_tokens, 302);
+    let mut rows = TokenRows::none();
+    for part in windows.parts {
+        prefixed.push_pair(&query, &text[part], &mut rows).unwrap();
+        assert!(!rows.cut(rows.len() - 1).document);
+    }
+}

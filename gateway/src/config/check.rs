@@ -163,6 +163,8 @@ impl<'a> Reader<'a> {
                 .filter(|name| name != "auto"),
             dtype: spell_dtype(&self.text("model.dtype")),
             device: self.text("model.device"),
+            query_prefix: self.text_or_none("model.query_prefix"),
+            document_prefix: self.text_or_none("model.document_prefix"),
             max_length: self
                 .has("model.max_length")
                 .then(|| self.size("model.max_length")),
@@ -247,6 +249,14 @@ impl Reader<'_> {
         match self.values.get(key) {
             Some(Value::Text(text)) => text.clone(),
             other => panic!("{key} is {other:?}, no text"),
+        }
+    }
+
+    fn text_or_none(&self, key: &str) -> String {
+        if self.has(key) {
+            self.text(key)
+        } else {
+            String::new()
         }
     }
 

@@ -36,6 +36,8 @@ pub enum Kind {
     Path,
     /// Letters, digits, `-`, `_`, `.`: the name of a plugin or a data type.
     Word,
+    /// Any text in one line, spaces at its ends included.
+    Text { bytes_max: usize },
     /// Yes or no; a flag alone says yes.
     Switch,
     /// Where a Redis or Valkey is. May hold a password: it is never shown as it was written.
@@ -169,6 +171,7 @@ impl Kind {
         match self {
             Self::Path => "PATH",
             Self::Word => "NAME",
+            Self::Text { .. } => "TEXT",
             Self::Switch => "BOOL",
             Self::RedisUrl => "URL",
             Self::Secret => "SECRET",
@@ -191,6 +194,7 @@ impl Kind {
         match self {
             Self::Path => "path".into(),
             Self::Word => "name".into(),
+            Self::Text { bytes_max } => format!("text, at most {bytes_max} bytes"),
             Self::Switch => "true or false".into(),
             Self::RedisUrl => "URL".into(),
             Self::Secret => "characters".into(),

@@ -97,6 +97,22 @@ pub static SETTINGS: &[Setting] = &[
         "What makes scores of logits: auto (as the model declares), identity, sigmoid or softmax.",
     ),
     setting(
+        "model.query_prefix",
+        "query-prefix",
+        &["CROSSGATE_QUERY_PREFIX"],
+        Kind::Text { bytes_max: 4_096 },
+        "",
+        "What stands before every query, spaces at its ends included, for models that were taught with it.",
+    ),
+    setting(
+        "model.document_prefix",
+        "document-prefix",
+        &["CROSSGATE_DOCUMENT_PREFIX"],
+        Kind::Text { bytes_max: 4_096 },
+        "",
+        "The same before every document that is compared with a query.",
+    ),
+    setting(
         "model.options",
         "backend-options",
         &["CROSSGATE_BACKEND_OPTIONS"],

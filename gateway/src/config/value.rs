@@ -24,8 +24,9 @@ const HOST_CHARS_MAX: usize = 253;
 
 /// Reads `text` as `kind`. Surrounding spaces do not count.
 pub fn parse(kind: &Kind, text: &str) -> Result<Value, String> {
-    let text = text.trim();
+    let (whole, text) = (text, text.trim());
     match *kind {
+        Kind::Text { bytes_max } => parse_text(whole, bytes_max).map(Value::Text),
         Kind::Path if text.is_empty() => Err("expected a path".into()),
         Kind::Path => Ok(Value::Text(text.into())),
         Kind::Word => parse_word(text).map(Value::Text),
@@ -165,6 +166,13 @@ fn parse_word(text: &str) -> Result<String, String> {
     let is_word = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     if text.is_empty() || !text.chars().all(is_word) {
         return Err("expected auto or a name of letters, digits, '-', '_' and '.'".into());
+    }
+    Ok(text.into())
+}
+
+fn parse_text(text: &str, bytes_max: usize) -> Result<String, String> {
+    if bytes_max < text.len() {
+        return Err(format!("expected at most {bytes_max} bytes"));
     }
     Ok(text.into())
 }

@@ -8,7 +8,8 @@ use tokenizers::{Encoding, Tokenizer as Encoder};
 /// `lead query middle document tail`, each special token with its type.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Template {
-    /// Whitespace that a prompt has around each of the texts: encoders take it together with them.
+    /// Whitespace that a prompt has around each of the texts, and what is configured to stand before them:
+    /// encoders take it together with them.
     query_space: [String; 2],
     document_space: [String; 2],
     lead: Specials,
@@ -209,6 +210,13 @@ impl Template {
     /// What is encoded for a document.
     pub(super) fn document_text<'a>(&self, document: &'a str) -> Cow<'a, str> {
         within(&self.document_space, document)
+    }
+
+    /// The same with texts before each query and each document, encoded together with them.
+    pub(super) fn with_prefixes(mut self, query: &str, document: &str) -> Self {
+        self.query_space[0].push_str(query);
+        self.document_space[0].push_str(document);
+        self
     }
 
     /// Bytes that the prompt has behind a document, encoded together with it.

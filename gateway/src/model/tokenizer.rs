@@ -104,6 +104,19 @@ impl Tokenizer {
         tokenizer.within(row_tokens_max).map_err(named)
     }
 
+    /// The same with texts before each query and each document of a query.
+    #[must_use]
+    pub fn with_prefixes(mut self, query: &str, document: &str) -> Self {
+        let template = Arc::unwrap_or_clone(self.template);
+        self.template = Arc::new(template.with_prefixes(query, document));
+        self
+    }
+
+    /// What it puts around texts, as bytes that differ where that does.
+    pub fn frame(&self) -> Vec<u8> {
+        format!("{:?}{:?}", self.template, self.alone).into_bytes()
+    }
+
     /// The id of a token.
     ///
     /// # Errors
@@ -320,25 +333,30 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// Where each of a document's tokens stands in it.
-    pub(super) fn spans(&self, query: &Query, document: &str) -> Result<Vec<Span>, ScoreError> {
+    /// Where each of a document's tokens stands in it, and how many there are before it: of a prefix.
+    pub(super) fn spans(
+        &self,
+        query: &Query,
+        document: &str,
+    ) -> Result<(usize, Vec<Span>), ScoreError> {
         let text = query.template.document_text(document);
-        // Whitespace that the prompt has before it.
+        // Whitespace that the prompt has before it, and the prefix.
         let lead = text.len() - document.len() - query.template.document_end();
         let encoding = self.encoder.encode(&*text, false);
         let encoding = encoding.map_err(|error| failed(error.to_string()))?;
         let words = encoding.get_word_ids();
-        let places = encoding.get_offsets().iter().enumerate();
+        let offsets = encoding.get_offsets();
+        let n_before = offsets.partition_point(|&(_, end)| end <= lead);
+        let places = offsets.iter().enumerate().skip(n_before);
         let spans = places.map(|(token, &(start, end))| {
             let [start, end] = [start, end].map(|at| at.saturating_sub(lead).min(document.len()));
+            let is_first = token == n_before || words[token] != words[token - 1];
             Span {
                 bytes: start..end.max(start),
-                begins_word: token == 0
-                    || words[token].is_none()
-                    || words[token] != words[token - 1],
+                begins_word: is_first || words[token].is_none(),
             }
         });
-        Ok(spans.collect())
+        Ok((n_before, spans.collect()))
     }
 
     fn encode(&self, text: &str) -> Result<Vec<u32>, String> {

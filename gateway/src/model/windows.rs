@@ -29,9 +29,10 @@ impl Tokenizer {
     /// # Errors
     /// `Internal`, the encoder's own.
     pub fn windows(&self, query: &Query, document: &str) -> Result<Windows, ScoreError> {
-        let all = self.spans(query, document)?;
+        let (n_before, all) = self.spans(query, document)?;
         let spans = query.kept(&all);
-        let room = query.document_room();
+        // A prefix stands in every window.
+        let room = query.document_room().saturating_sub(n_before).max(1);
         let bytes = |of: Range<usize>| {
             let start = document.floor_char_boundary(spans[of.start].bytes.start);
             start..document.ceil_char_boundary(spans[of.end - 1].bytes.end)
@@ -47,7 +48,7 @@ impl Tokenizer {
         };
         Ok(Windows {
             parts,
-            n_tokens: spans.len(),
+            n_tokens: n_before + spans.len(),
             is_cut,
         })
     }

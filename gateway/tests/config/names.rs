@@ -140,3 +140,19 @@ fn relations_of_queue_and_batch() {
         &["batch.rows_preferred = \"17\"", "batch.rows_max = \"16\""],
     );
 }
+
+#[test]
+fn prefixes_keep_their_spaces() {
+    let config = serve(
+        "crossgate --document-prefix=passage:",
+        &[("CROSSGATE_QUERY_PREFIX", "query: ")],
+    );
+    assert_eq!(config.models().query_prefix, "query: ");
+    assert_eq!(config.models().document_prefix, "passage:");
+    let none = serve("crossgate", &[]);
+    assert_eq!(none.models().query_prefix, "");
+    check_error(
+        set("model.query_prefix", &"x".repeat(5_000)),
+        &["at most 4096 bytes"],
+    );
+}
