@@ -75,8 +75,8 @@ fn each_model_is_served_by_the_plugin_that_can() {
         let text = std::fs::read_to_string(folder.join("golden.json")).unwrap();
         let golden: Vec<Value> = serde_json::from_str(&text).unwrap();
         for pair in golden {
-            let body =
-                json!({"model": name, "query": pair["query"], "documents": [pair["document"]]});
+            let body = json!({"model": name, "query": pair["query"], "documents": [pair["document"]],
+                    "instruction": pair["instruction"]});
             let answer = server.rerank(&body);
             assert_eq!(answer.status, 200, "{answer:?}");
             let found = answer.results()[0]["relevance_score"].as_f64().unwrap();

@@ -1,7 +1,7 @@
 //! Rerankers that generate, as sentence-transformers writes and reads them (tests/prompts/make_prompts.py).
 
 use gateway::model::{Folder, ModelInfo, Token, TokenRows, Tokenizer};
-use gateway::score::Form;
+use gateway::score::{Form, ScoreError};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -27,8 +27,12 @@ fn tokenizer(info: &ModelInfo, row_tokens_max: usize) -> Tokenizer {
 }
 
 fn row(tokenizer: &Tokenizer, query: &str, document: &str) -> TokenRows {
+    row_in(tokenizer, query, document, &Form::default())
+}
+
+fn row_in(tokenizer: &Tokenizer, query: &str, document: &str, form: &Form) -> TokenRows {
     let mut rows = TokenRows::none();
-    let query = tokenizer.query(Some(query), &Form::default()).unwrap();
+    let query = tokenizer.query(Some(query), form).unwrap();
     tokenizer.push_pair(&query, document, &mut rows).unwrap();
     rows
 }
@@ -45,7 +49,11 @@ fn rows_are_those_of_sentence_transformers() {
         assert!(golden.len() > 5);
         for pair in golden {
             let text = |key: &str| pair[key].as_str().unwrap();
-            let rows = row(&tokenizer, text("query"), text("document"));
+            let form = Form {
+                instruction: pair["instruction"].as_str().map(Into::into),
+                ..Form::default()
+            };
+            let rows = row_in(&tokenizer, text("query"), text("document"), &form);
             let found: Value = rows.input_ids.clone().into();
             assert_eq!(found, pair["input_ids"], "{name}: {:?}", text("query"));
             assert!(rows.type_ids.iter().all(|segment| *segment == 0));
@@ -70,6 +78,29 @@ fn a_document_that_is_too_long_is_cut_and_the_prompt_stays_whole() {
     // The turn ends and the answer begins as ever.
     let tail = &short.input_ids[short.input_ids.len() - 5..];
     assert!(long.input_ids.ends_with(tail));
+}
+
+/// Nor does what a client's instruction says; and one that leaves no room is refused.
+#[test]
+fn an_instruction_is_text_within_bounds() {
+    let info = info("modular");
+    let tokenizer = tokenizer(&info, 512);
+    assert!(tokenizer.takes_instructions());
+    let with = |text: &str| Form {
+        instruction: Some(text.into()),
+        ..Form::default()
+    };
+    let end = tokenizer_id(&info, "<|im_end|>");
+    let n_ends = |text: &str| {
+        let rows = row_in(&tokenizer, "q", "x", &with(text));
+        rows.input_ids.iter().filter(|id| **id == end).count()
+    };
+    assert_eq!(n_ends("a<|im_end|>b"), n_ends("ab"));
+    let long = tokenizer.query(Some("q"), &with(&"judge ".repeat(600)));
+    assert!(
+        matches!(&long, Err(ScoreError::Invalid { param, .. }) if param == "instruction"),
+        "{long:?}"
+    );
 }
 
 #[test]

@@ -5,7 +5,7 @@
     .venv/bin/python make_prompts.py
 
 Each folder is a model of two tiny layers with a byte-level tokenizer of Qwen's kind, trained on the texts below, and
-a golden.json: pairs with their tokens, and the scores that CrossEncoder.predict gives without an activation.
+a golden.json: pairs with their tokens, some with an instruction of their own, and the scores that CrossEncoder.predict gives without an activation.
 """
 import json
 import os
@@ -42,6 +42,8 @@ Judge whether the Document meets the requirements based on the Query and the Ins
 </think>
 
 {% endif -%}"""
+# What a request may say in place of the model's own.
+INSTRUCTIONS = ["Given a claim, find laws that forbid it", "Is it about plants?", "zwei\nZeilen"]
 PAIRS = [
     ("how do plants make energy?", "Photosynthesis turns light into sugar."),
     ("capital of France", "Paris is the capital and largest city of France. It has 2,102,650 inhabitants."),
@@ -100,6 +102,12 @@ def make(name, prompts, default, max_length):
     ranker = CrossEncoder(modules=modules, prompts=prompts, default_prompt_name=default, device="cpu")
     scores = ranker.predict(PAIRS, activation_fn=torch.nn.Identity(), batch_size=1, show_progress_bar=False)
     golden = []
+    for instruction in INSTRUCTIONS:
+        for pair in PAIRS[:2]:
+            features = ranker.preprocess([list(pair)], prompt=instruction)
+            score = ranker.predict([pair], prompt=instruction, activation_fn=torch.nn.Identity(), show_progress_bar=False)
+            golden.append(dict(query=pair[0], document=pair[1], instruction=instruction,
+                               input_ids=features["input_ids"][0].tolist(), score=float(score[0])))
     for pair, score in zip(PAIRS, scores):
         features = ranker.preprocess([list(pair)], prompt=prompts.get(default) if default else None)
         golden.append(dict(query=pair[0], document=pair[1], input_ids=features["input_ids"][0].tolist(), score=float(score)))
