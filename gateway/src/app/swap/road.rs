@@ -394,6 +394,14 @@ fn of_dtypes(a: &str, b: &str) -> Tolerance {
         EXACT => (2e-3, 0.999, "both compute in f32"),
         "f16" | "bf16" => (0.1, 0.995, "one of them computes in 16 bits"),
         "int4" => (3.0, 0.9, "one of them holds weights in 4 bits"),
+        // As GGUF files store them: q4_k, q5_0, …
+        blocks
+            if ["q2", "q3", "q4", "q5"]
+                .iter()
+                .any(|bits| blocks.starts_with(bits)) =>
+        {
+            (3.0, 0.9, "one of them holds weights in 5 bits or less")
+        }
         _ => (0.5, 0.97, "one of them computes in 8 bits"),
     };
     let (mine, theirs) = (of_dtype(a), of_dtype(b));
