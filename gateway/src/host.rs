@@ -305,7 +305,11 @@ impl Host {
                     return Ok((opened, others.map(open)));
                 }
                 Err(fault) => {
-                    why.push(format!("{}: {fault}", library.card().name));
+                    why.push(format!(
+                        "{}: {fault}{}",
+                        library.card().name,
+                        reads(&library, model)
+                    ));
                     is_by_options |= fault.code == FaultCode::BadRequest;
                     // Another plugin may serve what this one does not; it will not mend a broken file.
                     if !matches!(
@@ -418,6 +422,16 @@ impl Opened {
         let (library, request) = (Arc::clone(&self.library), self.request.clone());
         move || library.open(&request)
     }
+}
+
+/// What to add to the refusal of a plugin that was named and reads weights in another form than these.
+fn reads(library: &PluginLibrary, model: &ModelInfo) -> String {
+    let (card, format) = (library.card(), model.format.name());
+    if card.formats.iter().any(|name| name == format) {
+        return String::new();
+    }
+    let known = card.formats.join(" and ");
+    format!(" (it reads {known}, and the weights are written as {format})")
 }
 
 /// The place of a plugin's best device among those that are preferred.

@@ -145,9 +145,14 @@ fn local(path: &Path) -> Result<Folder, ModelError> {
     } else {
         format!("there is no folder {name}")
     };
-    Err(ModelError::new(
+    let error = ModelError::new(
         Cause::NotFound,
         problem,
         "name the folder that holds config.json, tokenizer.json and model.safetensors",
+    );
+    let file = path.file_name().unwrap_or_default();
+    Err(weights::gguf::or_needed(
+        error,
+        &[file.to_string_lossy().into_owned()],
     ))
 }

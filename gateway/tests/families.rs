@@ -259,6 +259,10 @@ fn a_gguf_file_is_served_by_the_plugin_that_reads_it() {
         assert!(answer.text.contains(word), "{answer:?} does not say {word}");
     }
     write_tokenizer(dir.path());
+    let answer = load("stored", json!({"plugin": "cpu-int8"}));
+    assert_eq!(answer.status, 409, "{answer:?}");
+    let why = "reads safetensors, and the weights are written as gguf";
+    assert!(answer.text.contains(why), "{answer:?}");
     let answer = load("stored", json!({}));
     assert_eq!(answer.status, 200, "{answer:?}");
     // The same weights from safetensors, and from the file again, which is named beside them.

@@ -479,4 +479,10 @@ fn a_folder_is_taken_as_it_is() {
         Cause::NotFound,
         &["is a file"],
     );
+    let file = Source::Folder("./model.gguf".into());
+    check_error(
+        fetch(&file, None, &settings, &Log),
+        Cause::NotFound,
+        &["model.gguf", "make a folder"],
+    );
 }

@@ -23,7 +23,7 @@ const SHARDS_MAX: usize = 1_000;
 pub(super) const SINGLE: &str = "model.safetensors";
 pub(super) const INDEX: &str = "model.safetensors.index.json";
 
-/// How to get the form of weights that every plugin but one reads.
+/// How to get the form of weights that most plugins read.
 pub(super) const CONVERT_WEIGHTS: &str = "convert them once with Python: \
     AutoModelForSequenceClassification.from_pretrained(folder).save_pretrained(folder), \
     or on the hub with https://huggingface.co/spaces/safetensors/convert";
