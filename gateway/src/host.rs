@@ -365,6 +365,14 @@ impl Host {
         Ok(serving)
     }
 
+    /// What to add to the refusal of the plugin of a file, if it reads weights in another form than the model's.
+    pub fn reads(&self, path: &Path, model: &ModelInfo) -> String {
+        let files = self.known();
+        let found = files.iter().find(|file| file.path == path);
+        let library = found.and_then(|file| file.found.as_ref().ok());
+        library.map_or_else(String::new, |library| reads(library, model))
+    }
+
     /// `what` is missing, what was found instead, and what to do.
     pub fn no_plugin(&self, what: &str) -> String {
         let names: Vec<_> = self

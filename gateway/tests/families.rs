@@ -294,3 +294,45 @@ fn a_gguf_file_is_served_by_the_plugin_that_reads_it() {
         }
     }
 }
+
+/// What serves is compared with what is to serve, of the same file; another file is another model.
+#[test]
+fn a_gguf_file_is_proven_when_it_is_swapped() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../plugins/golden/modernbert");
+    let dir = tempfile::tempdir().unwrap();
+    for (from, to) in [("llama-cpp.gguf", "a.gguf"), ("config.json", "config.json")] {
+        std::fs::copy(golden.join(from), dir.path().join(to)).unwrap();
+    }
+    write_tokenizer(dir.path());
+    let server = start("starter");
+    let order = json!({"source": dir.path().display().to_string()});
+    let answer = server.order("/models/blocks/load", &order);
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let model = models(&server)["blocks"].clone();
+    assert_eq!(model["dtype"], "q8_0", "{model}");
+    let proof = model["proof"].as_str().unwrap();
+    assert!(proof.contains("its own f32 path"), "{proof}");
+    let swap = |more: Value| {
+        let mut order = json!({"plugin": "candle-cpu", "probation_s": 0});
+        let more = more.as_object().unwrap().clone();
+        order.as_object_mut().unwrap().extend(more);
+        server.order("/models/blocks/swap", &order)
+    };
+    let answer = swap(json!({"dtype": "f32"}));
+    assert_eq!(answer.status, 200, "{answer:?}");
+    server.until(|| {
+        let model = &models(&server)["blocks"];
+        (model["last_swap"]["state"] == "confirmed").then_some(())
+    });
+    let model = models(&server)["blocks"].clone();
+    assert_eq!(model["dtype"], "f32", "{model}");
+    let proof = model["proof"].as_str().unwrap();
+    assert!(proof.contains("as generation 1"), "{proof}");
+    let answer = swap(json!({"dtype": "int4"}));
+    assert_eq!(answer.status, 409, "{answer:?}");
+    assert!(answer.text.contains("q8_0"), "{answer:?}");
+    std::fs::copy(dir.path().join("a.gguf"), dir.path().join("b.gguf")).unwrap();
+    let answer = swap(json!({"options": {"file": "b.gguf"}}));
+    assert_eq!(answer.status, 409, "{answer:?}");
+    assert!(answer.text.contains("other weights"), "{answer:?}");
+}

@@ -255,7 +255,9 @@ impl Swap {
         is_new: bool,
     ) -> Result<Verified, String> {
         let host = &self.all.loader.host;
-        let (sha256, probed) = host.probe(&path, &read.request, read.golden_rows()?)?;
+        let probed = host.probe(&path, &read.request, read.golden_rows()?);
+        let (sha256, probed) =
+            probed.map_err(|why| format!("{why}{}", host.reads(&path, read.info())))?;
         let wanted = self.order.sha256.as_ref();
         if let Some(wanted) = wanted.filter(|wanted| !wanted.eq_ignore_ascii_case(&sha256)) {
             let path = path.display();
