@@ -53,7 +53,7 @@ facts! {
         dtypes: Vec<String> = Vec::new(),
         /// Architectures it can load, by the names in `config.json`; empty for any.
         architectures: Vec<String> = Vec::new(),
-        /// How the weights that it reads are written: `safetensors`, `onnx`.
+        /// How the weights that it reads are written: `safetensors`, `onnx`, `gguf`.
         formats: Vec<String> = vec!["safetensors".to_owned()],
         /// Of several plugins that serve a model on the same kind of device, a host that was given no name
         /// asks the one with the largest number first.

@@ -305,7 +305,11 @@ impl Host {
                     return Ok((opened, others.map(open)));
                 }
                 Err(fault) => {
-                    why.push(format!("{}: {fault}", library.card().name));
+                    why.push(format!(
+                        "{}: {fault}{}",
+                        library.card().name,
+                        reads(&library, model)
+                    ));
                     is_by_options |= fault.code == FaultCode::BadRequest;
                     // Another plugin may serve what this one does not; it will not mend a broken file.
                     if !matches!(
@@ -359,6 +363,14 @@ impl Host {
             return Err(self.no_plugin(&what));
         }
         Ok(serving)
+    }
+
+    /// What to add to the refusal of the plugin of a file, if it reads weights in another form than the model's.
+    pub fn reads(&self, path: &Path, model: &ModelInfo) -> String {
+        let files = self.known();
+        let found = files.iter().find(|file| file.path == path);
+        let library = found.and_then(|file| file.found.as_ref().ok());
+        library.map_or_else(String::new, |library| reads(library, model))
     }
 
     /// `what` is missing, what was found instead, and what to do.
@@ -418,6 +430,16 @@ impl Opened {
         let (library, request) = (Arc::clone(&self.library), self.request.clone());
         move || library.open(&request)
     }
+}
+
+/// What to add to the refusal of a plugin that was named and reads weights in another form than these.
+fn reads(library: &PluginLibrary, model: &ModelInfo) -> String {
+    let (card, format) = (library.card(), model.format.name());
+    if card.formats.iter().any(|name| name == format) {
+        return String::new();
+    }
+    let known = card.formats.join(" and ");
+    format!(" (it reads {known}, and the weights are written as {format})")
 }
 
 /// The place of a plugin's best device among those that are preferred.

@@ -44,22 +44,32 @@ pub struct Folder {
     pub name: String,
     /// The commit on the hub, where it came from one.
     pub revision: Option<String>,
+    /// The GGUF file that holds the weights, where one was named: a folder may hold several.
+    pub file: Option<String>,
     /// What an operator should know, for example that the hub could not be asked.
     pub warnings: Vec<String>,
 }
 
 /// Brings the model's files to a local folder: nothing to do for a folder, unpacking for the
-/// starter, a download for a hub id. Reads no file's content beyond what choosing files needs.
+/// starter, a download for a hub id. `file` names the GGUF file that is meant, instead of other weights. Reads no
+/// file's content beyond what choosing files needs.
 pub fn fetch(
     source: &Source,
+    file: Option<&str>,
     settings: &Settings,
     progress: &dyn Progress,
 ) -> Result<Folder, ModelError> {
     match source {
         Source::Starter => starter::install(settings.own_dir()),
         Source::Folder(path) => local(path),
-        Source::Hub { repo, revision } => hub::fetch(repo, revision.as_deref(), settings, progress),
+        Source::Hub { repo, revision } => {
+            hub::fetch(repo, revision.as_deref(), file, settings, progress)
+        }
     }
+    .map(|folder| Folder {
+        file: file.map(str::to_owned),
+        ..folder
+    })
 }
 
 /// Why there is no model, and what to do about it. Shown to operators, never to clients.
@@ -130,6 +140,7 @@ fn local(path: &Path) -> Result<Folder, ModelError> {
             path: path.into(),
             name,
             revision: None,
+            file: None,
             warnings: Vec::new(),
         });
     }
@@ -138,9 +149,14 @@ fn local(path: &Path) -> Result<Folder, ModelError> {
     } else {
         format!("there is no folder {name}")
     };
-    Err(ModelError::new(
+    let error = ModelError::new(
         Cause::NotFound,
         problem,
         "name the folder that holds config.json, tokenizer.json and model.safetensors",
+    );
+    let file = path.file_name().unwrap_or_default();
+    Err(weights::gguf::or_needed(
+        error,
+        &[file.to_string_lossy().into_owned()],
     ))
 }

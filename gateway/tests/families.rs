@@ -159,6 +159,12 @@ fn graphs() -> tempfile::TempDir {
     ] {
         std::fs::copy(root.join(from), dir.path().join(to)).unwrap();
     }
+    write_tokenizer(dir.path());
+    dir
+}
+
+/// Writes a tokenizer of a few words.
+fn write_tokenizer(dir: &Path) {
     let words = [
         "[PAD]", "[UNK]", "[CLS]", "[SEP]", "plants", "light", "cars", "the",
     ];
@@ -184,8 +190,7 @@ fn graphs() -> tempfile::TempDir {
             "special_tokens": {"[CLS]": of("[CLS]", 2), "[SEP]": of("[SEP]", 3)}},
         "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "[UNK]"}
     });
-    std::fs::write(dir.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
-    dir
+    std::fs::write(dir.join("tokenizer.json"), tokenizer.to_string()).unwrap();
 }
 
 #[test]
@@ -227,4 +232,107 @@ fn a_model_of_graphs_alone_is_served_by_the_plugin_that_reads_them() {
         let score = |result: &Value| result["relevance_score"].as_f64().unwrap();
         assert!((score(a) - score(&b)).abs() < 1e-4, "{a} {b}");
     }
+}
+
+/// A seeded RoBERTa of the plugins' tests, as llama.cpp writes it.
+#[test]
+fn a_gguf_file_is_served_by_the_plugin_that_reads_it() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../plugins/golden/roberta");
+    let dir = tempfile::tempdir().unwrap();
+    let copy = |from: &str, to: &str| {
+        std::fs::copy(golden.join(from), dir.path().join(to)).unwrap();
+    };
+    copy("llama-cpp.gguf", "model.gguf");
+    copy("config.json", "config.json");
+    let server = start("starter");
+    let load = |name: &str, more: Value| {
+        let mut order = json!({"source": dir.path().display().to_string()});
+        order
+            .as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        server.order(&format!("/models/{name}/load"), &order)
+    };
+    let answer = load("stored", json!({}));
+    assert_eq!(answer.status, 409, "{answer:?}");
+    for word in ["no tokenizer.json", "that it was converted from"] {
+        assert!(answer.text.contains(word), "{answer:?} does not say {word}");
+    }
+    write_tokenizer(dir.path());
+    let answer = load("stored", json!({"plugin": "cpu-int8"}));
+    assert_eq!(answer.status, 409, "{answer:?}");
+    let why = "reads safetensors, and the weights are written as gguf";
+    assert!(answer.text.contains(why), "{answer:?}");
+    let answer = load("stored", json!({}));
+    assert_eq!(answer.status, 200, "{answer:?}");
+    // The same weights from safetensors, and from the file again, which is named beside them.
+    copy("model.safetensors", "model.safetensors");
+    let answer = load("named", json!({"plugin": "candle-cpu"}));
+    assert_eq!(answer.status, 200, "{answer:?}");
+    copy("llama-cpp.gguf", "other.gguf");
+    let options =
+        json!({"plugin": "candle-cpu", "options": {"file": "other.gguf"}, "dtype": "f16"});
+    let answer = load("halves", options);
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let models = models(&server);
+    for (name, dtype) in [("stored", "f32"), ("named", "f32"), ("halves", "f16")] {
+        assert_eq!(models[name]["backend"], "candle-cpu", "{models}");
+        assert_eq!(models[name]["dtype"], dtype, "{models}");
+    }
+    let proof = models["halves"]["proof"].as_str().unwrap();
+    assert!(proof.contains("its own f32 path"), "{proof}");
+    let scores = |name: &str| {
+        let body = json!({"model": name, "query": "plants", "documents": ["the light", "cars"]});
+        let answer = server.rerank(&body);
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let score = |result: &Value| result["relevance_score"].as_f64().unwrap();
+        answer.results().iter().map(score).collect::<Vec<_>>()
+    };
+    for (name, tolerance) in [("stored", 1e-6), ("halves", 1e-3)] {
+        for (a, b) in scores("named").iter().zip(scores(name)) {
+            assert!((a - b).abs() < tolerance, "{name}: {a} {b}");
+        }
+    }
+}
+
+/// What serves is compared with what is to serve, of the same file; another file is another model.
+#[test]
+fn a_gguf_file_is_proven_when_it_is_swapped() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../plugins/golden/modernbert");
+    let dir = tempfile::tempdir().unwrap();
+    for (from, to) in [("llama-cpp.gguf", "a.gguf"), ("config.json", "config.json")] {
+        std::fs::copy(golden.join(from), dir.path().join(to)).unwrap();
+    }
+    write_tokenizer(dir.path());
+    let server = start("starter");
+    let order = json!({"source": dir.path().display().to_string()});
+    let answer = server.order("/models/blocks/load", &order);
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let model = models(&server)["blocks"].clone();
+    assert_eq!(model["dtype"], "q8_0", "{model}");
+    let proof = model["proof"].as_str().unwrap();
+    assert!(proof.contains("its own f32 path"), "{proof}");
+    let swap = |more: Value| {
+        let mut order = json!({"plugin": "candle-cpu", "probation_s": 0});
+        let more = more.as_object().unwrap().clone();
+        order.as_object_mut().unwrap().extend(more);
+        server.order("/models/blocks/swap", &order)
+    };
+    let answer = swap(json!({"dtype": "f32"}));
+    assert_eq!(answer.status, 200, "{answer:?}");
+    server.until(|| {
+        let model = &models(&server)["blocks"];
+        (model["last_swap"]["state"] == "confirmed").then_some(())
+    });
+    let model = models(&server)["blocks"].clone();
+    assert_eq!(model["dtype"], "f32", "{model}");
+    let proof = model["proof"].as_str().unwrap();
+    assert!(proof.contains("as generation 1"), "{proof}");
+    let answer = swap(json!({"dtype": "int4"}));
+    assert_eq!(answer.status, 409, "{answer:?}");
+    assert!(answer.text.contains("q8_0"), "{answer:?}");
+    std::fs::copy(dir.path().join("a.gguf"), dir.path().join("b.gguf")).unwrap();
+    let answer = swap(json!({"options": {"file": "b.gguf"}}));
+    assert_eq!(answer.status, 409, "{answer:?}");
+    assert!(answer.text.contains("other weights"), "{answer:?}");
 }

@@ -165,6 +165,54 @@ fn a_model_without_named_weights_comes_as_a_graph_with_its_data() {
 }
 
 #[test]
+fn a_gguf_file_is_the_weights_where_there_is_nothing_else_or_it_is_named() {
+    let mut files = model_with(WEIGHTS, None);
+    files.retain(|(name, _)| *name != "onnx/model.onnx");
+    files.push(("model-q8_0.gguf", weights()));
+    let hub = Hub::start(&files);
+    let folder = hub.fetch(None, &[]).unwrap();
+    let info = ModelInfo::read(&folder).unwrap();
+    assert_eq!(info.format, Format::Gguf);
+    assert_eq!(
+        fs::read(folder.path.join("model-q8_0.gguf")).unwrap(),
+        weights()
+    );
+
+    files.push(("model-q4_k.gguf", b"less".to_vec()));
+    let hub = Hub::start(&files);
+    let words = ["model-q4_k.gguf", "model-q8_0.gguf", "--backend-options"];
+    check_error(hub.fetch(None, &[]), Cause::Unfit, &words);
+    assert!(!hub.asked().iter().any(|asked| asked.at == "cdn"));
+    let named = |name| hub.fetch_file(None, Some(name), &[]);
+    check_error(named("x.gguf"), Cause::Unfit, &["no x.gguf", "q4_k"]);
+    let folder = named("model-q4_k.gguf").unwrap();
+    assert!(!folder.path.join("model-q8_0.gguf").exists());
+    let small = ModelInfo::read(&folder).unwrap();
+    // Another file is another model, also where both are there by now.
+    let folder = named("model-q8_0.gguf").unwrap();
+    let large = ModelInfo::read(&folder).unwrap();
+    assert_eq!((small.format, large.format), (Format::Gguf, Format::Gguf));
+    assert_ne!(small.fingerprint, large.fingerprint);
+    assert_eq!(large.fingerprint, info.fingerprint);
+
+    // Beside other weights it counts when it is named.
+    let mut files = model();
+    files.push(("model.gguf", weights()));
+    let hub = Hub::start(&files);
+    let format = |file| {
+        let folder = hub.fetch_file(None, file, &[]).unwrap();
+        ModelInfo::read(&folder).unwrap().format
+    };
+    assert_eq!(format(None), Format::Safetensors);
+    assert_eq!(format(Some("model.gguf")), Format::Gguf);
+
+    // Most repositories of GGUF files hold nothing else.
+    let hub = Hub::start(&[("README.md", Vec::new()), ("model.gguf", weights())]);
+    let words = ["no config.json", "that it was converted from"];
+    check_error(hub.fetch(None, &[]), Cause::Unfit, &words);
+}
+
+#[test]
 fn names_that_leave_the_folder_are_refused() {
     // Listed, it is left out.
     let hub = Hub::start(&model_with("../../../evil/config.json", Some(CONFIG)));
@@ -412,7 +460,7 @@ fn a_folder_is_taken_as_it_is() {
     let fetched = hub.fetch(None, &[]).unwrap();
     let settings = Settings::from_env(|_| None).unwrap();
     let source = Source::Folder(fetched.path.clone());
-    let folder = fetch(&source, &settings, &Log).unwrap();
+    let folder = fetch(&source, None, &settings, &Log).unwrap();
     let (by_name, by_path) = (
         ModelInfo::read(&fetched).unwrap(),
         ModelInfo::read(&folder).unwrap(),
@@ -421,14 +469,20 @@ fn a_folder_is_taken_as_it_is() {
     assert_eq!(by_name.num_parameters, by_path.num_parameters);
     let nowhere = Source::Folder("/no/such/folder".into());
     check_error(
-        fetch(&nowhere, &settings, &Log),
+        fetch(&nowhere, None, &settings, &Log),
         Cause::NotFound,
         &["/no/such/folder"],
     );
     let file = Source::Folder(fetched.path.join("config.json"));
     check_error(
-        fetch(&file, &settings, &Log),
+        fetch(&file, None, &settings, &Log),
         Cause::NotFound,
         &["is a file"],
+    );
+    let file = Source::Folder("./model.gguf".into());
+    check_error(
+        fetch(&file, None, &settings, &Log),
+        Cause::NotFound,
+        &["model.gguf", "make a folder"],
     );
 }

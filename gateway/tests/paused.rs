@@ -157,6 +157,7 @@ fn generation(
         path: Path::new(env!("CARGO_MANIFEST_DIR")).join("starter"),
         name: name.to_owned(),
         revision: None,
+        file: None,
         warnings: Vec::new(),
     });
     let info = info.unwrap();

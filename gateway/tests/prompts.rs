@@ -16,6 +16,7 @@ fn info(name: &str) -> ModelInfo {
         path: folder(name),
         name: name.to_owned(),
         revision: None,
+        file: None,
         warnings: Vec::new(),
     });
     read.unwrap()

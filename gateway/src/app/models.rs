@@ -103,7 +103,9 @@ impl Loader {
     /// Which step failed, and what to do.
     pub(super) fn read(&self, recipe: Recipe) -> Result<Read, StartError> {
         let name = recipe.name.as_str();
-        let folder = model::fetch(&recipe.source, &self.hub, &*progress::for_stderr())
+        let file = named_file(&recipe.options);
+        let progress = progress::for_stderr();
+        let folder = model::fetch(&recipe.source, file.as_deref(), &self.hub, &*progress)
             .map_err(StartError::other)?;
         let info = ModelInfo::read(&folder).map_err(StartError::other)?;
         for warning in &info.warnings {
@@ -373,6 +375,13 @@ impl Loader {
 fn answer(tokenizer: &Tokenizer, token: Option<&Token>) -> Result<Option<u32>, StartError> {
     let id = token.map(|token| tokenizer.id(token)).transpose();
     id.map_err(|why| StartError::Other(format!("the token by which it answers: {why}")))
+}
+
+/// The GGUF file that a plugin's options name, which is then the one to be fetched; other files are the plugin's affair.
+fn named_file(options: &str) -> Option<String> {
+    let options: serde_json::Value = serde_json::from_str(options).ok()?;
+    let file = options.get("file")?.as_str()?;
+    file.ends_with(".gguf").then(|| file.to_owned())
 }
 
 fn count(n: usize) -> u32 {

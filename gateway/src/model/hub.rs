@@ -11,7 +11,7 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::Path;
 
 use super::progress::Progress;
-use super::weights::{self, GRAPHS, INDEX, SINGLE};
+use super::weights::{self, GRAPHS, INDEX, SINGLE, gguf};
 use super::{Cause, Folder, ModelError, info};
 
 mod answers;
@@ -46,6 +46,7 @@ const SMALL_FILES: [&str; 10] = [
 pub(super) fn fetch(
     repo: &str,
     revision: Option<&str>,
+    file: Option<&str>,
     settings: &Settings,
     progress: &dyn Progress,
 ) -> Result<Folder, ModelError> {
@@ -54,12 +55,18 @@ pub(super) fn fetch(
     check_repo(repo).map_err(invalid)?;
     check_revision(revision).map_err(invalid)?;
 
+    let wanted = Wanted {
+        repo,
+        revision,
+        file,
+    };
     let cache = Cache::new(settings.cache_dir(), repo);
-    let cached = cache.complete_commit(revision);
+    let cached = cache.complete_commit(revision, file);
     let folder = |commit: String, warnings| Folder {
         path: cache.snapshot(&commit),
         name: repo.to_owned(),
         revision: Some(commit),
+        file: None,
         warnings,
     };
     match cached {
@@ -67,7 +74,7 @@ pub(super) fn fetch(
             Ok(folder(commit, Vec::new()))
         }
         None if settings.is_offline() => Err(not_cached(repo, revision, &cache)),
-        cached => match online(repo, revision, settings, &cache, cached.is_some(), progress) {
+        cached => match online(&wanted, settings, &cache, cached.is_some(), progress) {
             Ok(commit) => Ok(folder(commit, Vec::new())),
             Err(error) => match cached {
                 Some(commit) if may_fall_back(error.cause) => {
@@ -109,19 +116,31 @@ fn not_cached(repo: &str, revision: &str, cache: &Cache) -> ModelError {
     )
 }
 
+/// What is to be fetched.
+struct Wanted<'a> {
+    repo: &'a str,
+    revision: &'a str,
+    /// The GGUF file that holds the weights, where one is named.
+    file: Option<&'a str>,
+}
+
 /// Makes the snapshot complete and returns its commit.
 fn online(
-    repo: &str,
-    revision: &str,
+    wanted: &Wanted<'_>,
     settings: &Settings,
     cache: &Cache,
     has_fallback: bool,
     progress: &dyn Progress,
 ) -> Result<String, ModelError> {
+    let &Wanted {
+        repo,
+        revision,
+        file,
+    } = wanted;
     let client = Client::new(settings, repo)?;
     let listing = client.listing(revision, has_fallback)?;
     let place = format!("{repo} at {revision}");
-    let (small, weight) = choose(&listing, &place)?;
+    let (small, weight) = choose(&listing, file, &place)?;
     let commit = &listing.commit;
     let ensure = |name: &str| download::ensure(&client, cache, commit, name, progress);
 
@@ -130,6 +149,11 @@ fn online(
     }
     info::check_scores(&cache.snapshot(commit), repo)?;
     ensure(weight)?;
+    if weight.ends_with(gguf::ENDING) {
+        let found = std::fs::metadata(cache.snapshot(commit).join(weight));
+        let bytes = found.map_or(0, |found| found.len());
+        tracing::info!(repo, file = weight, bytes, "a GGUF file holds the weights");
+    }
     // A graph that is too large for its own format has its data beside it.
     for name in listing.names.iter().filter(|name| is_data_of(name, weight)) {
         ensure(name)?;
@@ -148,21 +172,20 @@ fn online(
 /// other frameworks' weights, pictures, and where there are named weights ONNX exports.
 fn choose<'a>(
     listing: &'a Listing,
+    file: Option<&str>,
     place: &str,
-) -> Result<(Vec<&'a str>, &'static str), ModelError> {
+) -> Result<(Vec<&'a str>, &'a str), ModelError> {
     let has = |name: &str| listing.names.iter().any(|there| there == name);
     if !has("config.json") {
-        return Err(info::no_config(place));
+        return Err(gguf::or_needed(info::no_config(place), &listing.names));
     }
     if !has("tokenizer.json") {
-        return Err(info::no_tokenizer(place));
+        return Err(gguf::or_needed(info::no_tokenizer(place), &listing.names));
     }
-    let weight = match (has(SINGLE), has(INDEX)) {
-        (true, _) => SINGLE,
-        (false, true) => INDEX,
-        (false, false) => GRAPHS
-            .into_iter()
-            .find(|graph| has(graph))
+    let others = [SINGLE, INDEX].into_iter().chain(GRAPHS);
+    let weight = match others.into_iter().find(|name| has(name)) {
+        Some(name) if file.is_none() => name,
+        _ => gguf::choose(&listing.names, file, place)?
             .ok_or_else(|| weights::none_found(place, &listing.names))?,
     };
     let is_small = |name: &&str| SMALL_FILES.contains(name) || is_module_config(name);
@@ -213,7 +236,7 @@ mod tests {
             commit: "c".into(),
             names,
         };
-        match (choose(&listing, "a/b at main"), want) {
+        match (choose(&listing, None, "a/b at main"), want) {
             (Ok((small, weight)), Ok(want)) => assert_eq!((small.as_slice(), weight), want),
             (Err(got), Err(want)) => assert!(got.to_string().contains(want), "{got}: {want:?}"),
             (got, want) => panic!("{got:?}, expected {want:?}"),
@@ -283,5 +306,20 @@ mod tests {
             &["config.json", "tokenizer.json", "x.bin"],
             Err("only as x.bin"),
         );
+    }
+
+    #[test]
+    fn a_gguf_file_is_chosen_where_there_is_nothing_else() {
+        let both: &[&str] = &["config.json", "tokenizer.json"];
+        check_choice(&[both, &["x.gguf"]].concat(), Ok((both, "x.gguf")));
+        check_choice(
+            &[both, &["x.gguf", "model.onnx"]].concat(),
+            Ok((both, "model.onnx")),
+        );
+        check_choice(
+            &[both, &["x.gguf", "y.gguf"]].concat(),
+            Err(r#"{"file": "x.gguf"}"#),
+        );
+        check_choice(&["x.gguf"], Err("that it was converted from"));
     }
 }

@@ -9,7 +9,7 @@ use crate::score::Activation;
 use super::config::{Config, SentenceTransformers, TokenizerConfig};
 use super::fingerprint;
 use super::prompt::Reading;
-use super::weights::{self, Format, Summary, read_bounded};
+use super::weights::{self, Format, Summary, gguf, names_in, read_bounded};
 use super::{Folder, Geometry, ModelError};
 
 /// Configuration files are a few kilobytes; classifiers with thousands of labels a few hundred.
@@ -66,13 +66,14 @@ impl ModelInfo {
         let (architecture, model_type, reading) = check_config(&config, path, &folder.name)?;
         let tokenizer_path = path.join(TOKENIZER);
         if !tokenizer_path.is_file() {
-            return Err(no_tokenizer(&path.display().to_string()));
+            let missing = no_tokenizer(&path.display().to_string());
+            return Err(gguf::or_needed(missing, &names_in(path)));
         }
         weights::refuse_pointer(&tokenizer_path)?;
-        let (format, weights) = weights::find(path)?;
+        let (format, weights) = weights::find(path, folder.file.as_deref())?;
         let summary = match format {
             Format::Safetensors => weights::summarize(&weights)?,
-            Format::Onnx => Summary::default(),
+            Format::Onnx | Format::Gguf => Summary::default(),
         };
 
         let in_config = |why: String| {
@@ -155,7 +156,8 @@ fn read_config(folder: &Path) -> Result<Config, ModelError> {
     if path.is_file() {
         read_json(&path)
     } else {
-        Err(no_config(&folder.display().to_string()))
+        let missing = no_config(&folder.display().to_string());
+        Err(gguf::or_needed(missing, &names_in(folder)))
     }
 }
 
@@ -241,6 +243,7 @@ mod tests {
         ModelInfo::read(&Folder {
             path: folder.path().into(),
             name: "m".into(),
+            file: None,
             revision: None,
             warnings: vec!["from fetch".into()],
         })

@@ -58,6 +58,7 @@ fn install_files(
         path,
         name: "starter".into(),
         revision: None,
+        file: None,
         warnings,
     };
     let own = own_dir.join(&leaf);

@@ -1,4 +1,4 @@
-//! What a safetensors file says about itself. Only headers are read.
+//! What weights say about themselves: of safetensors files headers are read, of others names.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -11,6 +11,8 @@ use serde_json::{Map, Value};
 use super::ModelError;
 use super::hub::check_file_name;
 
+pub(super) mod gguf;
+
 /// A header lists tensors; the safetensors library has the same limit.
 const HEADER_BYTES_MAX: u64 = 100_000_000;
 /// `model.safetensors.index.json` of the largest models is a few hundred kilobytes.
@@ -21,7 +23,7 @@ const SHARDS_MAX: usize = 1_000;
 pub(super) const SINGLE: &str = "model.safetensors";
 pub(super) const INDEX: &str = "model.safetensors.index.json";
 
-/// How to get the only form of weights that is read here.
+/// How to get the form of weights that most plugins read.
 pub(super) const CONVERT_WEIGHTS: &str = "convert them once with Python: \
     AutoModelForSequenceClassification.from_pretrained(folder).save_pretrained(folder), \
     or on the hub with https://huggingface.co/spaces/safetensors/convert";
@@ -59,6 +61,8 @@ pub enum Format {
     Safetensors,
     /// In graphs that compute the model.
     Onnx,
+    /// By name, in one file that may hold them quantised.
+    Gguf,
 }
 
 impl Format {
@@ -67,19 +71,32 @@ impl Format {
         match self {
             Self::Safetensors => "safetensors",
             Self::Onnx => "onnx",
+            Self::Gguf => "gguf",
         }
     }
 }
 
 /// How the weights are written, and the files that hold them, in name order; an error if one is missing. Graphs
-/// count where there is nothing else.
-pub(super) fn find(folder: &Path) -> Result<(Format, Vec<PathBuf>), ModelError> {
+/// count where there are no safetensors, a GGUF file where there is neither, or if it is named as `file`.
+pub(super) fn find(
+    folder: &Path,
+    file: Option<&str>,
+) -> Result<(Format, Vec<PathBuf>), ModelError> {
     let named = locate(folder);
     let graphs = graphs(folder);
     match named {
-        Ok(paths) => Ok((Format::Safetensors, paths)),
-        Err(_) if !graphs.is_empty() => Ok((Format::Onnx, graphs)),
-        Err(error) => Err(error),
+        Ok(paths) if file.is_none() => return Ok((Format::Safetensors, paths)),
+        Err(_) if file.is_none() && !graphs.is_empty() => return Ok((Format::Onnx, graphs)),
+        _ => {}
+    }
+    let names = names_in(folder);
+    match gguf::choose(&names, file, &folder.display().to_string())? {
+        Some(name) => {
+            let path = folder.join(name);
+            refuse_pointer(&path)?;
+            Ok((Format::Gguf, vec![path]))
+        }
+        None => named.map(|paths| (Format::Safetensors, paths)),
     }
 }
 
@@ -288,7 +305,8 @@ pub(super) fn read_bounded(path: &Path, bytes_max: u64) -> Result<Vec<u8>, Model
     Ok(bytes)
 }
 
-fn names_in(folder: &Path) -> Vec<String> {
+/// The names in a folder, in order; none where it cannot be read.
+pub(super) fn names_in(folder: &Path) -> Vec<String> {
     let Ok(entries) = fs::read_dir(folder) else {
         return Vec::new();
     };

@@ -81,6 +81,15 @@ impl Hub {
         revision: Option<&str>,
         env: &[(&str, &str)],
     ) -> Result<Folder, ModelError> {
+        self.fetch_file(revision, None, env)
+    }
+
+    pub(crate) fn fetch_file(
+        &self,
+        revision: Option<&str>,
+        file: Option<&str>,
+        env: &[(&str, &str)],
+    ) -> Result<Folder, ModelError> {
         let mut env: HashMap<String, String> = env
             .iter()
             .map(|(name, value)| (name.to_string(), value.to_string()))
@@ -94,7 +103,7 @@ impl Hub {
             repo: "org/name".into(),
             revision: revision.map(str::to_owned),
         };
-        fetch(&source, &settings, &Log)
+        fetch(&source, file, &settings, &Log)
     }
 
     pub(crate) fn repo(&self) -> PathBuf {

@@ -4,7 +4,7 @@ use crate::block::attention::scores_bytes;
 use crate::family::FAMILIES;
 use crate::loader::Options;
 use crate::model::Opened;
-use crate::numbers::{Dtype, Numbers};
+use crate::numbers::Dtype;
 use crate::rows::Rows;
 use backend_api::pad::{self, Rectangle};
 use backend_api::{
@@ -55,8 +55,8 @@ pub fn card(name: &str, version: &str, place: Place) -> PluginCard {
         architectures: FAMILIES
             .map(|family| family.architecture.to_owned())
             .to_vec(),
+        formats: ["safetensors", "gguf"].map(str::to_owned).to_vec(),
         preference: PREFERENCE,
-        ..PluginCard::default()
     }
 }
 
@@ -82,18 +82,15 @@ pub fn open(name: &str, request: &OpenRequest, place: Place) -> Result<Box<dyn B
             )));
         }
     }
-    let numbers = Numbers {
-        dtype,
-        compute: match options.reference {
-            true => DType::F64,
-            false => DType::F32,
-        },
-        device,
+    let compute = match options.reference {
+        true => DType::F64,
+        false => DType::F32,
     };
     let row_tokens_max = request.row_tokens_max.min(request.tokens_max) as usize;
-    let opened = Opened::load(&request.model_dir, &numbers, &options, row_tokens_max)?;
+    let dir = &request.model_dir;
+    let opened = Opened::load(dir, dtype, compute, device, &options, row_tokens_max)?;
     Ok(Box::new(CandleBackend::new(
-        name, request, place, &options, dtype, opened,
+        name, request, place, &options, opened,
     )))
 }
 
@@ -125,10 +122,10 @@ impl CandleBackend {
         request: &OpenRequest,
         place: Place,
         options: &Options,
-        dtype: Dtype,
         opened: Opened,
     ) -> Self {
         let sizes = opened.sizes;
+        let dtype = opened.dtype;
         let kernel = kernel(dtype, options.reference);
         let row_tokens_max = (sizes.row_tokens_max as u32)
             .min(request.row_tokens_max)
@@ -141,10 +138,9 @@ impl CandleBackend {
         let n_scratches = n_threads * request.n_workers.max(1) as usize;
         let description = Description {
             device: place.name().to_owned(),
-            dtype: dtype.name().to_owned(),
+            dtype: dtype.to_owned(),
             numerics_id: format!(
-                "{name}-{NUMERICS_VERSION}/{}/{kernel}{}/{:016x}",
-                dtype.name(),
+                "{name}-{NUMERICS_VERSION}/{dtype}/{kernel}{}/{:016x}",
                 tokens(options),
                 opened.fingerprint
             ),
@@ -172,18 +168,17 @@ impl CandleBackend {
 }
 
 /// What runs: products by gemm's kernel for this CPU, whose weights were widened to what it multiplies.
-fn kernel(dtype: Dtype, reference: bool) -> String {
+fn kernel(dtype: &str, reference: bool) -> String {
     if reference {
         return "candle-f64-reference".to_owned();
     }
     let held = match dtype {
-        Dtype::F32 => "",
-        Dtype::F16 => "-f16-weights",
-        Dtype::Bf16 => "-bf16-weights",
-        Dtype::Int8 => "-q8_0-weights",
-        Dtype::Int4 => "-q4-weights",
+        "f32" => return format!("candle-gemm-f32-{}", simd()),
+        "int8" => "q8_0",
+        "int4" => "q4",
+        stored => stored,
     };
-    format!("candle-gemm-f32-{}{held}", simd())
+    format!("candle-gemm-f32-{}-{held}-weights", simd())
 }
 
 #[cfg(target_arch = "x86_64")]

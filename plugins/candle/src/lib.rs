@@ -1,7 +1,7 @@
 //! What Crossgate's candle plugins share: models that rank, computed by candle on one device.
 //!
 //! Reading order: [`backend`] is what the host calls; `model` what a folder becomes at load, by way of
-//! `config`, `weights` and `loader`; `family` has a file for each architecture; `block` what those are made
+//! `config`, `weights`, `raw` and `loader`; `family` has a file for each architecture; `block` what those are made
 //! of; `rows` a rectangle of rows; `numbers` the data types. README.md has the figures.
 //!
 //! A plugin is a library of a few lines: a type whose [`backend_api::Plugin`] passes on to [`backend::card`]
@@ -15,5 +15,6 @@ mod family;
 mod loader;
 mod model;
 mod numbers;
+mod raw;
 mod rows;
 mod weights;

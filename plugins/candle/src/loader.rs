@@ -7,8 +7,9 @@ use crate::block::head::Head;
 use crate::block::linear::Linear;
 use crate::block::norm::Norm;
 use crate::config::Config;
-use crate::numbers::{Held, Numbers};
-use crate::weights::Weights;
+use crate::numbers::{Dtype, Held, Numbers};
+use crate::raw::{Piece, RawLinear};
+use crate::weights::{Kind, Weights};
 use backend_api::Fault;
 use candle_core::{DType, Device, Result as Computed, Tensor};
 use serde::Deserialize;
@@ -25,6 +26,8 @@ pub(crate) struct Options {
     pub(crate) no_token: Option<Token>,
     /// Computes in f64 by candle's own operations: what the fused loops are compared with.
     pub(crate) reference: bool,
+    /// The GGUF file that is read, where there are several, or other weights beside it.
+    pub(crate) file: Option<String>,
 }
 
 /// A token by its id, or by its text in tokenizer.json.
@@ -70,46 +73,9 @@ pub(crate) struct Loader<'a> {
     pub(crate) row_tokens_max: usize,
 }
 
-/// Rows of weights as the files have them.
-pub(crate) struct RawLinear {
-    pub(crate) n_in: usize,
-    /// Outputs × inputs.
-    pub(crate) weights: Vec<f32>,
-    /// Empty if there is none.
-    pub(crate) bias: Vec<f32>,
-}
-
-impl RawLinear {
-    /// Keeps the first `n_out` outputs and returns the others.
-    pub(crate) fn split_off(&mut self, n_out: usize) -> Self {
-        let bias = self.bias.split_off(n_out.min(self.bias.len()));
-        Self {
-            n_in: self.n_in,
-            weights: self.weights.split_off(n_out * self.n_in),
-            bias,
-        }
-    }
-
-    /// The outputs of several layers as those of one.
-    pub(crate) fn join(parts: impl IntoIterator<Item = Self>) -> Self {
-        let mut parts = parts.into_iter();
-        let Some(mut all) = parts.next() else {
-            return Self {
-                n_in: 1,
-                weights: Vec::new(),
-                bias: Vec::new(),
-            };
-        };
-        for part in parts {
-            all.weights.extend(part.weights);
-            all.bias.extend(part.bias);
-        }
-        all
-    }
-}
-
 impl Loader<'_> {
-    /// A linear layer's tensors: `name.weight`, and `name.bias` if it has one.
+    /// A linear layer's tensors: `name.weight`, and `name.bias` if it has one. Weights stay as they are stored, if
+    /// that is what was asked for.
     pub(crate) fn raw(
         &self,
         name: &str,
@@ -117,16 +83,49 @@ impl Loader<'_> {
         n_in: usize,
         bias: bool,
     ) -> Result<RawLinear, Fault> {
-        let weights = self
-            .weights
-            .read(&format!("{name}.weight"), &[n_out, n_in])?;
+        let weight = format!("{name}.weight");
+        let stored = self.weights.stored(&weight, &[n_out, n_in])?;
+        self.weights.count(stored.kind, n_out * n_in);
+        let piece = match self.keeps(&weight, stored.kind, n_in)? {
+            true => Piece::Stored(stored),
+            false => Piece::Values(stored.decoded()?),
+        };
+        self.with_bias(name, n_out, n_in, bias, piece)
+    }
+
+    /// Whether a layer that is `n_in` wide is held in the type that it is stored in. What was quantised is not
+    /// quantised to another type: it would lose twice.
+    fn keeps(&self, name: &str, kind: &Kind, n_in: usize) -> Result<bool, Fault> {
+        let dtype = self.numbers.dtype;
+        match dtype.held(n_in) {
+            _ if dtype == Dtype::Stored => Ok(true),
+            Held::Blocks(_) if kind.is_float() => Ok(false),
+            Held::Blocks(_) if dtype.is_of(kind.ggml) => Ok(true),
+            Held::Blocks(_) => Err(Fault::unsupported(format!(
+                "{name}: it is stored in {}, and would lose again what {} rounds away; auto holds it as it is stored, \
+                 f32, f16 and bf16 widen it",
+                kind.name,
+                dtype.name()
+            ))),
+            Held::Float(_) => Ok(false),
+        }
+    }
+
+    fn with_bias(
+        &self,
+        name: &str,
+        n_out: usize,
+        n_in: usize,
+        bias: bool,
+        piece: Piece,
+    ) -> Result<RawLinear, Fault> {
         let bias = match bias {
             true => self.weights.read(&format!("{name}.bias"), &[n_out])?,
             false => Vec::new(),
         };
         Ok(RawLinear {
             n_in,
-            weights,
+            weights: vec![piece],
             bias,
         })
     }
@@ -155,7 +154,10 @@ impl Loader<'_> {
         n_in: usize,
         bias: bool,
     ) -> Result<Linear, Fault> {
-        self.hold_whole(self.raw(name, n_out, n_in, bias)?)
+        let values = self
+            .weights
+            .read(&format!("{name}.weight"), &[n_out, n_in])?;
+        self.hold_whole(self.with_bias(name, n_out, n_in, bias, Piece::Values(values))?)
     }
 
     /// The same of tensors that were read.
@@ -168,7 +170,7 @@ impl Loader<'_> {
             true => None,
             false => Some(self.vector(raw.bias)?),
         };
-        made(Linear::new(self.numbers, held, raw.weights, raw.n_in, bias))
+        Linear::new(self.numbers, held, raw.weights, raw.n_in, bias)
     }
 
     pub(crate) fn vector(&self, values: Vec<f32>) -> Result<Vector, Fault> {
@@ -199,9 +201,15 @@ impl Loader<'_> {
         Ok(Norm::new(self.vector(weight)?, None, epsilon, false))
     }
 
-    /// A table of words: the largest tensor of most models, so held in halves if linear layers are less
-    /// than f32.
+    /// A table of words: the largest tensor of most models, so held as it is stored, or in halves if linear layers
+    /// are less than f32.
     pub(crate) fn words(&self, name: &str, n: usize, width: usize) -> Result<Table, Fault> {
+        if self.numbers.dtype == Dtype::Stored {
+            let stored = self.weights.stored(name, &[n, width])?;
+            let device = &self.numbers.device;
+            let blocks = made(stored.kind.blocks(&stored.bytes, width, device))?;
+            return Ok(Table::of_blocks(blocks, self.numbers.compute));
+        }
         let values = self.weights.read(name, &[n, width])?;
         let dtype = self.numbers.dtype.words();
         if dtype == DType::F16
@@ -226,13 +234,30 @@ impl Loader<'_> {
         Ok(Table::new(table, self.numbers.compute))
     }
 
+    /// A table of `n` positions. llama.cpp's converter cuts off the first `n_unused`, which no token has; zeros
+    /// stand in for them.
+    pub(crate) fn positions(
+        &self,
+        name: &str,
+        n: usize,
+        n_unused: usize,
+        width: usize,
+    ) -> Result<Table, Fault> {
+        let n_left = n.saturating_sub(n_unused);
+        if !self.weights.are_llama_cpp() || *self.weights.shape(name)? != [n_left, width] {
+            return self.table(name, n, width);
+        }
+        let mut values = vec![0.0; (n - n_left) * width];
+        values.extend(self.weights.read(name, &[n_left, width])?);
+        let table = made(self.numbers.tensor_of(values, (n, width)))?;
+        Ok(Table::new(table, self.numbers.compute))
+    }
+
     /// Labels: what the configuration says, or else the classifier's rows.
     pub(crate) fn n_labels(&self, classifier: &str) -> Result<usize, Fault> {
         let weight = format!("{classifier}.weight");
-        let shape = self.weights.shape(&weight).map_err(|_| {
-            Fault::bad_model(format!(
-                "{weight}: no such tensor in the model's files: it has no head that scores"
-            ))
+        let shape = self.weights.shape(&weight).map_err(|missing| {
+            Fault::bad_model(format!("{}: it has no head that scores", missing.text))
         })?;
         match (self.config.n_labels()?, shape) {
             (Some(said), _) => Ok(said),

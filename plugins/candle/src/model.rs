@@ -4,11 +4,11 @@ use crate::block::layer::Layer;
 use crate::config::Config;
 use crate::family::FAMILIES;
 use crate::loader::{Loader, Options};
-use crate::numbers::Numbers;
+use crate::numbers::{Dtype, Numbers};
 use crate::rows::Rows;
-use crate::weights::Weights;
+use crate::weights::{Weights, gguf_names};
 use backend_api::Fault;
-use candle_core::{Result as Computed, Tensor};
+use candle_core::{DType, Device, Result as Computed, Tensor};
 use std::path::Path;
 
 /// A model of one family.
@@ -53,23 +53,44 @@ pub(crate) struct Opened {
     pub(crate) model: Box<dyn Model>,
     pub(crate) sizes: Sizes,
     pub(crate) fingerprint: u64,
+    /// What its linear layers are held in: a dtype, or the type that a GGUF file stores most of them in.
+    pub(crate) dtype: &'static str,
 }
 
 impl Opened {
-    /// Loads the model in `dir` for rows of at most `row_tokens_max` tokens.
+    /// Loads the model in `dir` for rows of at most `row_tokens_max` tokens. Without a dtype it is f32, or what a
+    /// GGUF file stores.
     pub(crate) fn load(
         dir: &Path,
-        numbers: &Numbers,
+        dtype: Option<Dtype>,
+        compute: DType,
+        device: Device,
         options: &Options,
         row_tokens_max: usize,
     ) -> Result<Self, Fault> {
         let path = dir.join("config.json");
-        let text = std::fs::read_to_string(&path)
-            .map_err(|error| Fault::bad_model(format!("{}: {error}", path.display())))?;
+        let text = std::fs::read_to_string(&path).map_err(|error| {
+            let why = match gguf_names(dir).first() {
+                Some(name) => format!(
+                    "; {name} needs one beside it, and a tokenizer.json: copy both from the repository of the model \
+                     that it was converted from"
+                ),
+                None => String::new(),
+            };
+            Fault::bad_model(format!("{}: {error}{why}", path.display()))
+        })?;
         let config = Config::parse(&text)?;
         refuse_what_nobody_computes(&config)?;
         let family = family(&config)?;
-        let weights = Weights::open(dir)?;
+        let weights = Weights::open(dir, options.file.as_deref())?;
+        let numbers = &Numbers {
+            dtype: dtype.unwrap_or(match weights.is_gguf() {
+                true => Dtype::Stored,
+                false => Dtype::F32,
+            }),
+            compute,
+            device,
+        };
         weights.add_to_fingerprint(text.as_bytes());
         let loader = Loader {
             config: &config,
@@ -85,6 +106,10 @@ impl Opened {
             model,
             sizes,
             fingerprint: weights.fingerprint(),
+            dtype: match numbers.dtype {
+                Dtype::Stored => weights.most(),
+                asked => asked.name(),
+            },
         })
     }
 }

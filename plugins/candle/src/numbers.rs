@@ -15,6 +15,8 @@ pub(crate) enum Dtype {
     /// Linear layers in 4 bits: Q4_K where a layer is a multiple of 256 wide, else Q4_1, 32 values with a
     /// scale and a least one.
     Int4,
+    /// As the file stores them: of a GGUF file. It has no name, it is what `auto` means there.
+    Stored,
 }
 
 /// How a linear layer of the encoder is held.
@@ -46,15 +48,18 @@ impl Dtype {
             Self::Bf16 => "bf16",
             Self::Int8 => "int8",
             Self::Int4 => "int4",
+            Self::Stored => "auto",
         }
     }
 
-    pub(crate) fn named(name: &str) -> Result<Self, Fault> {
+    /// The dtype of a request; `None` for `auto`, which is what the files decide.
+    pub(crate) fn named(name: &str) -> Result<Option<Self>, Fault> {
         if name == "auto" {
-            return Ok(Self::F32);
+            return Ok(None);
         }
         let mut all = Self::ALL.into_iter();
-        all.find(|dtype| dtype.name() == name).ok_or_else(|| {
+        let found = all.find(|dtype| dtype.name() == name);
+        found.map(Some).ok_or_else(|| {
             let names = Self::ALL.map(Self::name).join(", ");
             Fault::unsupported(format!("dtype {name:?}: this plugin computes in {names}"))
         })
@@ -63,7 +68,8 @@ impl Dtype {
     /// How a linear layer that is `n_in` wide is held.
     pub(crate) fn held(self, n_in: usize) -> Held {
         match self {
-            Self::F32 => Held::Float(DType::F32),
+            // What is stored in blocks stays in them; there is nothing else to hold.
+            Self::F32 | Self::Stored => Held::Float(DType::F32),
             Self::F16 => Held::Float(DType::F16),
             Self::Bf16 => Held::Float(DType::BF16),
             Self::Int8 => Held::Blocks(GgmlDType::Q8_0),
@@ -74,11 +80,20 @@ impl Dtype {
         }
     }
 
+    /// Whether blocks of this kind are what this dtype means.
+    pub(crate) fn is_of(self, kind: GgmlDType) -> bool {
+        match self {
+            Self::Int8 => kind == GgmlDType::Q8_0,
+            Self::Int4 => matches!(kind, GgmlDType::Q4_0 | GgmlDType::Q4_1 | GgmlDType::Q4K),
+            _ => false,
+        }
+    }
+
     /// How a table of words is held: its rows are looked up, not multiplied, and in halves they lose
     /// less than what quantised layers do.
     pub(crate) fn words(self) -> DType {
         match self {
-            Self::F32 => DType::F32,
+            Self::F32 | Self::Stored => DType::F32,
             Self::Bf16 => DType::BF16,
             Self::F16 | Self::Int8 | Self::Int4 => DType::F16,
         }

@@ -255,7 +255,9 @@ impl Swap {
         is_new: bool,
     ) -> Result<Verified, String> {
         let host = &self.all.loader.host;
-        let (sha256, probed) = host.probe(&path, &read.request, read.golden_rows()?)?;
+        let probed = host.probe(&path, &read.request, read.golden_rows()?);
+        let (sha256, probed) =
+            probed.map_err(|why| format!("{why}{}", host.reads(&path, read.info())))?;
         let wanted = self.order.sha256.as_ref();
         if let Some(wanted) = wanted.filter(|wanted| !wanted.eq_ignore_ascii_case(&sha256)) {
             let path = path.display();
@@ -394,6 +396,14 @@ fn of_dtypes(a: &str, b: &str) -> Tolerance {
         EXACT => (2e-3, 0.999, "both compute in f32"),
         "f16" | "bf16" => (0.1, 0.995, "one of them computes in 16 bits"),
         "int4" => (3.0, 0.9, "one of them holds weights in 4 bits"),
+        // As GGUF files store them: q4_k, q5_0, …
+        blocks
+            if ["q2", "q3", "q4", "q5"]
+                .iter()
+                .any(|bits| blocks.starts_with(bits)) =>
+        {
+            (3.0, 0.9, "one of them holds weights in 5 bits or less")
+        }
         _ => (0.5, 0.97, "one of them computes in 8 bits"),
     };
     let (mine, theirs) = (of_dtype(a), of_dtype(b));

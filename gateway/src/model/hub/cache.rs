@@ -63,7 +63,7 @@ impl Cache {
     }
 
     /// The commit that `revision` meant when last seen, if its snapshot can be served.
-    pub(super) fn complete_commit(&self, revision: &str) -> Option<String> {
+    pub(super) fn complete_commit(&self, revision: &str, file: Option<&str>) -> Option<String> {
         let commit = if is_commit(revision) {
             revision.to_owned()
         } else {
@@ -76,7 +76,7 @@ impl Cache {
             && ["config.json", "tokenizer.json"]
                 .iter()
                 .all(|name| snapshot.join(name).is_file())
-            && weights::find(&snapshot).is_ok();
+            && weights::find(&snapshot, file).is_ok();
         whole.then_some(commit)
     }
 

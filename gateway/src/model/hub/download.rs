@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 
 use crate::digest::{hex, is_sha256};
 use crate::model::progress::Progress;
+use crate::model::weights::gguf;
 use crate::model::{Cause, ModelError};
 
 use super::answers::Metadata;
@@ -196,7 +197,7 @@ fn transient(problem: String) -> Failure {
 }
 
 fn bytes_max(name: &str) -> u64 {
-    if name.ends_with(".safetensors") {
+    if name.ends_with(".safetensors") || name.ends_with(gguf::ENDING) {
         WEIGHT_BYTES_MAX
     } else {
         SMALL_BYTES_MAX

@@ -4,6 +4,7 @@
 
 #[path = "../../../golden/edit.rs"]
 pub mod edit;
+pub mod gguf;
 #[path = "../../../golden/rows.rs"]
 mod rows;
 

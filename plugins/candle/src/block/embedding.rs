@@ -4,24 +4,45 @@ use super::linear::widened;
 use super::norm::Norm;
 use super::{add, bytes_of};
 use crate::rows::{Rows, indices};
+use candle_core::quantized::QTensor;
 use candle_core::{DType, Result, Tensor};
 
-/// A table; its rows may be held in halves.
+/// A table.
 pub(crate) struct Table {
-    rows: Tensor,
+    rows: Vectors,
     compute: DType,
+}
+
+/// A table's rows.
+enum Vectors {
+    /// Maybe in halves.
+    Floats(Tensor),
+    /// In blocks along each row.
+    Blocks(QTensor),
 }
 
 impl Table {
     pub(crate) fn new(rows: Tensor, compute: DType) -> Self {
-        Self { rows, compute }
+        Self {
+            rows: Vectors::Floats(rows),
+            compute,
+        }
+    }
+
+    /// A table as a GGUF file stores it.
+    pub(crate) fn of_blocks(rows: QTensor, compute: DType) -> Self {
+        Self {
+            rows: Vectors::Blocks(rows),
+            compute,
+        }
     }
 
     /// These rows, in the type that is computed in.
     pub(crate) fn look_up(&self, rows: Vec<u32>) -> Result<Tensor> {
-        let found = self
-            .rows
-            .index_select(&indices(rows, self.rows.device())?, 0)?;
+        let found = match &self.rows {
+            Vectors::Floats(table) => table.index_select(&indices(rows, table.device())?, 0)?,
+            Vectors::Blocks(table) => table.embedding(&indices(rows, &table.device())?)?,
+        };
         if found.dtype() == self.compute {
             Ok(found)
         } else {
@@ -30,7 +51,18 @@ impl Table {
     }
 
     pub(crate) fn n_bytes(&self) -> usize {
-        bytes_of(&self.rows)
+        match &self.rows {
+            Vectors::Floats(table) => bytes_of(table),
+            Vectors::Blocks(table) => table.storage_size_in_bytes(),
+        }
+    }
+
+    /// Rows that it has.
+    fn n_rows(&self) -> Result<usize> {
+        match &self.rows {
+            Vectors::Floats(table) => table.dim(0),
+            Vectors::Blocks(table) => Ok(table.shape().dims2()?.0),
+        }
     }
 }
 
@@ -61,7 +93,7 @@ impl Embeddings {
         }
         if let Some(table) = &self.types {
             // With one row there is nothing to tell apart: types are whatever the tokenizer says.
-            let types = match table.rows.dim(0)? {
+            let types = match table.n_rows()? {
                 1 => vec![0; rows.types.len()],
                 _ => rows.types.clone(),
             };

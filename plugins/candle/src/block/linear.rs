@@ -3,7 +3,10 @@
 use super::activation::Activation;
 use super::product::product;
 use super::{Vector, bytes_of, composed, fused, is_fused, values};
+use crate::loader::made;
 use crate::numbers::{Held, Numbers};
+use crate::raw::Piece;
+use backend_api::Fault;
 use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
 use candle_core::{CpuStorage, DType, Device, Module, Result, Storage, Tensor};
 use half::slice::HalfFloatSliceExt;
@@ -23,44 +26,48 @@ enum Weight {
     /// In halves, each product widens them to f32 first: on CPUs.
     Half(Tensor),
     /// In blocks along the inputs, of which there are `n_in`; behind them blocks are filled with zeros.
+    /// Files may store some outputs in other blocks than others: one part under the other.
     /// On CPUs each product widens them to f32 first: for more than a few cells that is faster than
     /// candle's products of blocks, and only weights are rounded. Other devices multiply blocks.
-    Blocks { blocks: Arc<QTensor>, n_in: usize },
+    Blocks {
+        parts: Vec<Arc<QTensor>>,
+        n_in: usize,
+    },
 }
 
 impl Linear {
-    /// A layer of these weights, outputs × inputs, row-major.
+    /// A layer of these weights, outputs × inputs, row-major: values are held as was asked for, what is stored in
+    /// blocks as it is stored.
     pub(crate) fn new(
         numbers: &Numbers,
         held: Held,
-        weights: Vec<f32>,
+        weights: Vec<Piece>,
         n_in: usize,
         bias: Option<Vector>,
-    ) -> Result<Self> {
-        let shape = (weights.len() / n_in, n_in);
-        let weight = match held {
-            Held::Blocks(kind) => {
-                let padded = pad(weights, n_in, kind.block_size());
-                Weight::Blocks {
-                    blocks: Arc::new(quantised(&padded, shape.0, kind, &numbers.device)?),
-                    n_in,
-                }
+    ) -> std::result::Result<Self, Fault> {
+        let n_out = weights.iter().map(|piece| piece.n_rows(n_in)).sum();
+        let floats = match (held, weights.as_slice()) {
+            (_, [Piece::Stored(stored)]) => match stored.kind.ggml {
+                GgmlDType::F32 => Some(DType::F32),
+                GgmlDType::F16 => Some(DType::F16),
+                GgmlDType::BF16 => Some(DType::BF16),
+                _ => None,
+            },
+            (Held::Float(dtype), [Piece::Values(_)]) => Some(dtype),
+            _ => None,
+        };
+        let weight = match floats {
+            Some(dtype) => {
+                let values = weights.into_iter().map(Piece::decoded);
+                let values = values.collect::<std::result::Result<Vec<_>, _>>()?.concat();
+                made(Weight::of_floats(numbers, dtype, values, (n_out, n_in)))?
             }
-            Held::Float(DType::F32) => Weight::Whole(numbers.tensor_of(weights, shape)?),
-            Held::Float(dtype) => {
-                let tensor = Tensor::from_vec(weights, shape, &Device::Cpu)?.to_dtype(dtype)?;
-                let tensor = tensor.to_device(&numbers.device)?;
-                if numbers.compute == dtype {
-                    Weight::Whole(tensor)
-                } else {
-                    Weight::Half(tensor)
-                }
-            }
+            None => made(Weight::of_blocks(numbers, held, weights, n_in))?,
         };
         Ok(Self {
             weight,
             bias,
-            n_out: shape.0,
+            n_out,
         })
     }
 
@@ -69,14 +76,18 @@ impl Linear {
         match &self.weight {
             Weight::Whole(weight) => product(x, &weight.t()?),
             Weight::Half(weight) => product(x, &widened(weight, x.dtype())?.t()?),
-            Weight::Blocks { blocks, n_in } if x.device().is_cpu() => {
-                let weight = blocks.dequantize(x.device())?.to_dtype(x.dtype())?;
+            Weight::Blocks { parts, n_in } if x.device().is_cpu() => {
+                let widen = |part: &Arc<QTensor>| part.dequantize(x.device());
+                let weight = under_each_other(parts, widen, 0)?.to_dtype(x.dtype())?;
                 product(x, &weight.narrow(1, 0, *n_in)?.t()?)
             }
-            Weight::Blocks { blocks, n_in } => {
-                let padding = blocks.shape().dims2()?.1 - n_in;
-                let x = x.pad_with_zeros(1, 0, padding)?;
-                QMatMul::from_arc(Arc::clone(blocks))?.forward(&x)
+            Weight::Blocks { parts, n_in } => {
+                let multiply = |part: &Arc<QTensor>| {
+                    let padding = part.shape().dims2()?.1 - n_in;
+                    let x = x.pad_with_zeros(1, 0, padding)?;
+                    QMatMul::from_arc(Arc::clone(part))?.forward(&x)
+                };
+                under_each_other(parts, multiply, 1)
             }
         }
     }
@@ -129,7 +140,9 @@ impl Linear {
     pub(crate) fn n_bytes(&self) -> usize {
         let weights = match &self.weight {
             Weight::Whole(weight) | Weight::Half(weight) => bytes_of(weight),
-            Weight::Blocks { blocks, .. } => blocks.storage_size_in_bytes(),
+            Weight::Blocks { parts, .. } => {
+                parts.iter().map(|part| part.storage_size_in_bytes()).sum()
+            }
         };
         weights + self.bias.as_ref().map_or(0, Vector::n_bytes)
     }
@@ -140,9 +153,66 @@ impl Linear {
         let (n_values, copies) = match &self.weight {
             Weight::Whole(weight) => (weight.elem_count(), 1),
             Weight::Half(weight) => (weight.elem_count(), 2),
-            Weight::Blocks { blocks, .. } => (blocks.shape().elem_count(), 2),
+            Weight::Blocks { parts, .. } => {
+                let n_values = parts.iter().map(|part| part.shape().elem_count());
+                (n_values.sum(), if parts.len() == 1 { 2 } else { 3 })
+            }
         };
         copies * n_values * size_of::<f32>()
+    }
+}
+
+// === impl Weight ===
+
+impl Weight {
+    fn of_floats(
+        numbers: &Numbers,
+        dtype: DType,
+        values: Vec<f32>,
+        shape: (usize, usize),
+    ) -> Result<Self> {
+        if dtype == DType::F32 {
+            return Ok(Self::Whole(numbers.tensor_of(values, shape)?));
+        }
+        let tensor = Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?;
+        let tensor = tensor.to_device(&numbers.device)?;
+        if numbers.compute == dtype {
+            Ok(Self::Whole(tensor))
+        } else {
+            Ok(Self::Half(tensor))
+        }
+    }
+
+    fn of_blocks(numbers: &Numbers, held: Held, weights: Vec<Piece>, n_in: usize) -> Result<Self> {
+        let kind = match held {
+            Held::Blocks(kind) => kind,
+            Held::Float(_) => GgmlDType::F32,
+        };
+        let device = &numbers.device;
+        let part = |piece| match piece {
+            Piece::Values(values) => {
+                let n_out = values.len() / n_in;
+                quantised(&pad(values, n_in, kind.block_size()), n_out, kind, device)
+            }
+            Piece::Stored(stored) => stored.kind.blocks(&stored.bytes, n_in, device),
+        };
+        let parts = weights.into_iter().map(|piece| part(piece).map(Arc::new));
+        Ok(Self::Blocks {
+            parts: parts.collect::<Result<_>>()?,
+            n_in,
+        })
+    }
+}
+
+/// What is made of each part, as one tensor.
+fn under_each_other(
+    parts: &[Arc<QTensor>],
+    make: impl Fn(&Arc<QTensor>) -> Result<Tensor>,
+    dim: usize,
+) -> Result<Tensor> {
+    match parts {
+        [one] => make(one),
+        _ => Tensor::cat(&parts.iter().map(make).collect::<Result<Vec<_>>>()?, dim),
     }
 }
 
@@ -214,7 +284,9 @@ mod tests {
                 let weights = wave(n_out * n_in, 0.37);
                 let exact = Tensor::from_slice(&weights, (n_out, n_in), &Device::Cpu)?;
                 let exact = x.matmul(&exact.t()?)?;
-                let linear = Linear::new(&numbers, dtype.held(n_in), weights, n_in, None)?;
+                let weights = vec![Piece::Values(weights)];
+                let linear = Linear::new(&numbers, dtype.held(n_in), weights, n_in, None)
+                    .map_err(candle_core::Error::msg)?;
                 let size = |x: &Tensor| x.sqr()?.mean(D::Minus1)?.mean_all()?.to_scalar::<f32>();
                 let off = (linear.forward(&x)? - &exact)?;
                 // Beside the size of what is added up, for the waves' sum nearly cancels.

@@ -14,8 +14,9 @@ use crate::block::layer::{FeedForward, Layer, Wanted};
 use crate::block::linear::Linear;
 use crate::block::rotary::Angles;
 use crate::config::unsupported;
-use crate::loader::{Loader, RawLinear, made};
+use crate::loader::{Loader, made};
 use crate::model::{Model, Sizes};
+use crate::raw::RawLinear;
 use crate::rows::Rows;
 use backend_api::Fault;
 use candle_core::{Result as Computed, Tensor};
@@ -290,10 +291,10 @@ fn embeddings(
     let n = loader
         .config
         .positions(&["max_position_embeddings"], None)?;
-    let rule = match positions {
-        Positions::Table => Some(PositionRule::FromZero),
-        Positions::BehindPadding(pad) => Some(PositionRule::BehindPadding(pad)),
-        Positions::Rotary(_) | Positions::Alibi => None,
+    let (rule, n_unused) = match positions {
+        Positions::Table => (Some(PositionRule::FromZero), 0),
+        Positions::BehindPadding(pad) => (Some(PositionRule::BehindPadding(pad)), pad as usize + 1),
+        Positions::Rotary(_) | Positions::Alibi => (None, 0),
     };
     let norm = format!("{}{}", names.prefix, names.embedding_norm);
     Ok(Embeddings {
@@ -303,7 +304,10 @@ fn embeddings(
             width,
         )?,
         positions: match rule {
-            Some(rule) => Some((table("position_embeddings.weight", n)?, rule)),
+            Some(rule) => {
+                let name = part("position_embeddings.weight");
+                Some((loader.positions(&name, n, n_unused, width)?, rule))
+            }
             None => None,
         },
         types: match types {

@@ -4,7 +4,8 @@
 //! `classifier_from_token` of config.json, which is `[no, yes]`. Texts are looked up in tokenizer.json.
 
 use crate::block::head::Head;
-use crate::loader::{Loader, RawLinear, Token};
+use crate::loader::{Loader, Token};
+use crate::raw::{Piece, RawLinear};
 use backend_api::Fault;
 use serde_json::Value;
 
@@ -51,10 +52,13 @@ impl Tokens {
         scale: f32,
     ) -> Result<Head, Fault> {
         let vocab = loader.config.vocab()?;
-        let row = |id: u32| {
-            loader
-                .weights
-                .read_row(table, &[vocab, hidden], id as usize)
+        let kept = kept(loader);
+        let row = |id: u32| match kept.iter().position(|&kept| kept == Some(id)) {
+            Some(at) => loader.weights.read_row(KEPT, &[kept.len(), hidden], at),
+            None => {
+                let shape = [vocab, hidden];
+                loader.weights.read_row(table, &shape, id as usize)
+            }
         };
         let mut weights = row(self.yes)?;
         if let Some(no) = self.no {
@@ -65,11 +69,24 @@ impl Tokens {
         weights.iter_mut().for_each(|weight| *weight *= scale);
         let raw = RawLinear {
             n_in: hidden,
-            weights,
+            weights: vec![Piece::Values(weights)],
             bias: Vec::new(),
         };
         Ok(Head::of(loader.hold_whole(raw)?))
     }
+}
+
+/// What llama.cpp's converter keeps of the output table of a model that ranks: rows of a few tokens, whose texts it
+/// gives as labels. Where the output table is not also the table of words, nothing else of it is in the file.
+const KEPT: &str = "cls.output.weight";
+
+/// The tokens whose rows were kept, in order.
+fn kept(loader: &Loader<'_>) -> Vec<Option<u32>> {
+    if !loader.weights.are_llama_cpp() || !loader.weights.has(KEPT) {
+        return Vec::new();
+    }
+    let labels = loader.weights.labels().iter();
+    labels.map(|text| look_up(loader, text).ok()).collect()
 }
 
 fn named_by_config(loader: &Loader<'_>) -> Result<(Token, Token), Fault> {
