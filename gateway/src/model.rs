@@ -9,6 +9,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 mod config;
+mod cut;
 mod fingerprint;
 mod geometry;
 pub mod hub;
@@ -21,11 +22,12 @@ mod template;
 mod tokenizer;
 mod weights;
 
+pub use cut::{Cut, Side};
 pub use geometry::{Geometry, Operations};
 pub use info::ModelInfo;
 pub use prompt::{Answers, Prompt, Reading, Token};
 pub use source::Source;
-pub use tokenizer::{Cut, Query, TokenRows, Tokenizer};
+pub use tokenizer::{Query, TokenRows, Tokenizer};
 pub use weights::Format;
 
 use hub::Settings;

@@ -37,8 +37,8 @@ QWEN = dict(vocab_size=120, hidden_size=48, num_hidden_layers=2, num_attention_h
 T5 = dict(vocab_size=120, d_model=32, d_kv=12, d_ff=60, num_layers=2, num_heads=4, relative_attention_num_buckets=12,
           relative_attention_max_distance=20, decoder_start_token_id=0, pad_token_id=0, eos_token_id=1)
 
-# What is left of a model where its rows are long.
-LONG = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
+# What is left of a model where its rows are long: of one layer alone the head would read one token.
+LONG = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
 
 # Families without token types, whose models do not take them.
 WITHOUT_TYPES = (t.DistilBertForSequenceClassification, t.ModernBertForSequenceClassification,
@@ -253,7 +253,7 @@ MODELS = {
         {"lengths": [512]}),
     "jina-embeddings-v3-8192": (
         t.JinaEmbeddingsV3ForSequenceClassification,
-        t.JinaEmbeddingsV3Config(**SIZES | LONG | dict(max_position_embeddings=8194), num_labels=1, type_vocab_size=1,
+        t.JinaEmbeddingsV3Config(**SIZES | LONG | dict(max_position_embeddings=8192), num_labels=1, type_vocab_size=1,
                                  pad_token_id=1), torch.float16, {"lengths": [512]}),
     "gte-8192": (
         t.GteForSequenceClassification,
@@ -262,7 +262,7 @@ MODELS = {
     "qwen3-8192": (
         t.Qwen3ForSequenceClassification,
         t.Qwen3Config(**QWEN | LONG | dict(max_position_embeddings=8192, num_key_value_heads=1), head_dim=16, num_labels=1),
-        torch.float16, {"lengths": [512]}),
+        torch.bfloat16, {"lengths": [512]}),
 }
 
 

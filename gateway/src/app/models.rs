@@ -251,8 +251,12 @@ impl Loader {
     ) -> Result<Tokenizer, StartError> {
         let n_types = info.type_vocab_size.unwrap_or(u32::MAX);
         let prompt = info.reading.prompt.as_ref();
-        let tokenizer = Tokenizer::open(&info.tokenizer_path, info.row_tokens_max, n_types, prompt)
-            .map_err(StartError::Other)?;
+        let mut tokenizer =
+            Tokenizer::open(&info.tokenizer_path, info.row_tokens_max, n_types, prompt)
+                .map_err(StartError::Other)?;
+        if let Some(side) = info.truncation_side {
+            tokenizer = tokenizer.cutting_at(side);
+        }
         if let Some(vocab_size) = info.vocab_size
             && let Some(warning) = tokenizer
                 .check_vocabulary(vocab_size)

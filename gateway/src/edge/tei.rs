@@ -19,8 +19,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use utoipa::ToSchema;
 
-/// A query and the texts to rank by it. Long texts are cut at their right end, whatever `truncate` and
-/// `truncation_direction` say, and `x-crossgate-warnings` tells which.
+/// A query and the texts to rank by it. Long texts are cut at the side that the model's tokenizer names (the right
+/// one, if it names none), whatever `truncate` and `truncation_direction` say, and `x-crossgate-warnings` tells which.
 #[derive(Debug, Deserialize, ToSchema)]
 #[schema(as = TeiRerankRequest, example = json!({
     "query": "What is the capital of France?",
@@ -226,7 +226,7 @@ fn refused_cuts(
         refused.push("truncate = false was not applied");
     }
     if is_left {
-        refused.push("truncation_direction = left was not applied: it was cut at the right");
+        refused.push("truncation_direction = left was not applied: the model's own side was cut");
     }
     Ok(refused)
 }

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::cut::Side;
 use super::prompt::generates;
 use crate::score::Activation;
 
@@ -67,6 +68,7 @@ pub(super) struct SentenceTransformers {
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct TokenizerConfig {
     model_max_length: Option<f64>,
+    pub truncation_side: Option<Side>,
 }
 
 // === impl Config ===

@@ -1,10 +1,11 @@
 //! A model's tokenizer: text to rows of tokens.
 
+use super::cut::{Cut, Side, share};
 use super::prompt::{Prompt, Token};
 use super::template::Template;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
-use tokenizers::Tokenizer as Encoder;
+use tokenizers::{Tokenizer as Encoder, TruncationDirection};
 
 /// Bytes of a text, for each token that a row may have, that are always encoded; the rest only if those
 /// make less than a row. Ten times what the longest common words take.
@@ -15,6 +16,7 @@ pub struct Tokenizer {
     encoder: Encoder,
     template: Template,
     row_tokens_max: usize,
+    side: Side,
 }
 
 /// Rows of tokens, one after the other.
@@ -34,15 +36,6 @@ pub struct TokenRows {
 #[derive(Clone, Debug)]
 pub struct Query {
     ids: Vec<u32>,
-}
-
-/// What of a pair did not fit into a row.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Cut {
-    /// The query lost tokens.
-    pub query: bool,
-    /// The document lost tokens.
-    pub document: bool,
 }
 
 // === impl TokenRows ===
@@ -110,7 +103,7 @@ impl TokenRows {
 
 impl Tokenizer {
     /// Reads `tokenizer.json`. Truncation and padding that were saved with it are switched off: rows are
-    /// ragged, and cut here to `row_tokens_max`. `n_types` is the model's number
+    /// ragged, and cut here to `row_tokens_max`, at the side that was saved. `n_types` is the model's number
     /// of token types; types it does not have become 0. Pairs are put into `prompt` where there is one.
     ///
     /// # Errors
@@ -125,6 +118,10 @@ impl Tokenizer {
         let mut encoder =
             Encoder::from_file(path).map_err(|error| named(format!("not a tokenizer: {error}")))?;
         encoder.with_padding(None);
+        let side = match encoder.get_truncation().map(|saved| saved.direction) {
+            Some(TruncationDirection::Left) => Side::Left,
+            Some(TruncationDirection::Right) | None => Side::Right,
+        };
         encoder
             .with_truncation(None)
             .map_err(|error| named(error.to_string()))?;
@@ -141,8 +138,15 @@ impl Tokenizer {
             encoder,
             template,
             row_tokens_max,
+            side,
         };
         tokenizer.within(row_tokens_max).map_err(named)
+    }
+
+    /// The same, with texts cut at `side`.
+    #[must_use]
+    pub fn cutting_at(self, side: Side) -> Self {
+        Self { side, ..self }
     }
 
     /// The id of a token.
@@ -243,8 +247,11 @@ impl Tokenizer {
         let [query_len, document_len] =
             [query, &document].map(|ids| ids.len().min(self.row_tokens_max));
         let (n_query, n_document) = share(self.room(), query_len, document_len);
-        self.template
-            .push(&query[..n_query], &document[..n_document], rows);
+        self.template.push(
+            self.side.keep(query, n_query),
+            self.side.keep(&document, n_document),
+            rows,
+        );
         rows.end_row(Cut {
             query: n_query < query.len(),
             document: n_document < document.len(),
@@ -279,10 +286,10 @@ impl Tokenizer {
 
     /// At least the tokens of `text` that a row can hold, and one more if there are more.
     fn ids(&self, text: &str) -> Result<Vec<u32>, String> {
-        let head = head(text, TOKEN_BYTES_MAX * self.row_tokens_max);
-        let ids = self.encode(head)?;
+        let part = self.side.part(text, TOKEN_BYTES_MAX * self.row_tokens_max);
+        let ids = self.encode(part)?;
         // Words without end make few tokens of many bytes: then the rest counts.
-        if head.len() < text.len() && ids.len() <= 2 * self.row_tokens_max {
+        if part.len() < text.len() && ids.len() <= 2 * self.row_tokens_max {
             return self.encode(text);
         }
         Ok(ids)
@@ -296,31 +303,6 @@ impl Tokenizer {
             .map_err(|error| error.to_string())?;
         Ok(encoding.get_ids().to_vec())
     }
-}
-
-/// Tokens of a query and of a document that share `room`, as `longest_first` of Python's tokenizers cuts
-/// them: the longer one gives first, an odd token stays with the longer, and of what fits nothing is cut.
-fn share(room: usize, n_query: usize, n_document: usize) -> (usize, usize) {
-    let half = room / 2;
-    if n_query + n_document <= room {
-        (n_query, n_document)
-    } else if n_query <= half {
-        (n_query, room - n_query)
-    } else if n_document <= half {
-        (room - n_document, n_document)
-    } else if n_document < n_query {
-        (room - half, half)
-    } else {
-        (half, room - half)
-    }
-}
-
-/// The beginning of a text, up to the first whitespace behind `bytes_min`. Tokens at such a cut may differ
-/// from the whole text's; they stand far behind what a row holds.
-fn head(text: &str, bytes_min: usize) -> &str {
-    let behind = text.char_indices().skip_while(|(at, _)| *at < bytes_min);
-    let mut spaces = behind.filter(|(_, char)| char.is_whitespace());
-    spaces.next().map_or(text, |(at, _)| &text[..at])
 }
 
 #[cfg(test)]
@@ -344,47 +326,39 @@ mod tests {
         (rows, cut)
     }
 
-    #[test]
-    fn what_shares_a_row() {
-        // room, query, document: what is left of both.
-        let cases = [
-            ((10, 3, 7), (3, 7)),
-            ((10, 9, 1), (9, 1)),
-            ((10, 10, 0), (10, 0)),
-            ((10, 9, 2), (8, 2)),
-            ((10, 3, 9), (3, 7)),
-            ((10, 20, 20), (5, 5)),
-            ((10, 20, 0), (10, 0)),
-            ((11, 20, 30), (5, 6)),
-            ((11, 30, 20), (6, 5)),
-            ((11, 6, 6), (5, 6)),
-            ((2, 9, 9), (1, 1)),
-        ];
-        for ((room, query, document), want) in cases {
-            let got = share(room, query, document);
-            assert_eq!(got, want, "{room} {query} {document}");
-        }
+    /// `n` tokens, no two neighbours alike.
+    fn words(word: &str, n: usize) -> String {
+        let words = ["the", word, "of"].into_iter().cycle().take(n);
+        words.collect::<Vec<_>>().join(" ")
     }
 
     #[test]
     fn rows_are_what_the_library_itself_cuts() {
-        for row_tokens_max in [5, 16, 17, 64] {
-            let ours = open(row_tokens_max);
+        let sides = [
+            (Side::Left, TruncationDirection::Left),
+            (Side::Right, TruncationDirection::Right),
+        ];
+        let lengths = [5, 16, 17, 64];
+        for ((side, direction), row_tokens_max) in sides
+            .into_iter()
+            .flat_map(|side| lengths.map(|length| (side, length)))
+        {
+            let ours = open(row_tokens_max).cutting_at(side);
             let mut theirs = Encoder::from_file(path()).unwrap();
             theirs.with_padding(None);
             let params = TruncationParams {
                 max_length: row_tokens_max,
+                direction,
                 strategy: TruncationStrategy::LongestFirst,
                 ..TruncationParams::default()
             };
             theirs.with_truncation(Some(params)).unwrap();
             for n_query in [0, 1, 2, 5, 6, 7, 8, 13, 14, 40, 61, 90] {
                 for n_document in [0, 1, 2, 5, 6, 7, 8, 13, 14, 40, 61, 90] {
-                    let (query, document) =
-                        ("plants ".repeat(n_query), "light ".repeat(n_document));
+                    let (query, document) = (words("plants", n_query), words("light", n_document));
                     let (rows, cut) = pair(&ours, &query, &document);
                     let want = theirs.encode((query, document), true).unwrap();
-                    let place = format!("{row_tokens_max}: {n_query} and {n_document}");
+                    let place = format!("{side:?} {row_tokens_max}: {n_query} and {n_document}");
                     assert_eq!(rows.input_ids, want.get_ids(), "{place}");
                     assert_eq!(rows.type_ids, want.get_type_ids(), "{place}");
                     let n_lost = n_query + n_document + ours.n_special() - rows.input_ids.len();
@@ -410,7 +384,6 @@ mod tests {
 
     #[test]
     fn long_texts_come_out_as_if_encoded_whole() {
-        let tokenizer = open(16);
         let texts = [
             "plants need light ".repeat(2_000),
             // A word of more than 100 letters is one unknown token: few tokens, many bytes.
@@ -418,20 +391,19 @@ mod tests {
             "x".repeat(50_000),
             format!("{} light", "é".repeat(40_000)),
         ];
-        for text in texts {
-            let whole = tokenizer.encode(&text).unwrap();
-            let cut = tokenizer.ids(&text).unwrap();
-            let n = cut.len().min(16);
-            assert_eq!(cut[..n], whole[..whole.len().min(16)]);
-            assert_eq!(cut.len() <= 16, whole.len() <= 16);
+        for side in [Side::Left, Side::Right] {
+            let tokenizer = open(16).cutting_at(side);
+            for text in &texts {
+                let whole = tokenizer.encode(text).unwrap();
+                let part = tokenizer.ids(text).unwrap();
+                let n = whole.len().min(16);
+                assert_eq!(side.keep(&part, part.len().min(16)), side.keep(&whole, n));
+                assert_eq!(part.len() <= 16, whole.len() <= 16);
+            }
+            // Only a part was encoded where that is enough.
+            let n_ids = tokenizer.ids(&"light ".repeat(10_000)).unwrap().len();
+            assert!((32..1_000).contains(&n_ids), "{n_ids}");
         }
-        assert_eq!(head("one two three", 3), "one");
-        assert_eq!(head("one two three", 4), "one two");
-        assert_eq!(head("é é", 1), "é");
-        assert_eq!(head("one", 1), "one");
-        // Only a beginning was encoded where that is enough.
-        let n_ids = tokenizer.ids(&"light ".repeat(10_000)).unwrap().len();
-        assert!((32..1_000).contains(&n_ids), "{n_ids}");
     }
 
     #[test]

@@ -181,7 +181,7 @@ fn tei_clients_are_told_what_was_cut() {
         warnings("long", asked),
         format!(
             "{both}; truncate = false was not applied; \
-             truncation_direction = left was not applied: it was cut at the right"
+             truncation_direction = left was not applied: the model's own side was cut"
         )
     );
     let asked = r#","truncate":null,"truncation_direction":null"#;

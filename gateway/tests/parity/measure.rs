@@ -8,8 +8,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Rows of the largest batch.
 const MANY_ROWS: usize = 64;
-/// Longer rows are not in it: they cost by their square, and stand in the other batches.
+/// Longer rows are not in it, and those beyond the second bound are scored alone and together only: they cost by their
+/// square.
 const MANY_ROW_TOKENS_MAX: usize = 300;
+const TURNED_ROW_TOKENS_MAX: usize = 1_024;
 
 /// The largest difference of each claim, or why there is none. On all cores: claims know nothing of one another.
 pub(crate) fn all(claims: &[Claim<'_>]) -> Vec<Result<f32, String>> {
@@ -43,11 +45,13 @@ fn worst(claim: &Claim<'_>) -> Result<f32, String> {
     if !(beyond.is_empty() || claim.has_one_shape()) {
         return Err(format!("takes rows of {} tokens", limits.row_tokens_max));
     }
-    let turned: Vec<_> = rows.iter().rev().copied().collect();
-    let short = rows.iter().copied();
-    let short = short.filter(|row| row.input_ids.len() <= MANY_ROW_TOKENS_MAX);
-    let short: Vec<_> = short.collect();
-    let many: Vec<_> = short.iter().cycle().take(MANY_ROWS).copied().collect();
+    let up_to = |tokens_max: usize| {
+        let short = rows.iter().copied();
+        short.filter(move |row| row.input_ids.len() <= tokens_max)
+    };
+    let turned: Vec<_> = up_to(TURNED_ROW_TOKENS_MAX).rev().collect();
+    let many = up_to(MANY_ROW_TOKENS_MAX).cycle().take(MANY_ROWS);
+    let many: Vec<_> = many.collect();
     let mut worst = 0.0_f32;
     for row in &rows {
         worst = worst.max(difference(&mut worker, &[row])?);
