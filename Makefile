@@ -44,6 +44,11 @@ test: redis onnxruntime ## Run every test
 	$(CARGO) build --workspace
 	$(CARGO) test --workspace
 
+.PHONY: parity
+parity: onnxruntime ## Measure every plugin against transformers' logits: the table in plugins/README.md
+	$(CARGO) build $(PLUGINS) -p ort-coreml
+	BLESS=1 $(CARGO) test -p gateway --test parity
+
 .PHONY: test-large
 test-large: ## Load a model of XLM-R large's size (1.1 GB in TMPDIR): its memory, its time
 	$(CARGO) test --release -p cpu-int8 --test large -- --ignored --nocapture

@@ -9,6 +9,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 mod config;
+mod cut;
 mod fingerprint;
 mod geometry;
 pub mod hub;
@@ -23,10 +24,11 @@ mod tokenizer;
 mod weights;
 mod windows;
 
+pub use cut::Cut;
 pub use geometry::{Geometry, Operations};
 pub use info::ModelInfo;
 pub use prompt::{Answers, Prompt, Reading, Token};
-pub use rows::{Cut, TokenRows};
+pub use rows::TokenRows;
 pub use source::Source;
 pub use tokenizer::{Query, Tokenizer};
 pub use weights::Format;

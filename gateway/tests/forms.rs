@@ -60,7 +60,7 @@ fn both_sides_are_cut_as_the_library_cuts_them() {
     ];
     for (side, direction) in sides {
         let form = Form {
-            side,
+            side: Some(side),
             ..Form::default()
         };
         for row_tokens_max in [7, 16, 33] {
@@ -98,7 +98,7 @@ fn both_sides_are_cut_as_the_library_cuts_them() {
 fn the_end_of_a_very_long_text_is_its_own() {
     let tokenizer = ours(16);
     let form = Form {
-        side: Side::Left,
+        side: Some(Side::Left),
         ..Form::default()
     };
     let document = format!("{} the very end", "plants need light ".repeat(3_000));

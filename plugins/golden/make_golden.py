@@ -37,10 +37,14 @@ QWEN = dict(vocab_size=120, hidden_size=48, num_hidden_layers=2, num_attention_h
 T5 = dict(vocab_size=120, d_model=32, d_kv=12, d_ff=60, num_layers=2, num_heads=4, relative_attention_num_buckets=12,
           relative_attention_max_distance=20, decoder_start_token_id=0, pad_token_id=0, eos_token_id=1)
 
+# What is left of a model where its rows are long: of one layer alone the head would read one token.
+LONG = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+
 # Families without token types, whose models do not take them.
 WITHOUT_TYPES = (t.DistilBertForSequenceClassification, t.ModernBertForSequenceClassification,
                  t.Qwen2ForSequenceClassification, t.Qwen3ForSequenceClassification, t.Qwen2ForCausalLM, t.Qwen3ForCausalLM,
-                 t.T5ForSequenceClassification, t.UMT5ForSequenceClassification, t.T5ForConditionalGeneration)
+                 t.T5ForSequenceClassification, t.MT5ForSequenceClassification, t.UMT5ForSequenceClassification,
+                 t.T5ForConditionalGeneration, t.MT5ForConditionalGeneration)
 
 # Families whose positions start behind the padding token's id.
 BEHIND_PADDING = (t.RobertaConfig, t.CamembertConfig, t.XLMRobertaConfig)
@@ -74,15 +78,17 @@ class JinaBertForSequenceClassification(t.BertForSequenceClassification):
         bert, config = self.bert, self.config
         embeddings = bert.embeddings
         x = embeddings.LayerNorm(embeddings.word_embeddings(input_ids) + embeddings.token_type_embeddings(token_type_ids))
-        n, n_heads = x.shape[1], config.num_attention_heads
+        n_rows, n, n_heads = *x.shape[:2], config.num_attention_heads
         distance = (torch.arange(n)[:, None] - torch.arange(n)).abs()
         bias = -torch.tensor(slopes(n_heads))[:, None, None] * distance
-        heads = lambda y: y.view(1, n, n_heads, -1).transpose(1, 2)
+        # Padding, which golden rows have none of, is seen by nobody.
+        bias = bias + (1.0 - attention_mask[:, None, None].to(x.dtype)) * torch.finfo(x.dtype).min
+        heads = lambda y: y.view(n_rows, n, n_heads, -1).transpose(1, 2)
         for layer in bert.encoder.layer:
             of = layer.attention.self
             q, k, v = heads(of.query(x)), heads(of.key(x)), heads(of.value(x))
             weights = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]) + bias).softmax(-1)
-            mixed = (weights @ v).transpose(1, 2).reshape(1, n, -1)
+            mixed = (weights @ v).transpose(1, 2).reshape(n_rows, n, -1)
             x = layer.mlp(layer.attention.output.LayerNorm(layer.attention.output.dense(mixed) + x))
         return t.modeling_outputs.SequenceClassifierOutput(logits=self.classifier(bert.pooler(x)))
 
@@ -220,6 +226,43 @@ MODELS = {
     "t5-true-false": (
         t.T5ForConditionalGeneration, t.T5Config(**T5 | dict(num_decoder_layers=1)), torch.bfloat16,
         {"options": dict(yes_token=30, no_token=31)}),
+    # A T5 in all but its name.
+    "mt5": (
+        t.MT5ForSequenceClassification, t.MT5Config(**T5 | dict(num_layers=1), num_labels=1), torch.bfloat16, {"eos": True}),
+    "mt5-true-false": (
+        t.MT5ForConditionalGeneration, t.MT5Config(**T5 | dict(num_layers=1, num_decoder_layers=1)), torch.bfloat16,
+        {"options": dict(yes_token=30, no_token=31)}),
+    # Rows as long as real ones, of families that count positions in ways of their own.
+    "xlm-roberta-512": (
+        t.XLMRobertaForSequenceClassification,
+        t.XLMRobertaConfig(**SIZES | LONG | dict(max_position_embeddings=514), num_labels=1, type_vocab_size=1, pad_token_id=1,
+                           layer_norm_eps=1e-5), torch.float16, {"lengths": [300]}),
+    "deberta-v3-512": (
+        t.DebertaV2ForSequenceClassification,
+        t.DebertaV2Config(**DEBERTA | LONG | dict(max_position_embeddings=512, position_buckets=256, max_relative_positions=-1,
+                                                  share_att_key=True, pos_att_type="p2c|c2p", norm_rel_ebd="layer_norm",
+                                                  position_biased_input=False, type_vocab_size=0, num_labels=1)),
+        torch.float16, {"lengths": [300]}),
+    "t5-512": (
+        t.T5ForSequenceClassification,
+        t.T5Config(**T5 | dict(num_layers=1, relative_attention_num_buckets=32, relative_attention_max_distance=128), num_labels=1),
+        torch.bfloat16, {"eos": True, "lengths": [300, 512]}),
+    "jina-bert-8192": (
+        JinaBertForSequenceClassification,
+        jina(**LONG | dict(max_position_embeddings=8192), num_labels=1, feed_forward_type="geglu"), torch.float16,
+        {"lengths": [512]}),
+    "jina-embeddings-v3-8192": (
+        t.JinaEmbeddingsV3ForSequenceClassification,
+        t.JinaEmbeddingsV3Config(**SIZES | LONG | dict(max_position_embeddings=8192), num_labels=1, type_vocab_size=1,
+                                 pad_token_id=1), torch.float16, {"lengths": [512]}),
+    "gte-8192": (
+        t.GteForSequenceClassification,
+        t.GteConfig(**SIZES | LONG | dict(max_position_embeddings=8192), num_labels=1, type_vocab_size=2, pad_token_id=1),
+        torch.float16, {"lengths": [512]}),
+    "qwen3-8192": (
+        t.Qwen3ForSequenceClassification,
+        t.Qwen3Config(**QWEN | LONG | dict(max_position_embeddings=8192, num_key_value_heads=1), head_dim=16, num_labels=1),
+        torch.bfloat16, {"lengths": [512]}),
 }
 
 
@@ -259,7 +302,7 @@ def logits(model, ids, types, tokens):
     feed = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
     if not isinstance(model, WITHOUT_TYPES):
         feed["token_type_ids"] = torch.tensor([types])
-    if isinstance(model, t.T5ForConditionalGeneration):
+    if isinstance(model, (t.T5ForConditionalGeneration, t.MT5ForConditionalGeneration)):
         feed["decoder_input_ids"] = torch.tensor([[model.config.decoder_start_token_id]])
     with torch.no_grad():
         found = model(**feed).logits[0]

@@ -25,9 +25,26 @@ pub struct Golden {
 }
 
 pub fn golden_dir(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../golden")
-        .join(name)
+    plugins_dir().join("golden").join(name)
+}
+
+/// Every golden folder: what is there is tried, so that a new one cannot be forgotten.
+pub fn golden_names() -> Vec<String> {
+    let folders = std::fs::read_dir(golden_dir(".")).unwrap();
+    let folders = folders.map(|entry| entry.unwrap());
+    let folders = folders.filter(|entry| entry.path().join("golden.json").exists());
+    let mut names: Vec<_> = folders
+        .map(|entry| entry.file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+/// The folder `plugins` of the repository that the package under test is in.
+pub fn plugins_dir() -> PathBuf {
+    let mut above = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
+    let root = above.find(|dir| dir.join("plugins/golden").is_dir());
+    root.unwrap().join("plugins")
 }
 
 pub fn golden(name: &str) -> Golden {
@@ -69,4 +86,20 @@ pub fn score(worker: &mut OpenWorker, rows: &[&GoldenRow]) -> Vec<Result<Vec<f32
     (0..rows.len())
         .map(|row| scores.row(row).map(<[f32]>::to_vec))
         .collect()
+}
+
+/// The largest difference between two sets of logits; a NaN is infinitely far off.
+pub fn farthest<'a, 'b>(
+    expected: impl IntoIterator<Item = &'a Vec<f32>>,
+    found: impl IntoIterator<Item = &'b Vec<f32>>,
+) -> f32 {
+    let mut worst = 0.0_f32;
+    for (expected, found) in expected.into_iter().zip(found) {
+        assert_eq!(expected.len(), found.len(), "labels");
+        for (expected, found) in expected.iter().zip(found) {
+            let off = (expected - found).abs();
+            worst = worst.max(if off.is_nan() { f32::INFINITY } else { off });
+        }
+    }
+    worst
 }

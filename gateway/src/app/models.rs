@@ -254,9 +254,13 @@ impl Loader {
         let settings = self.config.models();
         let n_types = info.type_vocab_size.unwrap_or(u32::MAX);
         let prompt = info.reading.prompt.as_ref();
-        let tokenizer = Tokenizer::open(&info.tokenizer_path, info.row_tokens_max, n_types, prompt)
-            .map_err(StartError::Other)?
-            .with_prefixes(&settings.query_prefix, &settings.document_prefix);
+        let mut tokenizer =
+            Tokenizer::open(&info.tokenizer_path, info.row_tokens_max, n_types, prompt)
+                .map_err(StartError::Other)?
+                .with_prefixes(&settings.query_prefix, &settings.document_prefix);
+        if let Some(side) = info.truncation_side {
+            tokenizer = tokenizer.cutting_at(side);
+        }
         if let Some(vocab_size) = info.vocab_size
             && let Some(warning) = tokenizer
                 .check_vocabulary(vocab_size)

@@ -66,7 +66,8 @@ pub(super) struct Body {
     #[serde(default, deserialize_with = "json::count_or_all")]
     #[schema(value_type = Option<i64>, minimum = -1)]
     truncate_prompt_tokens: Option<u64>,
-    /// Where texts that are too long are cut: `right` (or absent) or `left`.
+    /// Where texts that are too long are cut: `right` or `left`; absent for the side that the model's tokenizer
+    /// names.
     #[serde(alias = "truncation_direction")]
     truncation_side: Option<String>,
     /// What the model is told to look for, in place of its own instruction; for models that have one in

@@ -110,14 +110,15 @@ pub(super) fn bound(tokens: Option<u64>) -> Option<u32> {
     Some(u32::try_from(tokens).unwrap_or(u32::MAX))
 }
 
-/// The side at which texts that are too long are cut; `param` is the field's name in the dialect.
+/// The side at which texts that are too long are cut, where one is named; `param` is the field's name in the dialect.
 ///
 /// # Errors
 /// Names what there is.
-pub(super) fn side(param: &str, text: Option<&str>) -> Result<Side, ScoreError> {
+pub(super) fn side(param: &str, text: Option<&str>) -> Result<Option<Side>, ScoreError> {
     match text.map(str::trim).unwrap_or_default() {
-        word if word.is_empty() || word.eq_ignore_ascii_case("right") => Ok(Side::Right),
-        word if word.eq_ignore_ascii_case("left") => Ok(Side::Left),
+        "" => Ok(None),
+        word if word.eq_ignore_ascii_case("right") => Ok(Some(Side::Right)),
+        word if word.eq_ignore_ascii_case("left") => Ok(Some(Side::Left)),
         other => Err(ScoreError::invalid(
             param,
             format!(r#"there is no {other:?}; use "right" or "left""#),

@@ -49,7 +49,7 @@ pub(super) struct Body {
     /// Whether texts that are too long are cut (absent or true) or refused (false).
     #[serde(default, deserialize_with = "json::flag")]
     truncate: Option<bool>,
-    /// Where they are cut: `right` (or absent) or `left`, in any case.
+    /// Where they are cut: `right` or `left`, in any case; absent for the side that the model's tokenizer names.
     truncation_direction: Option<String>,
 }
 

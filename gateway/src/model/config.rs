@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::prompt::generates;
-use crate::score::Activation;
+use crate::score::{Activation, Side};
 
 /// Labels one classifier may have.
 const LABELS_MAX: usize = 4_096;
@@ -67,6 +67,26 @@ pub(super) struct SentenceTransformers {
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct TokenizerConfig {
     model_max_length: Option<f64>,
+    truncation_side: Option<TruncationSide>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum TruncationSide {
+    Left,
+    Right,
+}
+
+// === impl TokenizerConfig ===
+
+impl TokenizerConfig {
+    /// Where texts are cut, if it says so.
+    pub(super) fn truncation_side(&self) -> Option<Side> {
+        self.truncation_side.map(|side| match side {
+            TruncationSide::Left => Side::Left,
+            TruncationSide::Right => Side::Right,
+        })
+    }
 }
 
 // === impl Config ===

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 
-use crate::score::Activation;
+use crate::score::{Activation, Side};
 
 use super::config::{Config, SentenceTransformers, TokenizerConfig};
 use super::fingerprint;
@@ -40,6 +40,8 @@ pub struct ModelInfo {
     pub activation: Activation,
     /// Tokens of one row, special tokens included; at least 5.
     pub row_tokens_max: usize,
+    /// Where texts that are too long are cut; `None` leaves it to tokenizer.json.
+    pub truncation_side: Option<Side>,
     pub type_vocab_size: Option<u32>,
     /// Ids that the embedding table has, from 0; `None` if config.json does not say.
     pub vocab_size: Option<u32>,
@@ -113,6 +115,7 @@ impl ModelInfo {
             labels,
             activation,
             row_tokens_max,
+            truncation_side: tokenizer_config.truncation_side(),
             type_vocab_size: config.type_vocab_size,
             vocab_size: config.vocab_size,
             format,

@@ -1,5 +1,6 @@
 //! Rows of tokens.
 
+use super::cut::Cut;
 use serde::{Deserialize, Serialize};
 
 /// Rows of tokens, one after the other.
@@ -13,15 +14,6 @@ pub struct TokenRows {
     pub ends: Vec<u32>,
     /// What did not fit into each row; nothing is missing from rows that are not listed.
     pub cuts: Vec<Cut>,
-}
-
-/// What of a pair did not fit into a row.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Cut {
-    /// The query lost tokens.
-    pub query: bool,
-    /// The document lost tokens.
-    pub document: bool,
 }
 
 // === impl TokenRows ===

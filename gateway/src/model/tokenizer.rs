@@ -1,13 +1,14 @@
 //! A model's tokenizer: text to rows of tokens.
 
+use super::cut::{Cut, part, share};
 use super::prompt::{Prompt, Token};
-use super::rows::{Cut, TokenRows};
+use super::rows::TokenRows;
 use super::template::Template;
 use super::windows::Span;
 use crate::score::{Form, ScoreError, Side};
 use std::path::Path;
 use std::sync::Arc;
-use tokenizers::Tokenizer as Encoder;
+use tokenizers::{Tokenizer as Encoder, TruncationDirection};
 
 /// Bytes of a text, for each token that a row may have, that are always encoded; the rest only if those
 /// make less than a row. Ten times what the longest common words take.
@@ -20,6 +21,7 @@ pub struct Tokenizer {
     /// Of texts without a query; or why there is none.
     alone: Result<Arc<Template>, String>,
     row_tokens_max: usize,
+    side: Side,
 }
 
 /// A query, encoded once for all of a request's documents; or what stands for one.
@@ -64,7 +66,7 @@ impl Query {
 
 impl Tokenizer {
     /// Reads `tokenizer.json`. Truncation and padding that were saved with it are switched off: rows are
-    /// ragged, and cut here to `row_tokens_max`. `n_types` is the model's number
+    /// ragged, and cut here to `row_tokens_max`, at the side that was saved. `n_types` is the model's number
     /// of token types; types it does not have become 0. Pairs are put into `prompt` where there is one.
     ///
     /// # Errors
@@ -79,6 +81,10 @@ impl Tokenizer {
         let mut encoder =
             Encoder::from_file(path).map_err(|error| named(format!("not a tokenizer: {error}")))?;
         encoder.with_padding(None);
+        let side = match encoder.get_truncation().map(|saved| saved.direction) {
+            Some(TruncationDirection::Left) => Side::Left,
+            Some(TruncationDirection::Right) | None => Side::Right,
+        };
         encoder
             .with_truncation(None)
             .map_err(|error| named(error.to_string()))?;
@@ -100,6 +106,7 @@ impl Tokenizer {
             template,
             alone: alone.map(Arc::new),
             row_tokens_max,
+            side,
         };
         tokenizer.within(row_tokens_max).map_err(named)
     }
@@ -112,9 +119,15 @@ impl Tokenizer {
         self
     }
 
-    /// What it puts around texts, as bytes that differ where that does.
+    /// The same, with texts cut at `side` where a request says nothing of it.
+    #[must_use]
+    pub fn cutting_at(self, side: Side) -> Self {
+        Self { side, ..self }
+    }
+
+    /// What it puts around texts and where it cuts them, as bytes that differ where that does.
     pub fn frame(&self) -> Vec<u8> {
-        format!("{:?}{:?}", self.template, self.alone).into_bytes()
+        format!("{:?}{:?}{:?}", self.template, self.alone, self.side).into_bytes()
     }
 
     /// The id of a token.
@@ -249,14 +262,14 @@ impl Tokenizer {
             room: row_tokens_max - n_special,
             template,
             document_tokens_max: or_all(form.document_tokens_max),
-            side: form.side,
+            side: form.side.unwrap_or(self.side),
         };
         if let Some(text) = text {
             let text = query.template.query_text(text);
-            let ids = self.ids(&text, form.side).map_err(failed)?;
+            let ids = self.ids(&text, query.side).map_err(failed)?;
             let max = or_all(form.query_tokens_max);
             query.is_cut = max < ids.len();
-            query.ids = form.side.kept(&ids, max).to_vec();
+            query.ids = query.side.kept(&ids, max).to_vec();
         }
         Ok(query)
     }
@@ -318,16 +331,13 @@ impl Tokenizer {
         Ok(rows)
     }
 
-    /// At least the tokens of `text` that a row can hold, and one more if there are more. The side that is
-    /// cut may miss more.
+    /// At least the tokens of `text` that a row can hold, and one more if there are more; those at `side` may
+    /// be missing.
     fn ids(&self, text: &str, side: Side) -> Result<Vec<u32>, String> {
-        if side == Side::Left {
-            return self.encode(text);
-        }
-        let head = head(text, TOKEN_BYTES_MAX * self.row_tokens_max);
-        let ids = self.encode(head)?;
+        let part = part(side, text, TOKEN_BYTES_MAX * self.row_tokens_max);
+        let ids = self.encode(part)?;
         // Words without end make few tokens of many bytes: then the rest counts.
-        if head.len() < text.len() && ids.len() <= 2 * self.row_tokens_max {
+        if part.len() < text.len() && ids.len() <= 2 * self.row_tokens_max {
             return self.encode(text);
         }
         Ok(ids)
@@ -377,31 +387,6 @@ fn failed(why: String) -> ScoreError {
     ScoreError::Internal {
         why: format!("the tokenizer failed: {why}"),
     }
-}
-
-/// Tokens of a query and of a document that share `room`, as `longest_first` of Python's tokenizers cuts
-/// them: the longer one gives first, an odd token stays with the longer, and of what fits nothing is cut.
-fn share(room: usize, n_query: usize, n_document: usize) -> (usize, usize) {
-    let half = room / 2;
-    if n_query + n_document <= room {
-        (n_query, n_document)
-    } else if n_query <= half {
-        (n_query, room - n_query)
-    } else if n_document <= half {
-        (room - n_document, n_document)
-    } else if n_document < n_query {
-        (room - half, half)
-    } else {
-        (half, room - half)
-    }
-}
-
-/// The beginning of a text, up to the first whitespace behind `bytes_min`. Tokens at such a cut may differ
-/// from the whole text's; they stand far behind what a row holds.
-fn head(text: &str, bytes_min: usize) -> &str {
-    let behind = text.char_indices().skip_while(|(at, _)| *at < bytes_min);
-    let mut spaces = behind.filter(|(_, char)| char.is_whitespace());
-    spaces.next().map_or(text, |(at, _)| &text[..at])
 }
 
 #[cfg(test)]

@@ -22,8 +22,8 @@ pub struct Form {
     pub document_tokens_max: Option<u32>,
     /// A row has no more tokens, special ones included; at most the model's length.
     pub row_tokens_max: Option<u32>,
-    /// Where texts that are too long are cut.
-    pub side: Side,
+    /// Where texts that are too long are cut, in place of the side that the model's tokenizer names.
+    pub side: Option<Side>,
     /// A document that is too long is not cut but read in windows that overlap; its score is the best one's.
     pub windows: bool,
 }
@@ -124,13 +124,13 @@ impl Form {
             windows: _,
         } = self;
         let bounds = [query_tokens_max, document_tokens_max, row_tokens_max];
-        let is_plain = instruction.is_none()
-            && *side == Side::Right
-            && bounds.iter().all(|bound| bound.is_none());
+        let is_plain =
+            instruction.is_none() && side.is_none() && bounds.iter().all(|bound| bound.is_none());
         if is_plain {
             return Vec::new();
         }
-        let mut bytes = vec![*side as u8, u8::from(instruction.is_some())];
+        let side = side.map_or(2, |side| side as u8);
+        let mut bytes = vec![side, u8::from(instruction.is_some())];
         for bound in bounds {
             bytes.push(u8::from(bound.is_some()));
             bytes.extend(bound.unwrap_or_default().to_le_bytes());
@@ -197,7 +197,7 @@ mod tests {
                 ..Form::default()
             },
             Form {
-                side: Side::Left,
+                side: Some(Side::Left),
                 ..Form::default()
             },
         ];

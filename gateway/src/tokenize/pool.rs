@@ -332,7 +332,7 @@ mod tests {
         query_tokens_max: None,
         document_tokens_max: None,
         row_tokens_max: None,
-        side: crate::score::Side::Right,
+        side: None,
         windows: false,
     };
 

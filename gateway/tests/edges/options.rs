@@ -73,7 +73,7 @@ fn overflow_is_honoured_or_refused() {
 fn clients_say_how_their_texts_are_to_fit() {
     let form = |said: &str| format!("Form {{ {said} }}");
     let plain = "instruction: None, query_tokens_max: None, document_tokens_max: None, row_tokens_max: None, \
-                 side: Right, windows: false";
+                 side: None, windows: false";
     for (fields, said) in [
         ("", plain.to_owned()),
         (
@@ -98,11 +98,14 @@ fn clients_say_how_their_texts_are_to_fit() {
         ),
         (
             r#""overflow":"chunk_max","truncation_side":"Left""#,
-            plain.replace("Right, windows: false", "Left, windows: true"),
+            plain.replace(
+                "side: None, windows: false",
+                "side: Some(Left), windows: true",
+            ),
         ),
         (
             r#""truncation_direction":"left","instruction":" ""#,
-            plain.replace("Right", "Left"),
+            plain.replace("side: None", "side: Some(Left)"),
         ),
         (
             r#""instruction":"find laws","chat_template_kwargs":{"instruction":"no","other":1}"#,

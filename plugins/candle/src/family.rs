@@ -86,9 +86,9 @@ pub(crate) const FAMILIES: [Family; 20] = [
     family("Qwen2ForCausalLM", "", qwen::open_2_yes_no),
     family("Qwen3ForCausalLM", "", qwen::open_3_yes_no),
     family("T5ForSequenceClassification", "", t5::open_classifier),
-    // A copy of T5 in `transformers`, under other names.
+    // A copy of T5 in `transformers`, under other names; its output is T5 1.1's.
     family("MT5ForSequenceClassification", "", t5::open_classifier),
-    family("MT5ForConditionalGeneration", "", t5::open_yes_no),
+    family("MT5ForConditionalGeneration", "", t5::open_mt5_yes_no),
     family("UMT5ForSequenceClassification", "", t5::open_classifier),
     family("T5ForConditionalGeneration", "", t5::open_yes_no),
 ];

@@ -192,8 +192,10 @@ impl<K: Kernel> Model<K> {
         let text = std::fs::read_to_string(&path)
             .map_err(|error| LoadError::Bad(format!("{}: {error}", path.display())))?;
         let config = Config::parse(&text)?;
+        let weights = Weights::open(dir)?;
+        names::refuse_foreign(&weights)?;
         let mut loader = Loader {
-            weights: Weights::open(dir)?,
+            weights,
             names: Names::of(config.family),
             config: &config,
             rotaries: Vec::new(),

@@ -52,6 +52,13 @@ fn files_that_are_missing_are_named() {
     );
 }
 
+/// Another plugin computes it, so it is not called broken.
+#[test]
+fn a_checkpoint_of_another_implementation_is_left_to_others() {
+    let dir = copy("xlm-roberta-flash");
+    refused(dir.path(), FaultCode::Unsupported, &["mixer.Wqkv"]);
+}
+
 #[test]
 fn tensors_that_are_missing_are_named() {
     for tensor in [

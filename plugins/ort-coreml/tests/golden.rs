@@ -5,7 +5,7 @@
 mod common;
 
 use backend_api::RowStatus;
-use common::{BERT, DEBERTA, FIXED, GoldenRow, HALF, INT8, MODELS, Model, XLM_ROBERTA};
+use common::{BERT, DEBERTA, FIXED, GoldenRow, HALF, INT8, MODELS, Model, QWEN, T5, XLM_ROBERTA};
 use common::{difference, has_runtime, open, request, score};
 
 /// The largest difference of any row to its golden logits.
@@ -88,7 +88,7 @@ fn every_cut() {
     if !has_runtime() {
         return;
     }
-    for model in [BERT, XLM_ROBERTA, DEBERTA, HALF, INT8, FIXED] {
+    for model in [BERT, XLM_ROBERTA, DEBERTA, QWEN, T5, HALF, INT8, FIXED] {
         let rows = rows(model);
         let many: Vec<_> = rows.iter().cycle().take(20).collect();
         for options in [

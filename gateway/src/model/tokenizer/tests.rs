@@ -17,46 +17,39 @@ fn pair(tokenizer: &Tokenizer, query: &str, document: &str) -> (TokenRows, Cut) 
     (rows, cut)
 }
 
-#[test]
-fn what_shares_a_row() {
-    // room, query, document: what is left of both.
-    let cases = [
-        ((10, 3, 7), (3, 7)),
-        ((10, 9, 1), (9, 1)),
-        ((10, 10, 0), (10, 0)),
-        ((10, 9, 2), (8, 2)),
-        ((10, 3, 9), (3, 7)),
-        ((10, 20, 20), (5, 5)),
-        ((10, 20, 0), (10, 0)),
-        ((11, 20, 30), (5, 6)),
-        ((11, 30, 20), (6, 5)),
-        ((11, 6, 6), (5, 6)),
-        ((2, 9, 9), (1, 1)),
-    ];
-    for ((room, query, document), want) in cases {
-        let got = share(room, query, document);
-        assert_eq!(got, want, "{room} {query} {document}");
-    }
+/// `n` tokens, no two neighbours alike.
+fn words(word: &str, n: usize) -> String {
+    let words = ["the", word, "of"].into_iter().cycle().take(n);
+    words.collect::<Vec<_>>().join(" ")
 }
 
 #[test]
 fn rows_are_what_the_library_itself_cuts() {
-    for row_tokens_max in [5, 16, 17, 64] {
-        let ours = open(row_tokens_max);
+    let sides = [
+        (Side::Left, TruncationDirection::Left),
+        (Side::Right, TruncationDirection::Right),
+    ];
+    let lengths = [5, 16, 17, 64];
+    for ((side, direction), row_tokens_max) in sides
+        .into_iter()
+        .flat_map(|side| lengths.map(|length| (side, length)))
+    {
+        let ours = open(row_tokens_max).cutting_at(side);
         let mut theirs = Encoder::from_file(path()).unwrap();
         theirs.with_padding(None);
         let params = TruncationParams {
             max_length: row_tokens_max,
+            direction,
             strategy: TruncationStrategy::LongestFirst,
             ..TruncationParams::default()
         };
         theirs.with_truncation(Some(params)).unwrap();
         for n_query in [0, 1, 2, 5, 6, 7, 8, 13, 14, 40, 61, 90] {
             for n_document in [0, 1, 2, 5, 6, 7, 8, 13, 14, 40, 61, 90] {
-                let (query, document) = ("plants ".repeat(n_query), "light ".repeat(n_document));
+                let (query, document) = (words("plants", n_query), words("light", n_document));
                 let (rows, cut) = pair(&ours, &query, &document);
                 let want = theirs.encode((query, document), true).unwrap();
-                let place = format!("{row_tokens_max}: {n_query} and {n_document}");
+                let place = format!("{side:?} {row_tokens_max}: {n_query} and {n_document}");
                 assert_eq!(rows.input_ids, want.get_ids(), "{place}");
                 assert_eq!(rows.type_ids, want.get_type_ids(), "{place}");
                 let n_lost = n_query + n_document + ours.n_special() - rows.input_ids.len();
@@ -82,7 +75,6 @@ fn what_was_cut_is_said() {
 
 #[test]
 fn long_texts_come_out_as_if_encoded_whole() {
-    let tokenizer = open(16);
     let texts = [
         "plants need light ".repeat(2_000),
         // A word of more than 100 letters is one unknown token: few tokens, many bytes.
@@ -90,21 +82,19 @@ fn long_texts_come_out_as_if_encoded_whole() {
         "x".repeat(50_000),
         format!("{} light", "é".repeat(40_000)),
     ];
-    for text in texts {
-        let whole = tokenizer.encode(&text).unwrap();
-        let cut = tokenizer.ids(&text, Side::Right).unwrap();
-        let n = cut.len().min(16);
-        assert_eq!(cut[..n], whole[..whole.len().min(16)]);
-        assert_eq!(cut.len() <= 16, whole.len() <= 16);
+    for side in [Side::Left, Side::Right] {
+        let tokenizer = open(16).cutting_at(side);
+        for text in &texts {
+            let whole = tokenizer.encode(text).unwrap();
+            let part = tokenizer.ids(text, side).unwrap();
+            let n = whole.len().min(16);
+            assert_eq!(side.kept(&part, part.len().min(16)), side.kept(&whole, n));
+            assert_eq!(part.len() <= 16, whole.len() <= 16);
+        }
+        // Only a part was encoded where that is enough.
+        let n_ids = tokenizer.ids(&"light ".repeat(10_000), side).unwrap().len();
+        assert!((32..1_000).contains(&n_ids), "{n_ids}");
     }
-    assert_eq!(head("one two three", 3), "one");
-    assert_eq!(head("one two three", 4), "one two");
-    assert_eq!(head("é é", 1), "é");
-    assert_eq!(head("one", 1), "one");
-    // Only a beginning was encoded where that is enough.
-    let long = "light ".repeat(10_000);
-    let n_ids = tokenizer.ids(&long, Side::Right).unwrap().len();
-    assert!((32..1_000).contains(&n_ids), "{n_ids}");
 }
 
 #[test]

@@ -8,23 +8,11 @@ pub mod gguf;
 #[path = "../../../golden/rows.rs"]
 mod rows;
 
-pub use rows::{GoldenRow, golden, golden_dir, score};
+pub use rows::{GoldenRow, farthest, golden, golden_dir, golden_names, score};
 
 use backend_api::{Fault, OpenBackend, OpenRequest, OpenWorker, PluginLibrary};
 use candle_cpu::CandleCpu;
 use std::path::Path;
-
-/// Every golden folder: what is there is tried, so that a new one cannot be forgotten.
-pub fn golden_names() -> Vec<String> {
-    let folders = std::fs::read_dir(golden_dir(".")).unwrap();
-    let folders = folders.map(|entry| entry.unwrap());
-    let folders = folders.filter(|entry| entry.path().join("golden.json").exists());
-    let mut names: Vec<_> = folders
-        .map(|entry| entry.file_name().into_string().unwrap())
-        .collect();
-    names.sort();
-    names
-}
 
 /// A request for a model folder with this dtype and these options.
 pub fn request(dir: &Path, dtype: &str, options: &str) -> OpenRequest {
@@ -65,20 +53,4 @@ pub fn score_all(worker: &mut OpenWorker, rows: &[&GoldenRow]) -> Vec<Vec<f32>> 
         .into_iter()
         .map(|row| row.unwrap())
         .collect()
-}
-
-/// The largest difference between two sets of logits; a NaN is infinitely far off.
-pub fn farthest<'a, 'b>(
-    expected: impl IntoIterator<Item = &'a Vec<f32>>,
-    found: impl IntoIterator<Item = &'b Vec<f32>>,
-) -> f32 {
-    let mut worst = 0.0_f32;
-    for (expected, found) in expected.into_iter().zip(found) {
-        assert_eq!(expected.len(), found.len(), "labels");
-        for (expected, found) in expected.iter().zip(found) {
-            let off = (expected - found).abs();
-            worst = worst.max(if off.is_nan() { f32::INFINITY } else { off });
-        }
-    }
-    worst
 }

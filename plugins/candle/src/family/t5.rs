@@ -184,15 +184,21 @@ pub(super) fn open_classifier(loader: &Loader<'_>) -> Result<Box<dyn Model>, Fau
 }
 
 pub(super) fn open_yes_no(loader: &Loader<'_>) -> Result<Box<dyn Model>, Fault> {
-    let config = loader.config;
-    let hidden = config.width(&["d_model"])?;
-    let tokens = Tokens::of(loader)?;
     // T5 scales what it decodes; T5 1.1, whose checkpoints have an output of their own, does not.
+    let config = loader.config;
+    let tied = config.flag_or("tie_word_embeddings", true)?;
+    yes_no(loader, config.flag_or("scale_decoder_outputs", tied)?)
+}
+
+/// mT5 has T5 1.1's output: it is not scaled, not even where it is saved as the words'.
+pub(super) fn open_mt5_yes_no(loader: &Loader<'_>) -> Result<Box<dyn Model>, Fault> {
+    yes_no(loader, false)
+}
+
+fn yes_no(loader: &Loader<'_>, scaled: bool) -> Result<Box<dyn Model>, Fault> {
+    let hidden = loader.config.width(&["d_model"])?;
+    let tokens = Tokens::of(loader)?;
     let tied = !loader.weights.has("lm_head.weight");
-    let scaled = config.flag_or(
-        "scale_decoder_outputs",
-        config.flag_or("tie_word_embeddings", true)?,
-    )?;
     let scale = if scaled {
         1.0 / (hidden as f32).sqrt()
     } else {

@@ -1,7 +1,12 @@
 //! What each family calls its tensors. The one place that knows.
 
 use crate::encoder::pointwise::Activation;
+use crate::model::LoadError;
 use crate::model::config::Family;
+use crate::model::weights::Weights;
+
+/// A tensor of jina-reranker-v2, which says that it is an XLM-RoBERTa and has names and joined projections of its own.
+const FOREIGN: &str = "roberta.encoder.layers.0.mixer.Wqkv.weight";
 
 /// The parts of tensor names, without `.weight` and `.bias`.
 #[derive(Clone, Copy)]
@@ -178,4 +183,17 @@ impl Names {
             Family::DebertaV2 => DEBERTA,
         }
     }
+}
+
+/// Says no to a sound checkpoint of another implementation, before a tensor is missed in it.
+///
+/// # Errors
+/// `Unsupported`: another plugin may know its names.
+pub fn refuse_foreign(weights: &Weights) -> Result<(), LoadError> {
+    if weights.has(FOREIGN) {
+        return Err(LoadError::Unsupported(format!(
+            "{FOREIGN}: the checkpoint is of an implementation of its own, whose tensors this engine does not read"
+        )));
+    }
+    Ok(())
 }
