@@ -227,6 +227,7 @@ fn settings(config: &Config, tokenizer_workers: usize) -> edge::Settings {
         client_header: config
             .distributed()
             .and_then(|settings| settings.client_header.clone()),
+        voyage: config.server().voyage,
     }
 }
 

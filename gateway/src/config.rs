@@ -116,6 +116,8 @@ pub struct Server {
     pub request_timeout: Duration,
     /// From the signal to stop until what is left is abandoned.
     pub drain_timeout: Duration,
+    /// Whether `/v1/rerank` speaks Voyage's dialect.
+    pub voyage: bool,
 }
 
 /// Bounds of requests: document_bytes_max, query_bytes_max ≤ body_bytes_max ≤ bytes_max.

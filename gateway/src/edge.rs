@@ -11,6 +11,8 @@ mod answer;
 mod body;
 mod call;
 mod canonical;
+mod classes;
+mod classify;
 mod codec;
 mod docs;
 mod document;
@@ -22,16 +24,24 @@ mod json;
 mod key;
 mod layers;
 mod listen;
+mod mixedbread;
 mod models;
+mod nim;
+mod one_or_many;
 mod overflow;
 mod post;
+mod predict;
 mod problem;
 mod rerank;
+mod scoring;
 mod socket;
 mod stream;
 mod swap;
 mod tally;
 mod tei;
+mod vllm;
+mod voyage;
+mod weaviate;
 mod wire;
 mod words;
 
@@ -51,10 +61,12 @@ use crate::score::{ScoreError, ScoreRequest, ScoreResponse};
 use crate::shared::Shared;
 use axum::http::{Extensions, HeaderMap};
 use listen::Client;
+use overflow::Overflow;
 use std::sync::Arc;
 use std::time::Duration;
 use tower::ServiceExt as _;
 use tower::util::BoxCloneSyncService;
+use words::Words;
 
 /// Whoever answers requests for scores.
 pub type Core = BoxCloneSyncService<ScoreRequest, ScoreResponse, ScoreError>;
@@ -99,6 +111,8 @@ pub struct Settings {
     pub tokenizer_workers: usize,
     /// The header that names the client whose requests are counted; `None` for the connection's address.
     pub client_header: Option<String>,
+    /// Whether `/v1/rerank` answers bodies with `documents` as Voyage does.
+    pub voyage: bool,
 }
 
 /// Where requests are counted and metrics are read.
@@ -134,6 +148,22 @@ impl Edge {
             shared.allow(&client).await?;
         }
         Ok(pass)
+    }
+
+    /// Asks the core; what was cut is refused, where `overflow` says so. Failures are told in the dialect's
+    /// `words`.
+    async fn ask(
+        &self,
+        question: ScoreRequest,
+        overflow: Overflow,
+        words: &Words,
+    ) -> Result<ScoreResponse, ScoreError> {
+        let answer = async {
+            let response = self.score(question).await?;
+            overflow.check(&response, overflow::row_tokens_max(self, &response))?;
+            Ok(response)
+        };
+        answer.await.map_err(|error| words.say(error))
     }
 
     /// Asks the core. An answer has one row for each document, and its numbers are finite: JSON has

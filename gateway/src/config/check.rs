@@ -192,6 +192,7 @@ impl Reader<'_> {
             admin_key_file: self.path("server.admin_key_file"),
             request_timeout: self.time("server.request_timeout"),
             drain_timeout: self.time("server.drain_timeout"),
+            voyage: self.switch("server.voyage"),
         }
     }
 

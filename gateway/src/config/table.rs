@@ -146,6 +146,7 @@ pub static SETTINGS: &[Setting] = &[
     server::ADMIN_KEY_FILE,
     server::REQUEST_TIMEOUT,
     server::DRAIN_TIMEOUT,
+    server::VOYAGE,
     setting(
         "intake.body_bytes_max",
         "body-bytes-max",

@@ -7,7 +7,8 @@ use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use utoipa::ToSchema;
 
 /// Which activation made the scores.
 pub(super) const ACTIVATION: &str = "x-crossgate-activation";
@@ -15,6 +16,22 @@ pub(super) const ACTIVATION: &str = "x-crossgate-activation";
 pub(super) const WARNINGS: &str = "x-crossgate-warnings";
 /// Where the time went, as browsers and load balancers read it.
 pub(super) const SERVER_TIMING: &str = "server-timing";
+
+/// Tokens that the model saw, special tokens included.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Usage {
+    prompt_tokens: u64,
+    total_tokens: u64,
+}
+
+impl Usage {
+    pub(super) fn of(response: &ScoreResponse) -> Self {
+        Self {
+            prompt_tokens: response.n_tokens,
+            total_tokens: response.n_tokens,
+        }
+    }
+}
 
 /// `body` as JSON.
 pub(super) fn json(status: StatusCode, body: &impl Serialize) -> Response {
@@ -66,4 +83,17 @@ pub(super) fn set(response: &mut Response, name: &'static str, value: &str) {
             .headers_mut()
             .insert(HeaderName::from_static(name), value);
     }
+}
+
+/// Says what was cut, where the body has no place for it.
+pub(super) fn warn(response: &mut Response, warnings: &[String]) {
+    if !warnings.is_empty() {
+        set(response, WARNINGS, &warnings.join("; "));
+    }
+}
+
+/// Unix time in seconds, as OpenAI's shapes have it.
+pub(super) fn created() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
 }

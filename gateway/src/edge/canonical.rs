@@ -2,16 +2,17 @@
 //! speak.
 
 use super::Edge;
-use super::answer::scored;
+use super::answer::{Usage, scored};
 use super::document::{Document, RankFields};
 use super::json;
-use super::overflow::{Overflow, bound, cuts, row_tokens_max, side};
+use super::overflow::{Overflow, bound, cuts, side};
 use super::post::{self, Post};
+use super::scoring::{filled, n_results};
 use super::wire::Refusal;
 use super::words::Words;
 use crate::intake::Bounds;
 use crate::runtime::aside;
-use crate::score::{Activation, Form, Priority, ScoreError, ScoreResponse, Texts, ranking};
+use crate::score::{Activation, Form, Priority, ScoreResponse, Texts, ranking};
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -50,6 +51,14 @@ pub(super) struct Body {
     /// The model's logit instead of its activation's value.
     #[serde(default, deserialize_with = "json::flag")]
     raw_scores: Option<bool>,
+    /// vLLM's word for it: false is `raw_scores` true.
+    #[serde(
+        default,
+        alias = "activation",
+        alias = "softmax",
+        deserialize_with = "json::flag"
+    )]
+    use_activation: Option<bool>,
     /// What becomes of a request with a text that is too long: `truncate` (or absent) cuts it and warns,
     /// `error` refuses the request and names the text, `chunk_max` reads a long document in windows that
     /// overlap and scores it by the best one.
@@ -75,8 +84,8 @@ pub(super) struct Body {
     instruction: Option<String>,
     /// vLLM's place for `instruction`.
     chat_template_kwargs: Option<TemplateKwargs>,
-    /// How urgent the request is: `high`, `normal` or `low`, in any case; absent or 0 for what `X-Priority`
-    /// says, or normal.
+    /// How urgent the request is: `high`, `normal` or `low`, in any case, or vLLM's number, of which those
+    /// below 0 are high and those above low; absent or 0 for what `X-Priority` says, or normal.
     #[serde(default, deserialize_with = "json::scalar")]
     #[schema(value_type = Option<String>, example = "normal")]
     priority: Option<String>,
@@ -91,7 +100,7 @@ pub(super) struct TemplateKwargs {
 }
 
 /// What the core calls otherwise.
-const WORDS: Words = Words(&[("row_tokens_max", "truncate_prompt_tokens")]);
+pub(super) const WORDS: Words = Words(&[("row_tokens_max", "truncate_prompt_tokens")]);
 
 /// The documents by falling score; equal scores keep the documents' order.
 #[derive(Serialize, ToSchema)]
@@ -132,17 +141,12 @@ pub(super) struct Ranked {
     document: Option<RankedDocument>,
 }
 
-/// The document's text, when `return_documents` asked for it.
+/// The document's text, when `return_documents` asked for it; at `/infinity/rerank` bare.
 #[derive(Serialize, ToSchema)]
-pub(super) struct RankedDocument {
-    text: String,
-}
-
-/// Tokens that the model saw, special tokens included.
-#[derive(Serialize, ToSchema)]
-pub(super) struct Usage {
-    prompt_tokens: u64,
-    total_tokens: u64,
+#[serde(untagged)]
+pub(super) enum RankedDocument {
+    Object { text: String },
+    Bare(String),
 }
 
 /// The same counts where Cohere's clients look for them.
@@ -193,31 +197,33 @@ struct Shown {
     raw: bool,
     /// The documents' texts, where they are to be repeated.
     texts: Option<Vec<String>>,
+    /// Bare, not as objects.
+    bare: bool,
     overflow: Overflow,
 }
 
-/// Answers a body with `documents`.
-pub(super) async fn rerank(edge: &Edge, post: &Post) -> Result<Response, Refusal> {
+/// The path of clients that expect infinity's answers, whose documents are bare strings. They send what vLLM's
+/// send, and each fails at what the other one reads.
+pub(super) const BARE_PATH: &str = "/infinity/rerank";
+
+/// Answers a body with `documents` that came to `path`.
+pub(super) async fn rerank(edge: &Edge, path: &str, post: &Post) -> Result<Response, Refusal> {
     let Asked {
         model,
         rows,
         form,
         priority,
-        shown,
+        mut shown,
     } = aside(post.body.len(), || read(&post.body, edge.door.bounds()))?;
     let mut question = post.question(model, rows, form.clone());
+    shown.bare = path == BARE_PATH;
     question.priority = priority.unwrap_or(question.priority);
-    let response = edge
-        .score(question)
-        .await
-        .map_err(|error| WORDS.say(error))?;
+    let response = edge.ask(question, shown.overflow, &WORDS).await?;
     let activation = if shown.raw {
         Activation::Identity
     } else {
         response.activation
     };
-    let row_tokens_max = row_tokens_max(edge, &response);
-    shown.overflow.check(&response, row_tokens_max)?;
     Ok(aside(shown.bytes(), || {
         let warnings = cuts(&response, "documents", &form);
         let answer = answer(post.call.id().to_string(), &response, shown, warnings);
@@ -233,19 +239,7 @@ fn read(body: &[u8], bounds: &Bounds) -> Result<Asked, Refusal> {
         "the text to compare the documents with",
     )?;
     let documents = json::required(body.documents, "documents", "a list of strings")?;
-    if documents.is_empty() {
-        return Err(Refusal::Empty {
-            param: "documents",
-            why: "is empty; send at least one document",
-        });
-    }
-    if body.top_n == Some(0) {
-        return Err(ScoreError::invalid(
-            "top_n",
-            "is 0; send 1 or more, or leave it out for all documents",
-        )
-        .into());
-    }
+    let documents = filled("documents", documents)?;
     let priority = post::priority("priority", body.priority.as_deref().unwrap_or_default())?;
     let overflow = Overflow::parse(body.overflow.as_deref())?;
     let kwargs = body.chat_template_kwargs;
@@ -269,14 +263,15 @@ fn read(body: &[u8], bounds: &Bounds) -> Result<Asked, Refusal> {
         .map(|(idx, document)| document.into_text(idx, &rank_fields, bounds));
     let texts: Vec<String> = texts.collect::<Result<_, _>>()?;
     let shown = Shown {
-        n_results: body.top_n.map_or(texts.len(), |n| {
-            usize::try_from(n).unwrap_or(usize::MAX).min(texts.len())
-        }),
-        raw: body.raw_scores.unwrap_or(false),
+        n_results: n_results("top_n", body.top_n, texts.len())?,
+        raw: body
+            .raw_scores
+            .unwrap_or(body.use_activation == Some(false)),
         texts: body
             .return_documents
             .unwrap_or(false)
             .then(|| texts.clone()),
+        bare: false,
         overflow,
     };
     Ok(Asked {
@@ -294,8 +289,13 @@ fn answer(id: String, response: &ScoreResponse, mut shown: Shown, warnings: Vec<
     let results = order.map(|index| Ranked {
         index,
         relevance_score: scores[index],
-        document: shown.texts.as_mut().map(|texts| RankedDocument {
-            text: std::mem::take(&mut texts[index]),
+        document: shown.texts.as_mut().map(|texts| {
+            let text = std::mem::take(&mut texts[index]);
+            if shown.bare {
+                RankedDocument::Bare(text)
+            } else {
+                RankedDocument::Object { text }
+            }
         }),
     });
     Answer {
@@ -303,10 +303,7 @@ fn answer(id: String, response: &ScoreResponse, mut shown: Shown, warnings: Vec<
         object: "list",
         model: response.model.to_string(),
         results: results.collect(),
-        usage: Usage {
-            prompt_tokens: response.n_tokens,
-            total_tokens: response.n_tokens,
-        },
+        usage: Usage::of(response),
         meta: Meta {
             api_version: ApiVersion { version: "2" },
             billed_units: BilledUnits {

@@ -28,7 +28,9 @@ use utoipa_swagger_ui::Config;
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
     tags(
-        (name = "rerank", description = "Scores for documents"),
+        (name = "rerank", description = "Documents by their relevance to a query"),
+        (name = "score", description = "Scores for pairs of texts"),
+        (name = "classify", description = "Texts by label"),
         (name = "models", description = "What serves"),
         (name = "health", description = "How it does"),
         (name = "docs", description = "This description"),

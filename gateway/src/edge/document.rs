@@ -2,7 +2,8 @@
 
 use crate::intake::Bounds;
 use crate::score::ScoreError;
-use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde::Deserialize;
+use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -33,6 +34,14 @@ pub(super) struct Field {
     value: Box<RawValue>,
 }
 
+/// A part of a document that may hold more than text.
+#[derive(Deserialize)]
+struct Part {
+    #[serde(rename = "type", default)]
+    kind: String,
+    text: Option<String>,
+}
+
 /// The fields that are a document's text, in this order; each once.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct RankFields(Vec<String>);
@@ -41,7 +50,8 @@ pub(super) struct RankFields(Vec<String>);
 
 impl Document {
     /// The text to score. Of an object: the named fields as `name: value` lines; without names its
-    /// `text`, or else all fields that are strings. To name `text` alone is to name nothing.
+    /// `text`, or else the texts of its `content`, where that is a list of parts as vLLM's clients send it, and all
+    /// fields that are strings. To name `text` alone is to name nothing.
     pub(super) fn into_text(
         self,
         idx: usize,
@@ -72,6 +82,16 @@ impl Document {
                 return Err(ScoreError::invalid(param, "is not a string; send one"));
             }
         }
+        if let Some(parts) = fields.iter().find_map(Field::parts) {
+            for part in parts {
+                let text = part.text.filter(|_| part.kind == "text");
+                let param = || format!("documents[{idx}].content");
+                let text = text.ok_or_else(|| {
+                    ScoreError::invalid(param(), "has a part that is no text; send texts only")
+                })?;
+                lines.push_line(&[&text])?;
+            }
+        }
         for field in fields.iter().filter(|field| field.is_string()) {
             lines.push(field)?;
         }
@@ -99,6 +119,11 @@ impl<'a> Lines<'a> {
 
     /// Stops as soon as the document is too long.
     fn push(&mut self, field: &Field) -> Result<(), ScoreError> {
+        self.push_line(&[&field.name, SEPARATOR, &field.words()])
+    }
+
+    /// A line of these words.
+    fn push_line(&mut self, words: &[&str]) -> Result<(), ScoreError> {
         let text = match &mut self.text {
             None => self.text.insert(String::new()),
             Some(text) => {
@@ -106,12 +131,9 @@ impl<'a> Lines<'a> {
                 text
             }
         };
-        let words = field.words();
-        let bytes = text.len() + field.name.len() + SEPARATOR.len() + words.len();
+        let bytes = text.len() + words.iter().map(|word| word.len()).sum::<usize>();
         self.bounds.check_document(self.idx, bytes)?;
-        text.push_str(&field.name);
-        text.push_str(SEPARATOR);
-        text.push_str(&words);
+        text.extend(words.iter().copied());
         Ok(())
     }
 }
@@ -125,6 +147,12 @@ impl Field {
 
     fn is_string(&self) -> bool {
         self.value.get().starts_with('"')
+    }
+
+    /// vLLM's `content`, if it is that: a list of parts, each a text or something else.
+    fn parts(&self) -> Option<Vec<Part>> {
+        let is_list = self.name == "content" && self.value.get().starts_with('[');
+        is_list.then(|| serde_json::from_str(self.value.get()).ok())?
     }
 
     fn string(&self) -> Option<String> {
@@ -285,6 +313,17 @@ mod tests {
         );
         check(r#"{"b":"2","a":"1","n":3}"#, &[], Ok("b: 2\na: 1"));
         check(r#"{"b":"2","text":null}"#, &[], Ok("b: 2"));
+        check(
+            r#"{"content":[{"type":"text","text":"x"},{"type":"text","text":"y"}]}"#,
+            &[],
+            Ok("x\ny"),
+        );
+        check(
+            r#"{"content":[{"type":"image_url","image_url":{"url":"u"}}]}"#,
+            &[],
+            Err("documents[3].content: has a part that is no text; send texts only"),
+        );
+        check(r#"{"content":"x"}"#, &[], Ok("content: x"));
         check(
             r#"{"year":2024,"title":null}"#,
             &["year", "title", "none"],

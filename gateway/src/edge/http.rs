@@ -4,14 +4,16 @@ use super::docs::Preface;
 use super::layers::{Protocol, Watch, panic_error, watch};
 use super::problem::Problem;
 use super::wire::Refusal;
-use super::{Edge, answer, call, docs, health, models, post, rerank, tei};
+use super::{
+    Edge, answer, call, classify, docs, health, models, nim, post, predict, rerank, tei, vllm,
+};
 use axum::Router;
 use axum::extract::{MatchedPath, Request};
 use axum::http::header::{AUTHORIZATION, RETRY_AFTER};
 use axum::http::{HeaderName, Method};
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodRouter, get};
+use axum::routing::{MethodRouter, get, post as post_to};
 use std::any::Any;
 use std::sync::Arc;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -65,6 +67,11 @@ pub fn http(edge: Edge) -> Router {
 pub(super) fn book() -> Book {
     Book::new()
         .page(&rerank::PATHS, routes!(rerank::rerank))
+        .page(&vllm::PATHS, routes!(vllm::score))
+        .page(&nim::PATHS, routes!(nim::rank))
+        .page(&["/v1/retrieval/{model}/reranking"], routes!(nim::rank_by))
+        .page(&["/predict"], routes!(predict::predict))
+        .page(&classify::PATHS, routes!(classify::classify))
         .page(&["/info"], routes!(tei::info))
         .page(&["/models"], routes!(models::models))
         .page(&["/v1/models"], routes!(models::list))
@@ -77,6 +84,10 @@ pub(super) fn book() -> Book {
         .page(&["/docs"], routes!(docs::docs))
         .page(&["/"], routes!(health::root))
         .part("/v1/models/{owner}/{name}", get(models::one_of_owner))
+        .part(
+            "/v1/retrieval/{owner}/{name}/reranking",
+            post_to(nim::rank_by_owners),
+        )
         .part("/docs/", get(docs::page))
         .part("/docs/{*path}", get(docs::asset))
 }

@@ -177,13 +177,22 @@ fn header_priority(headers: &HeaderMap) -> Result<Priority, ScoreError> {
     Ok(said.unwrap_or_default())
 }
 
-/// What a client's word for it means; `None` for nothing, and for the 0 of vLLM's clients.
+/// What a client's word for it means; `None` for nothing. vLLM's clients send numbers, of which the lowest
+/// is served first and 0 is what they send without meaning anything.
 pub(super) fn priority(param: &str, text: &str) -> Result<Option<Priority>, ScoreError> {
     let text = text.trim();
-    if matches!(text, "" | "0") {
+    if text.is_empty() {
         return Ok(None);
     }
-    let why = "is none of high, normal and low; send one of them, or leave it out";
+    if let Ok(number) = text.parse::<i64>() {
+        return Ok(match number.signum() {
+            -1 => Some(Priority::High),
+            0 => None,
+            _ => Some(Priority::Low),
+        });
+    }
+    let why =
+        "is none of high, normal and low, and no whole number; send one of them, or leave it out";
     let found = Priority::parse(text).ok_or_else(|| ScoreError::invalid(param, why))?;
     Ok(Some(found))
 }

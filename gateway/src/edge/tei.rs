@@ -1,11 +1,14 @@
 //! Text Embeddings Inference's dialect: `texts` in, a bare array out, and `/info`.
 
+pub(super) mod predict;
+
 use super::Edge;
-use super::answer::{WARNINGS, scored, set};
+use super::answer::{scored, set, warn};
 use super::json;
-use super::overflow::{Overflow, cuts, row_tokens_max, side};
+use super::overflow::{Overflow, cuts, side};
 use super::post::Post;
 use super::problem::Problem;
+use super::scoring::{filled, n_results};
 use super::wire::Refusal;
 use super::words::Words;
 use crate::load::ModelState;
@@ -149,10 +152,8 @@ pub(super) async fn rerank(edge: &Edge, post: &Post) -> Result<Response, Refusal
         mut repeated,
         n_characters,
     } = aside(post.body.len(), || read(&post.body))?;
-    let response = edge.score(post.question(model, rows, form.clone())).await;
-    let response = response.map_err(|error| WORDS.say(error))?;
-    let fits = overflow.check(&response, row_tokens_max(edge, &response));
-    fits.map_err(|error| WORDS.say(error))?;
+    let question = post.question(model, rows, form.clone());
+    let response = edge.ask(question, overflow, &WORDS).await?;
     let activation = activation(&response, raw);
     let rows = response.logits.chunks_exact(response.n_labels);
     let scores: Vec<f32> = rows.map(|logits| activation.apply(logits)[0]).collect();
@@ -170,10 +171,7 @@ pub(super) async fn rerank(edge: &Edge, post: &Post) -> Result<Response, Refusal
     let bytes = ranks.len() * RANK_BYTES + texts.map(String::len).sum::<usize>();
     let mut answer = aside(bytes, || scored(&post.call, &response, activation, &ranks));
     describe_compute(&mut answer, edge, post, &response, n_characters);
-    let warnings = cuts(&response, "texts", &form);
-    if !warnings.is_empty() {
-        set(&mut answer, WARNINGS, &warnings.join("; "));
-    }
+    warn(&mut answer, &cuts(&response, "texts", &form));
     Ok(answer)
 }
 
@@ -181,19 +179,7 @@ fn read(body: &[u8]) -> Result<Asked, Refusal> {
     let body: Body = json::parse(body)?;
     let query = json::required(body.query, "query", "the text to compare the texts with")?;
     let texts = json::required(body.texts, "texts", "a list of strings")?;
-    if texts.is_empty() {
-        return Err(Refusal::Empty {
-            param: "texts",
-            why: "is empty; send at least one text",
-        });
-    }
-    if body.top_n == Some(0) {
-        return Err(ScoreError::invalid(
-            "top_n",
-            "is 0; send 1 or more, or leave it out for all texts",
-        )
-        .into());
-    }
+    let texts = filled("texts", texts)?;
     let direction = body.truncation_direction.as_deref();
     let form = Form {
         side: side("truncation_direction", direction)?,
@@ -208,9 +194,7 @@ fn read(body: &[u8]) -> Result<Asked, Refusal> {
             Some(false) => Overflow::Error,
             _ => Overflow::Truncate,
         },
-        n_results: body
-            .top_n
-            .map_or(texts.len(), |n| usize::try_from(n).unwrap_or(usize::MAX)),
+        n_results: n_results("top_n", body.top_n, texts.len())?,
         raw: body.raw_scores.unwrap_or(false),
         repeated: body.return_text.unwrap_or(false).then(|| texts.clone()),
         rows: Texts::of_query(query, texts),

@@ -92,6 +92,7 @@ impl Fixture {
                 batch_tokens_max: 16_384,
                 tokenizer_workers: 2,
                 client_header: None,
+                voyage: false,
             },
             shared: None,
         };

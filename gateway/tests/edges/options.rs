@@ -157,6 +157,9 @@ fn a_request_says_how_urgent_it_is() {
         (r#","priority":"low""#, 1),
         (r#","priority":"Normal""#, 2),
         (r#","priority":"HIGH""#, 3),
+        // vLLM's: the lowest is served first.
+        (r#","priority":-5"#, 3),
+        (r#","priority":"7""#, 1),
     ] {
         is(&[], fields, tokens);
     }
@@ -165,7 +168,7 @@ fn a_request_says_how_urgent_it_is() {
     is(&["x-priority: high"], r#","priority":"low""#, 1);
     for (field, why) in [
         (r#""urgent""#, "none of high, normal and low"),
-        ("-5", "none of high, normal and low"),
+        ("-5.5", "none of high, normal and low"),
         (r#"{"a":1}"#, "a number or a word"),
     ] {
         let body = format!(r#"{{"query":"q","documents":["a"],"priority":{field}}}"#);

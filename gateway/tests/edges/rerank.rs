@@ -149,8 +149,8 @@ fn what_makes_no_sense_is_named() {
     422 {"error":{"param":"query","message":"~is missing"}}
 {"query":"q"}
     422 {"error":{"param":"documents","message":"~send `documents`"}}
-{"query":"q","input":["a"]}
-    422 {"error":{"param":"documents","message":"~or `texts`"}}
+{"query":"q","document":["a"]}
+    422 {"error":{"param":"documents","message":"~`texts` as TEI's"}}
 {"query":"q","documents":["a"],"top_n":0}
     422 {"error":{"param":"top_n","message":"~send 1 or more"}}
 {"query":"q","documents":["a"],"top_n":-1}

@@ -121,7 +121,11 @@ impl Server {
     }
 
     pub(crate) fn rerank(&self, body: &Value) -> Answer {
-        ask(self.address, "POST", "/rerank", Some(body), PATIENCE)
+        self.post("/rerank", body)
+    }
+
+    pub(crate) fn post(&self, path: &str, body: &Value) -> Answer {
+        ask(self.address, "POST", path, Some(body), PATIENCE)
     }
 
     /// With this header.

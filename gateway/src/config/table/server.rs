@@ -106,3 +106,12 @@ pub(super) const DRAIN_TIMEOUT: Setting = setting(
     "30s",
     "How long requests in flight may take after the server was told to stop.",
 );
+
+pub(super) const VOYAGE: Setting = setting(
+    "server.voyage",
+    "voyage",
+    &["CROSSGATE_VOYAGE"],
+    Kind::Switch,
+    "false",
+    "Whether /v1/rerank answers bodies with `documents` as Voyage does; its clients' bodies look like Cohere's.",
+);

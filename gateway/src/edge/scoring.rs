@@ -1,0 +1,69 @@
+//! What every route that scores has in common: its headers, both ways, and its checks.
+
+use super::wire::Refusal;
+use crate::score::ScoreError;
+use utoipa::IntoParams;
+use utoipa::openapi::Required;
+use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
+use utoipa::openapi::schema::{ObjectBuilder, Type};
+
+/// The headers that a route that scores reads.
+pub(super) struct ScoringHeaders;
+
+/// How many results are wanted; all of `n` where nothing is said.
+///
+/// # Errors
+/// Refuses none at all; `param` is the field's name in the dialect.
+pub(super) fn n_results(param: &str, asked: Option<u64>, n: usize) -> Result<usize, ScoreError> {
+    match asked {
+        None => Ok(n),
+        Some(0) => Err(ScoreError::invalid(
+            param,
+            "is 0; send 1 or more, or leave it out for all",
+        )),
+        Some(asked) => Ok(usize::try_from(asked).unwrap_or(usize::MAX).min(n)),
+    }
+}
+
+/// A list that has at least one element.
+///
+/// # Errors
+/// Refuses one that has none.
+pub(super) fn filled<T>(param: &'static str, list: Vec<T>) -> Result<Vec<T>, Refusal> {
+    if list.is_empty() {
+        let why = "is empty; send at least one text";
+        return Err(Refusal::Empty { param, why });
+    }
+    Ok(list)
+}
+
+impl IntoParams for ScoringHeaders {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        let header = |name: &str, of: Type, about: &str| {
+            ParameterBuilder::new()
+                .name(name)
+                .parameter_in(ParameterIn::Header)
+                .required(Required::False)
+                .description(Some(about))
+                .schema(Some(ObjectBuilder::new().schema_type(of)))
+                .build()
+        };
+        vec![
+            header(
+                "X-Request-Id",
+                Type::String,
+                "A name for the request, kept in answer and log: at most 128 visible ASCII characters",
+            ),
+            header(
+                "X-Request-Timeout-Ms",
+                Type::Integer,
+                "Less time than allowed",
+            ),
+            header(
+                "X-Priority",
+                Type::String,
+                "`high`, `normal` or `low`; a body's own `priority` counts more",
+            ),
+        ]
+    }
+}
