@@ -227,6 +227,10 @@ fn settings(config: &Config, tokenizer_workers: usize) -> edge::Settings {
         client_header: config
             .distributed()
             .and_then(|settings| settings.client_header.clone()),
+        cors_origins: match &config.server().cors_origins {
+            None => edge::Origins::Any,
+            Some(origins) => edge::Origins::These(origins.clone()),
+        },
     }
 }
 

@@ -108,6 +108,8 @@ pub struct Server {
     /// What operators must show; at most one of it and `admin_key_file`. [`Config::admin_key`] reads either.
     pub admin_key: Option<Secret>,
     pub admin_key_file: Option<PathBuf>,
+    /// Origins of the pages that may ask from a browser; `None` for any, empty for none.
+    pub cors_origins: Option<Vec<String>>,
     /// For requests without a deadline of their own.
     pub request_timeout: Duration,
     /// From the signal to stop until what is left is abandoned.

@@ -12,6 +12,7 @@ mod body;
 mod call;
 mod canonical;
 mod codec;
+mod cors;
 mod docs;
 mod document;
 mod grpc;
@@ -24,6 +25,7 @@ mod layers;
 mod listen;
 mod models;
 mod overflow;
+mod packed;
 mod post;
 mod problem;
 mod rerank;
@@ -36,6 +38,7 @@ mod wire;
 mod words;
 
 pub use admin::{PluginRow, admin};
+pub use cors::Origins;
 pub use docs::openapi;
 pub use grpc::grpc;
 pub use grpc_health::HealthReport;
@@ -99,6 +102,8 @@ pub struct Settings {
     pub tokenizer_workers: usize,
     /// The header that names the client whose requests are counted; `None` for the connection's address.
     pub client_header: Option<String>,
+    /// The pages that may ask from a browser.
+    pub cors_origins: Origins,
 }
 
 /// Where requests are counted and metrics are read.

@@ -17,6 +17,8 @@ mod listen;
 mod log;
 #[path = "edges/options.rs"]
 mod options;
+#[path = "edges/packed.rs"]
+mod packed;
 #[path = "edges/rerank.rs"]
 mod rerank;
 #[path = "edges/socket.rs"]
@@ -24,6 +26,7 @@ mod socket;
 
 use axum::body::Body;
 use fixture::{BODY_BYTES_MAX, Fixture, JSON, ask, block_on, check, check_in, send};
+use gateway::edge::Origins;
 use gateway::score::{ScoreError, ScoreRequest, ScoreResponse};
 use serde_json::Value;
 use std::path::Path;
@@ -291,11 +294,27 @@ fn pages_of_other_origins_may_ask() {
             .header("access-control-allow-headers")
             .contains("authorization")
     );
+    // No page needs to ask again for each of its calls.
+    assert_eq!(reply.header("access-control-max-age"), "3600");
     // On errors too, or the page cannot read them.
     assert_eq!(
         ask("GET /nope", &asks[..1], "").header("access-control-allow-origin"),
         "*"
     );
+    // Only those of some, or none.
+    let mut fixture = Fixture::new();
+    let mut allowed = |origins: &[&str]| {
+        let origins = origins.iter().map(|&origin| origin.to_owned()).collect();
+        fixture.edge.settings.cors_origins = Origins::These(origins);
+        let reply = block_on(send(fixture.http(), "OPTIONS /rerank", &asks, ""));
+        reply.header("access-control-allow-origin").to_owned()
+    };
+    assert_eq!(
+        allowed(&["https://b.example", "http://a.example"]),
+        "http://a.example"
+    );
+    assert_eq!(allowed(&["https://a.example"]), "");
+    assert_eq!(allowed(&[]), "");
 }
 
 #[test]

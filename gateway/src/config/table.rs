@@ -128,6 +128,7 @@ pub static SETTINGS: &[Setting] = &[
     server::ADMIN_SOCKET,
     server::ADMIN_KEY,
     server::ADMIN_KEY_FILE,
+    server::CORS_ORIGINS,
     server::REQUEST_TIMEOUT,
     server::DRAIN_TIMEOUT,
     setting(

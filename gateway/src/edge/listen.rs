@@ -41,6 +41,10 @@ const PING_PERIOD: Duration = Duration::from_secs(20);
 const LINGER: Duration = Duration::from_secs(1);
 /// Calls at once on one HTTP/2 connection.
 const STREAMS_MAX: u32 = 1_024;
+/// A request's head, all its headers together; a longer one is refused with 431.
+const HEAD_BYTES_MAX: u32 = 64 << 10;
+/// Headers of an HTTP/1 request; each of an HTTP/2 one counts 32 bytes more than it has.
+const HEADERS_MAX: usize = 100;
 /// A pause when the process has no more file descriptors, so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -366,6 +370,8 @@ fn connection(
     builder
         .http1()
         .timer(TokioTimer::new())
+        .max_buf_size(HEAD_BYTES_MAX as usize)
+        .max_headers(HEADERS_MAX)
         // It runs from the last answer's end: a head that has begun is watched by the stream.
         .header_read_timeout(patience.idle);
     builder
@@ -373,7 +379,8 @@ fn connection(
         .timer(TokioTimer::new())
         .keep_alive_interval(patience.ping)
         .keep_alive_timeout(patience.ping)
-        .max_concurrent_streams(STREAMS_MAX);
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_header_list_size(HEAD_BYTES_MAX);
     let traffic = Arc::new(Traffic::default());
     let stream = Watched::new(stream, Arc::clone(&traffic), patience);
     let router = TowerToHyperService::new(router);

@@ -2,6 +2,7 @@
 //! it.
 
 use super::call::Call;
+use super::packed;
 use super::wire::{Refusal, retry_after_seconds, wire};
 use axum::body::Body;
 use axum::http::header::{
@@ -113,7 +114,7 @@ impl Problem {
         }
         if let Refusal::Encoding { .. } = self.refusal {
             // RFC 7694: which encodings would be taken.
-            headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+            headers.insert(ACCEPT_ENCODING, HeaderValue::from_static(packed::TAKEN));
         }
         if let Refusal::Key { .. } = self.refusal {
             // RFC 6750: the scheme, and at least one attribute.
@@ -158,9 +159,12 @@ impl IntoResponses for ScoringErrors {
             (408, "The body did not arrive in time"),
             (
                 413,
-                "The body or a field is larger than a bound, which is named",
+                "The body (unpacked) or a field is larger than a bound, which is named",
             ),
-            (415, "The body is not `application/json`, or it is packed"),
+            (
+                415,
+                "The body is not `application/json`, or packed by other than gzip or zstd",
+            ),
             (
                 422,
                 "A field makes no sense; `param` names it and the index",

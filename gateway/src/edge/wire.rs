@@ -36,7 +36,7 @@ pub(super) enum Refusal {
     },
     /// A body that does not say that it is JSON.
     MediaType { found: String },
-    /// A body that is packed.
+    /// A body that is packed in a way that is not taken.
     Encoding { found: String },
     /// The body is too long.
     BodyTooLarge { bytes_max: usize },
@@ -264,7 +264,7 @@ impl fmt::Display for Refusal {
             }
             Self::Encoding { found } => write!(
                 f,
-                "Content-Encoding: {found} is not taken; send the body as it is, without Content-Encoding"
+                "Content-Encoding: {found} is not taken; send the body as it is, or packed by gzip or zstd"
             ),
             Self::BodyTooLarge { bytes_max } => write!(
                 f,

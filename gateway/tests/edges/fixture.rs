@@ -4,7 +4,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, Request};
 use gateway::control::{Control, SwapError, SwapOrder, SwapStep};
-use gateway::edge::{Core, Edge, Exposition, Settings};
+use gateway::edge::{Core, Edge, Exposition, Origins, Settings};
 use gateway::intake::{Bounds, Door};
 use gateway::load::{CacheState, Catalog, Load, ModelState, Totals};
 use gateway::score::{Activation, Priority, ScoreError, ScoreRequest, ScoreResponse, Times};
@@ -92,6 +92,7 @@ impl Fixture {
                 batch_tokens_max: 16_384,
                 tokenizer_workers: 2,
                 client_header: None,
+                cors_origins: Origins::Any,
             },
             shared: None,
         };

@@ -81,6 +81,16 @@ pub(super) const ADMIN_KEY_FILE: Setting = setting(
 )
 .value_name("FILE");
 
+pub(super) const CORS_ORIGINS: Setting = setting(
+    "server.cors_origins",
+    "cors-origins",
+    &["CROSSGATE_CORS_ORIGINS"],
+    Kind::List { unit: "origins" },
+    "*",
+    "The pages that may ask from a browser, by their origins such as https://app.example; *: any, none: no page;      never those of admin.",
+)
+.value_name("ORIGIN,...");
+
 pub(super) const REQUEST_TIMEOUT: Setting = setting(
     "server.request_timeout",
     "request-timeout",

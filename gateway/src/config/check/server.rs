@@ -1,0 +1,62 @@
+//! Where the server listens, and to whom.
+
+use super::Reader;
+use crate::config::{Secret, Server};
+
+/// For `server.cors_origins`: any page, and no page.
+const ANY_ORIGIN: &str = "*";
+const NO_ORIGIN: &str = "none";
+
+impl Reader<'_> {
+    pub(super) fn server(&mut self) -> Server {
+        let admin_key = self
+            .has("server.admin_key")
+            .then(|| Secret::parse(&self.text("server.admin_key")));
+        Server {
+            host: self.text("server.host"),
+            port: self.port("server.port"),
+            grpc_port: self.port("server.grpc_port"),
+            admin_host: self.text("server.admin_host"),
+            admin_port: self.port("server.admin_port"),
+            admin_socket: self.path("server.admin_socket"),
+            // The form was checked when the value was read.
+            admin_key: admin_key.and_then(Result::ok),
+            admin_key_file: self.path("server.admin_key_file"),
+            cors_origins: self.origins("server.cors_origins"),
+            request_timeout: self.time("server.request_timeout"),
+            drain_timeout: self.time("server.drain_timeout"),
+        }
+    }
+
+    /// `None` for any.
+    fn origins(&mut self, key: &str) -> Option<Vec<String>> {
+        let origins = self.list(key);
+        match origins.as_slice() {
+            [one] if one == ANY_ORIGIN => return None,
+            [one] if one == NO_ORIGIN => return Some(Vec::new()),
+            _ => {}
+        }
+        if let Some(wrong) = origins.iter().find(|origin| !is_origin(origin)) {
+            let said = self.raw.said(key);
+            self.errors.push(format!(
+                "{said}: {wrong:?} is no origin; expected SCHEME://HOST or SCHEME://HOST:PORT without a path, such as \
+                 https://app.example, or {ANY_ORIGIN} alone for any, or {NO_ORIGIN} alone"
+            ));
+        }
+        Some(origins)
+    }
+}
+
+/// As browsers send it: a scheme and an authority, and nothing behind them.
+fn is_origin(text: &str) -> bool {
+    let Some((scheme, authority)) = text.split_once("://") else {
+        return false;
+    };
+    let is_word = |c: u8| c.is_ascii_graphic() && !b"/?#@,*\"".contains(&c);
+    !scheme.is_empty()
+        && scheme
+            .bytes()
+            .all(|c| c.is_ascii_alphanumeric() || b"+-.".contains(&c))
+        && !authority.is_empty()
+        && authority.bytes().all(is_word)
+}
