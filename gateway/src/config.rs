@@ -108,12 +108,25 @@ pub struct Server {
     /// What operators must show; at most one of it and `admin_key_file`. [`Config::admin_key`] reads either.
     pub admin_key: Option<Secret>,
     pub admin_key_file: Option<PathBuf>,
+    /// A certificate and its key, in PEM; `None` for no TLS. For HTTP and gRPC.
+    pub tls: Option<TlsFiles>,
+    /// Where HTTP and gRPC listen, too.
+    pub socket: Option<PathBuf>,
     /// Origins of the pages that may ask from a browser; `None` for any, empty for none.
     pub cors_origins: Option<Vec<String>>,
     /// For requests without a deadline of their own.
     pub request_timeout: Duration,
     /// From the signal to stop until what is left is abandoned.
     pub drain_timeout: Duration,
+}
+
+/// Files in PEM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The certificate, and those that vouch for it.
+    pub cert: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
 }
 
 /// Bounds of requests: document_bytes_max, query_bytes_max ≤ body_bytes_max ≤ bytes_max.

@@ -9,12 +9,14 @@
 mod admin;
 mod answer;
 mod body;
+mod both;
 mod call;
 mod canonical;
 mod codec;
 mod cors;
 mod docs;
 mod document;
+mod fresh;
 mod grpc;
 mod grpc_health;
 mod health;
@@ -34,10 +36,12 @@ mod stream;
 mod swap;
 mod tally;
 mod tei;
+mod tls;
 mod wire;
 mod words;
 
 pub use admin::{PluginRow, admin};
+pub use both::both;
 pub use cors::Origins;
 pub use docs::openapi;
 pub use grpc::grpc;
@@ -46,6 +50,7 @@ pub use http::http;
 pub use key::Key;
 pub use listen::{BindError, Connections, Listener, Listening, Patience, Place};
 pub use socket::Socket;
+pub use tls::{Tls, TlsError};
 
 use crate::control::Control;
 use crate::intake::{Door, Pass};

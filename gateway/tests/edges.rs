@@ -1,6 +1,8 @@
 //! What clients see: a request in, a status and a piece of the answer out. The core is a fake one,
 //! so that nothing but the edge is in question.
 
+#[path = "edges/cors.rs"]
+mod cors;
 #[path = "edges/fixture.rs"]
 mod fixture;
 #[path = "edges/grpc.rs"]
@@ -23,10 +25,11 @@ mod packed;
 mod rerank;
 #[path = "edges/socket.rs"]
 mod socket;
+#[path = "edges/tls.rs"]
+mod tls;
 
 use axum::body::Body;
 use fixture::{BODY_BYTES_MAX, Fixture, JSON, ask, block_on, check, check_in, send};
-use gateway::edge::Origins;
 use gateway::score::{ScoreError, ScoreRequest, ScoreResponse};
 use serde_json::Value;
 use std::path::Path;
@@ -275,46 +278,6 @@ fn clients_may_ask_for_less_time() {
         422,
         r#"{"error":{"param":"x-request-timeout-ms"}}"#,
     );
-}
-
-#[test]
-fn pages_of_other_origins_may_ask() {
-    let asks = [
-        "origin: http://a.example",
-        "access-control-request-method: POST",
-        "access-control-request-headers: authorization",
-    ];
-    let reply = ask("OPTIONS /rerank", &asks, "");
-    assert_eq!(
-        (reply.status, reply.header("access-control-allow-origin")),
-        (200, "*")
-    );
-    assert!(
-        reply
-            .header("access-control-allow-headers")
-            .contains("authorization")
-    );
-    // No page needs to ask again for each of its calls.
-    assert_eq!(reply.header("access-control-max-age"), "3600");
-    // On errors too, or the page cannot read them.
-    assert_eq!(
-        ask("GET /nope", &asks[..1], "").header("access-control-allow-origin"),
-        "*"
-    );
-    // Only those of some, or none.
-    let mut fixture = Fixture::new();
-    let mut allowed = |origins: &[&str]| {
-        let origins = origins.iter().map(|&origin| origin.to_owned()).collect();
-        fixture.edge.settings.cors_origins = Origins::These(origins);
-        let reply = block_on(send(fixture.http(), "OPTIONS /rerank", &asks, ""));
-        reply.header("access-control-allow-origin").to_owned()
-    };
-    assert_eq!(
-        allowed(&["https://b.example", "http://a.example"]),
-        "http://a.example"
-    );
-    assert_eq!(allowed(&["https://a.example"]), "");
-    assert_eq!(allowed(&[]), "");
 }
 
 #[test]

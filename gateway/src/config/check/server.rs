@@ -1,7 +1,7 @@
 //! Where the server listens, and to whom.
 
 use super::Reader;
-use crate::config::{Secret, Server};
+use crate::config::{Secret, Server, TlsFiles};
 
 /// For `server.cors_origins`: any page, and no page.
 const ANY_ORIGIN: &str = "*";
@@ -22,6 +22,11 @@ impl Reader<'_> {
             // The form was checked when the value was read.
             admin_key: admin_key.and_then(Result::ok),
             admin_key_file: self.path("server.admin_key_file"),
+            tls: self
+                .path("server.tls_cert")
+                .zip(self.path("server.tls_key"))
+                .map(|(cert, key)| TlsFiles { cert, key }),
+            socket: self.path("server.socket"),
             cors_origins: self.origins("server.cors_origins"),
             request_timeout: self.time("server.request_timeout"),
             drain_timeout: self.time("server.drain_timeout"),

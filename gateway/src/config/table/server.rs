@@ -81,6 +81,37 @@ pub(super) const ADMIN_KEY_FILE: Setting = setting(
 )
 .value_name("FILE");
 
+pub(super) const SOCKET: Setting = setting(
+    "server.socket",
+    "socket",
+    &["CROSSGATE_SOCKET"],
+    Kind::Path,
+    "",
+    "A Unix socket on which HTTP and gRPC listen beside their ports, without TLS; the server's user and group \
+     can connect.",
+);
+
+pub(super) const TLS_CERT: Setting = setting(
+    "server.tls_cert",
+    "tls-cert",
+    &["CROSSGATE_TLS_CERT"],
+    Kind::Path,
+    "",
+    "A file with a certificate in PEM, and those that vouch for it: HTTP and gRPC then listen by TLS alone; \
+     read again when it changes; unset: no TLS.",
+)
+.value_name("FILE");
+
+pub(super) const TLS_KEY: Setting = setting(
+    "server.tls_key",
+    "tls-key",
+    &["CROSSGATE_TLS_KEY"],
+    Kind::Path,
+    "",
+    "A file with the private key of tls_cert in PEM; read again when it changes.",
+)
+.value_name("FILE");
+
 pub(super) const CORS_ORIGINS: Setting = setting(
     "server.cors_origins",
     "cors-origins",
