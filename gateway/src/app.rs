@@ -108,6 +108,7 @@ impl App {
             door: door.clone(),
             metrics: Arc::new(Shown(Arc::clone(&core.metrics))),
             settings: settings(config, core.threads.tokenizers),
+            keys: ports::keys(config, &runtime, &stop)?,
             shared: core.shared.clone(),
         };
         if let Some(interval) = config.cache().clear_interval {
@@ -321,6 +322,10 @@ impl Exposition for Shown {
             status,
             Duration::try_from_secs_f64(seconds).unwrap_or_default(),
         );
+    }
+
+    fn key(&self, name: &str, outcome: &'static str, n_documents: usize) {
+        self.0.key(name, outcome, n_documents);
     }
 }
 

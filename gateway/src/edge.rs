@@ -23,6 +23,7 @@ mod health;
 mod http;
 mod json;
 mod key;
+mod keyring;
 mod layers;
 mod listen;
 mod models;
@@ -30,6 +31,7 @@ mod overflow;
 mod packed;
 mod post;
 mod problem;
+mod quota;
 mod rerank;
 mod socket;
 mod stream;
@@ -48,6 +50,7 @@ pub use grpc::grpc;
 pub use grpc_health::HealthReport;
 pub use http::http;
 pub use key::Key;
+pub use keyring::Keyring;
 pub use listen::{BindError, Connections, Listener, Listening, Patience, Place};
 pub use socket::Socket;
 pub use tls::{Tls, TlsError};
@@ -55,10 +58,13 @@ pub use tls::{Tls, TlsError};
 use crate::control::Control;
 use crate::intake::{Door, Pass};
 use crate::load::Catalog;
+use crate::runtime::now;
 use crate::score::{ScoreError, ScoreRequest, ScoreResponse};
 use crate::shared::Shared;
 use axum::http::{Extensions, HeaderMap};
+use call::Call;
 use listen::Client;
+use quota::{Account, too_fast};
 use std::sync::Arc;
 use std::time::Duration;
 use tower::ServiceExt as _;
@@ -82,6 +88,8 @@ pub struct Edge {
     pub metrics: Arc<dyn Exposition>,
     /// Bounds that clients see.
     pub settings: Settings,
+    /// What clients must show; `None` for nothing.
+    pub keys: Option<Keyring>,
     /// Knows what fails on other servers; `None` where this one is alone.
     pub shared: Option<Shared>,
 }
@@ -119,6 +127,10 @@ pub trait Exposition: Send + Sync + 'static {
     /// One call has ended. `protocol` is `http`, `grpc` or `admin`; `route` is one of a fixed list;
     /// `status` is HTTP's, or gRPC's code; a client that went away counts as 499, or 1 (cancelled).
     fn request(&self, protocol: &'static str, route: &'static str, status: u16, seconds: f64);
+
+    /// A call of the API key of this name has ended: `ok`, `limited` (by the key's own limits), `refused` or
+    /// `failed`; its documents were scored. Without a name: a call that showed no key (`unknown`).
+    fn key(&self, _name: &str, _outcome: &'static str, _n_documents: usize) {}
 }
 
 // === impl Edge ===
@@ -132,6 +144,11 @@ impl Edge {
         body_bytes: Option<u64>,
     ) -> Result<Pass, ScoreError> {
         let pass = self.door.enter(body_bytes)?;
+        let call = extensions.get::<Call>();
+        if let Some((call, account)) = call.and_then(|call| Some((call, call.account()?))) {
+            let allowed = self.allow(account).await;
+            return allowed.map(|()| pass).inspect_err(|_| call.limit());
+        }
         if let Some(shared) = &self.shared {
             let named = self.settings.client_header.as_deref();
             let named = named.and_then(|name| headers.get(name));
@@ -144,6 +161,23 @@ impl Edge {
             shared.allow(&client).await?;
         }
         Ok(pass)
+    }
+
+    /// Whether the bearer of a key may ask now: this server first, then all servers together.
+    async fn allow(&self, account: &Account) -> Result<(), ScoreError> {
+        account.begin(now())?;
+        let Some(shared) = &self.shared else {
+            return Ok(());
+        };
+        // Not the name of any client that shows none.
+        let client = format!("key:{}", account.name());
+        match account.limits().rate {
+            Some(rate) => {
+                let why = || too_fast(account.name(), rate);
+                shared.allow_at(&client, rate, why).await
+            }
+            None => shared.allow(&client).await,
+        }
     }
 
     /// Asks the core. An answer has one row for each document, and its numbers are finite: JSON has

@@ -3,6 +3,8 @@
 
 #[path = "config/admin.rs"]
 mod admin;
+#[path = "config/keys.rs"]
+mod keys;
 #[path = "config/names.rs"]
 mod names;
 #[path = "config/public.rs"]
@@ -146,7 +148,7 @@ fn every_name_of_every_setting_sets_it() {
         }
         let hash = "8".repeat(64);
         let default = match (setting.default, setting.key) {
-            ("", "plugins.sha256" | "server.admin_key") => hash.as_str(),
+            ("", "plugins.sha256" | "server.admin_key" | "server.api_keys") => hash.as_str(),
             ("", "plugins.probe_memory_max") => "1GiB",
             ("", _) => "8",
             (default, _) => default,

@@ -3,6 +3,8 @@
 
 #[path = "edges/cors.rs"]
 mod cors;
+#[path = "edges/counts.rs"]
+mod counts;
 #[path = "edges/fixture.rs"]
 mod fixture;
 #[path = "edges/grpc.rs"]
@@ -21,6 +23,8 @@ mod log;
 mod options;
 #[path = "edges/packed.rs"]
 mod packed;
+#[path = "edges/quotas.rs"]
+mod quotas;
 #[path = "edges/rerank.rs"]
 mod rerank;
 #[path = "edges/socket.rs"]

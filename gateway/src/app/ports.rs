@@ -2,7 +2,9 @@
 
 use super::{StartError, plugins};
 use crate::config::Config;
-use crate::edge::{self, Connections, Edge, HealthReport, Key, Listener, Listening, Socket, Tls};
+use crate::edge::{
+    self, Connections, Edge, HealthReport, Key, Keyring, Listener, Listening, Socket, Tls,
+};
 use crate::host::Host;
 use crate::runtime::Runtime;
 use std::sync::Arc;
@@ -134,6 +136,29 @@ fn tls(config: &Config) -> Result<Option<Tls>, StartError> {
         StartError::Config(config.refuse(key, error))
     })?;
     Ok(Some(tls))
+}
+
+/// What clients must show, if anything.
+///
+/// # Errors
+/// A file of keys that cannot be used.
+pub(super) fn keys(
+    config: &Config,
+    runtime: &Runtime,
+    stop: &CancellationToken,
+) -> Result<Option<Keyring>, StartError> {
+    let server = config.server();
+    if server.api_keys.is_empty() && server.api_key_file.is_none() {
+        return Ok(None);
+    }
+    let of = config.clone();
+    let keys = Keyring::new(move || of.api_keys()).map_err(StartError::Config)?;
+    if server.api_key_file.is_some() {
+        let fresh = keys.clone();
+        let refresh = move || fresh.refresh();
+        runtime.task(stay_fresh(runtime.clone(), refresh, stop.clone()));
+    }
+    Ok(Some(keys))
 }
 
 /// Reads files again and again, until told to stop.

@@ -1,7 +1,7 @@
 //! Which pages may ask from a browser. No cookie counts here: a page of any origin can do no more than who
 //! reaches the server without a browser, and shows a key as they do.
 
-use super::{answer, call, post};
+use super::{answer, call, keyring, post};
 use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use axum::http::{HeaderName, Method};
 use std::time::Duration;
@@ -43,8 +43,8 @@ pub(super) fn cors(origins: &Origins) -> CorsLayer {
         .allow_headers(AllowHeaders::list([
             AUTHORIZATION,
             CONTENT_TYPE,
-            HeaderName::from_static("api-key"),
-            HeaderName::from_static("x-api-key"),
+            HeaderName::from_static(keyring::HEADERS[0]),
+            HeaderName::from_static(keyring::HEADERS[1]),
             HeaderName::from_static(call::REQUEST_ID),
             HeaderName::from_static(post::TIMEOUT_MS),
             HeaderName::from_static(post::PRIORITY),

@@ -6,6 +6,7 @@ use super::body::{Heft, Metered, held};
 use super::call::Call;
 use super::codec::Codec;
 use super::grpc_health::HealthReport;
+use super::keyring::{Gate, check_keys};
 use super::layers::{Protocol, Watch, panic_error, watch};
 use super::packed::PACKED_BYTES_MIN;
 use super::post::content_length;
@@ -76,6 +77,11 @@ const TIMEOUT: &str = "grpc-timeout";
 pub async fn grpc(edge: Edge) -> Result<(Router, HealthReport), tonic_reflection::server::Error> {
     let report = HealthReport::new(Arc::clone(&edge.catalog), SERVICE);
     let observer = Watch::new(Protocol::Grpc, ROUTES.to_vec(), Arc::clone(&edge.metrics));
+    let gate = Gate {
+        keys: edge.keys.clone(),
+        protocol: Protocol::Grpc,
+        metrics: Arc::clone(&edge.metrics),
+    };
     let reflected = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
@@ -88,6 +94,7 @@ pub async fn grpc(edge: Edge) -> Result<(Router, HealthReport), tonic_reflection
         .into_axum_router()
         .merge(scoring(Arc::clone(&edge)))
         .layer(from_fn_with_state(edge, enter))
+        .layer(from_fn_with_state(gate, check_keys))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn_with_state(observer, watch));
     Ok((router, report))

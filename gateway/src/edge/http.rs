@@ -2,6 +2,7 @@
 
 use super::cors::cors;
 use super::docs::Preface;
+use super::keyring::{Gate, check_keys};
 use super::layers::{Protocol, Watch, panic_error, watch};
 use super::packed::packing;
 use super::problem::Problem;
@@ -34,6 +35,11 @@ pub fn http(edge: Edge) -> Router {
         book.routes.clone(),
         Arc::clone(&edge.metrics),
     );
+    let gate = Gate {
+        keys: edge.keys.clone(),
+        protocol: Protocol::Http,
+        metrics: Arc::clone(&edge.metrics),
+    };
     let known = book.routes.clone();
     let (router, api) = book.split();
     let posts: Vec<String> = api
@@ -55,6 +61,7 @@ pub fn http(edge: Edge) -> Router {
             wrong_method(&request, allowed)
         })
         .layer(packing())
+        .layer(from_fn_with_state(gate, check_keys))
         .layer(cors(&edge.settings.cors_origins))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn_with_state(observer, watch))

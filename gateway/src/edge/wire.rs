@@ -48,6 +48,8 @@ pub(super) enum Refusal {
     ForeignHost { found: String },
     /// The admin listener's key is not the one that was shown.
     Key { found: &'static str },
+    /// No key of the public APIs was shown, or another one.
+    ApiKey { found: &'static str },
     /// A model is served as it was.
     NotSwapped { why: String },
 }
@@ -114,6 +116,7 @@ pub(super) fn wire(refusal: &Refusal) -> Wire {
         Refusal::BodyBroken { .. }   => line(400, 400, Code::InvalidArgument,    REQUEST,   "body_broken",        "Validation"),
         Refusal::NotSwapped { .. }   => line(409, 409, Code::FailedPrecondition, REQUEST,   "not_swapped",        "Validation"),
         Refusal::Key { .. }          => line(401, 401, Code::Unauthenticated,    REQUEST,   "invalid_key",        "Validation"),
+        Refusal::ApiKey { .. }       => line(401, 401, Code::Unauthenticated,    REQUEST,   "invalid_api_key",    "Validation"),
         Refusal::ForeignHost { .. }  => line(403, 403, Code::PermissionDenied,   REQUEST,   "foreign_host",       "Validation"),
     }
 }
@@ -281,6 +284,10 @@ impl fmt::Display for Refusal {
                 f,
                 "the admin key is {found}; send Authorization: Bearer KEY, the KEY that the server's \
                  server.admin_key or server.admin_key_file names"
+            ),
+            Self::ApiKey { found } => write!(
+                f,
+                "the API key is {found}; send Authorization: Bearer KEY, a KEY that this server's operator gave you"
             ),
             Self::ForeignHost { found } => write!(
                 f,

@@ -1,7 +1,8 @@
 //! Where the server listens, and to whom.
 
 use super::Reader;
-use crate::config::{Secret, Server, TlsFiles};
+use crate::config::keys::Entries;
+use crate::config::{ApiKey, Limits, Rate, Secret, Server, TlsFiles};
 
 /// For `server.cors_origins`: any page, and no page.
 const ANY_ORIGIN: &str = "*";
@@ -12,6 +13,7 @@ impl Reader<'_> {
         let admin_key = self
             .has("server.admin_key")
             .then(|| Secret::parse(&self.text("server.admin_key")));
+        let key_limits = self.key_limits();
         Server {
             host: self.text("server.host"),
             port: self.port("server.port"),
@@ -22,6 +24,9 @@ impl Reader<'_> {
             // The form was checked when the value was read.
             admin_key: admin_key.and_then(Result::ok),
             admin_key_file: self.path("server.admin_key_file"),
+            api_keys: self.api_keys("server.api_keys", key_limits),
+            api_key_file: self.path("server.api_key_file"),
+            key_limits,
             tls: self
                 .path("server.tls_cert")
                 .zip(self.path("server.tls_key"))
@@ -31,6 +36,31 @@ impl Reader<'_> {
             request_timeout: self.time("server.request_timeout"),
             drain_timeout: self.time("server.drain_timeout"),
         }
+    }
+
+    fn key_limits(&self) -> Limits {
+        let number = |key: &str| self.has(key).then(|| self.number(key));
+        let small = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
+        let rate = number("keys.rate_max").map(|per_second| Rate {
+            per_second: small(per_second),
+            burst: small(number("keys.rate_burst").unwrap_or(per_second)),
+        });
+        Limits {
+            rate,
+            documents_per_minute: number("keys.documents_per_minute"),
+            documents_per_day: number("keys.documents_per_day"),
+        }
+    }
+
+    fn api_keys(&mut self, key: &str, limits: Limits) -> Vec<ApiKey> {
+        let mut entries = Entries::new(limits, Vec::new());
+        for (i, entry) in self.list(key).iter().enumerate() {
+            if let Err(why) = entries.add(entry) {
+                let said = self.raw.said(key);
+                self.errors.push(format!("{said}: key {}: {why}", i + 1));
+            }
+        }
+        entries.keys()
     }
 
     /// `None` for any.

@@ -81,6 +81,30 @@ pub(super) const ADMIN_KEY_FILE: Setting = setting(
 )
 .value_name("FILE");
 
+pub(super) const API_KEYS: Setting = setting(
+    "server.api_keys",
+    "api-key",
+    &["CROSSGATE_API_KEY"],
+    Kind::Keys,
+    "",
+    "What every call but probes and documentation must show over HTTP and gRPC, as `Authorization: Bearer KEY`: any \
+     of these; the NAME stands in log and metrics, and limits may follow the KEY as in api_key_file; never shown \
+     here; unset: nothing.",
+)
+.also(&["api-keys"]);
+
+pub(super) const API_KEY_FILE: Setting = setting(
+    "server.api_key_file",
+    "api-key-file",
+    &["CROSSGATE_API_KEY_FILE"],
+    Kind::Path,
+    "",
+    "A file with more of them, one in a line: `NAME=KEY rate=50 burst=100 documents_per_minute=6000 \
+     documents_per_day=1000000`, the limits where they differ from `keys`; `#` begins a comment; read again when \
+     it changes.",
+)
+.value_name("FILE");
+
 pub(super) const SOCKET: Setting = setting(
     "server.socket",
     "socket",
