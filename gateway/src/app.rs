@@ -48,6 +48,8 @@ pub struct App {
     pub http: SocketAddr,
     /// Whether HTTP and gRPC listen by TLS.
     pub has_tls: bool,
+    /// Whether their clients must show a key.
+    pub needs_api_key: bool,
     /// Where gRPC listens.
     pub grpc: SocketAddr,
     /// Where operators are listened to.
@@ -119,16 +121,12 @@ impl App {
             ));
         }
         if let Some(shared) = &core.shared {
-            let announcing = announce(shared.clone(), Arc::clone(&edge.catalog));
-            let stop = stop.clone();
-            runtime.task(async move { _ = stop.run_until_cancelled(announcing).await });
-            // Without their share, which would keep itself alive.
-            let levels = core.levels.alone();
-            runtime.task(clear_with_others(levels, shared.cleared()));
+            join(shared, &core, Arc::clone(&edge.catalog), stop.clone());
         }
         let ports = Ports::bind(config, &runtime, &stop).await?;
         let (http, grpc) = (ports.http.address(), ports.grpc.address());
         let (admin, has_tls) = (ports.admin.place(), ports.has_tls);
+        let needs_api_key = edge.keys.is_some();
         let connections = Connections::new(runtime.clone(), stop.clone());
         ports
             .serve((edge, key), &core.host, &connections, &runtime, &stop)
@@ -139,6 +137,7 @@ impl App {
         Ok(Self {
             http,
             has_tls,
+            needs_api_key,
             grpc,
             admin,
             admin_needs_key: key.is_some(),
@@ -290,6 +289,16 @@ impl Control for Controls {
             }
         })
     }
+}
+
+/// From now on this server and the others tell each other what they know.
+fn join(shared: &Shared, core: &Core, catalog: Arc<dyn Catalog>, stop: CancellationToken) {
+    let announcing = announce(shared.clone(), catalog);
+    let runtime = &core.runtime;
+    runtime.task(async move { _ = stop.run_until_cancelled(announcing).await });
+    // Without their share, which would keep itself alive.
+    let levels = core.levels.alone();
+    runtime.task(clear_with_others(levels, shared.cleared()));
 }
 
 /// Tells the other servers what fails here, as long as it does. Never ends.

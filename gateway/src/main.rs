@@ -121,7 +121,8 @@ async fn serve(config: &Config) -> Result<usize, StartError> {
     } else {
         "none"
     };
-    tracing::info!(http = %app.http, grpc = %app.grpc, admin = %app.admin, admin_key, "listening");
+    let (tls, api_keys) = (app.has_tls, app.needs_api_key);
+    tracing::info!(http = %app.http, grpc = %app.grpc, tls, api_keys, admin = %app.admin, admin_key, "listening");
     let served = tokio::select! {
         loaded = app.loaded() => loaded,
         () = signals.next() => return drain(app, &mut signals, Ok(())).await,

@@ -26,10 +26,14 @@ pub(super) fn cors(origins: &Origins) -> CorsLayer {
         Origins::These(origins) => AllowOrigin::list(
             origins
                 .iter()
+                // It stands for itself alone, and a list with it is a mistake.
+                .filter(|origin| *origin != "*")
                 .filter_map(|origin| HeaderValue::from_str(origin).ok()),
         ),
     };
     let shown = [
+        keyring::REQUESTS_LEFT,
+        keyring::DOCUMENTS_LEFT,
         call::REQUEST_ID,
         answer::ACTIVATION,
         answer::WARNINGS,

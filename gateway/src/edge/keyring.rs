@@ -9,14 +9,18 @@ use super::problem::Problem;
 use super::quota::Account;
 use super::wire::{Refusal, status};
 use crate::config::{ApiKey, ConfigError, Limits};
+use crate::runtime::now;
 use axum::extract::{Request, State};
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, HeaderName};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use std::sync::Arc;
 
 /// Where clients show a bare key that do not show it in `Authorization`.
 pub(super) const HEADERS: [&str; 2] = ["api-key", "x-api-key"];
+/// What the key's bearer may still ask at once, where that is limited.
+pub(super) const REQUESTS_LEFT: &str = "x-ratelimit-remaining-requests";
+pub(super) const DOCUMENTS_LEFT: &str = "x-ratelimit-remaining-documents";
 /// Probes have no key, nor has who reads how to ask.
 const OPEN: [&str; 10] = [
     "/",
@@ -60,8 +64,15 @@ pub(super) async fn check_keys(State(gate): State<Gate>, request: Request, next:
     let call = Call::of(request.extensions());
     let found = match keys.find(request.headers()) {
         Ok(account) => {
-            call.belongs_to(account);
-            return next.run(request).await;
+            call.belongs_to(Arc::clone(&account));
+            let mut response = next.run(request).await;
+            let (requests, documents) = account.left(now());
+            let left = [(REQUESTS_LEFT, requests), (DOCUMENTS_LEFT, documents)];
+            for (name, left) in left {
+                let left = left.map(|left| (HeaderName::from_static(name), left.into()));
+                response.headers_mut().extend(left);
+            }
+            return response;
         }
         Err(found) => found,
     };

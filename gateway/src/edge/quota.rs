@@ -105,6 +105,24 @@ impl Account {
         self.documents(n_documents as f64, now);
     }
 
+    /// How many requests, and documents, may be asked now; `None` for any number.
+    pub(super) fn left(&self, now: Instant) -> (Option<u64>, Option<u64>) {
+        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = |bucket: &mut Option<Bucket>| {
+            let bucket = bucket.as_mut()?;
+            bucket.fill(now);
+            // Rounds down, and what is owed to nothing.
+            Some(bucket.level as u64)
+        };
+        let Buckets {
+            requests,
+            minute,
+            day,
+        } = &mut *buckets;
+        let documents = [left(minute), left(day)];
+        (left(requests), documents.into_iter().flatten().min())
+    }
+
     fn documents(&self, n: f64, now: Instant) {
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         let Buckets { minute, day, .. } = &mut *buckets;

@@ -121,8 +121,11 @@ pub(super) fn wire(refusal: &Refusal) -> Wire {
     }
 }
 
+/// Nobody waits for longer than this, beyond what a key's day takes, so that others do not come with him.
+const SPREAD_SECONDS_MAX: u64 = 60;
+
 /// Seconds for `Retry-After`, where there is something to wait for: the estimate rounded up, plus
-/// up to two seconds and a quarter by the request's id, so that those refused together do not
+/// up to two seconds and a quarter (at most a minute) by the request's id, so that those refused together do not
 /// return together.
 pub(super) fn retry_after_seconds(refusal: &Refusal, call: &Call) -> Option<u64> {
     let (Refusal::Score(ScoreError::Overloaded { retry_after, .. })
@@ -140,7 +143,7 @@ pub(super) fn retry_after_seconds(refusal: &Refusal, call: &Call) -> Option<u64>
         .fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
         });
-    Some(estimate + spread % (estimate / 4 + 2))
+    Some(estimate + spread % (estimate / 4 + 2).min(SPREAD_SECONDS_MAX))
 }
 
 /// The same failure as gRPC says it. The request's id is added with every other answer's; what the

@@ -272,7 +272,7 @@ async fn a_host_that_is_not_ours_is_told_from_a_port_that_is_taken() {
 }
 
 /// Many bytes that tell when nobody holds them any more.
-struct Large(Vec<u8>, SyncSender<()>);
+pub(crate) struct Large(pub(crate) Vec<u8>, pub(crate) SyncSender<()>);
 
 impl AsRef<[u8]> for Large {
     fn as_ref(&self) -> &[u8] {

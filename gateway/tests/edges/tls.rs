@@ -3,7 +3,11 @@
 use crate::fixture::Fixture;
 use crate::grpc::proto::scoring_client::ScoringClient;
 use crate::grpc::score;
-use crate::listen::{HURRY, Served, ask, closed, connect};
+use crate::listen::{HURRY, LONG, Large, Served, ask, closed, connect};
+use axum::Router;
+use axum::body::Body;
+use axum::routing::get;
+use bytes::Bytes;
 use gateway::edge::{Listener, Patience, Tls, TlsError};
 use hyper_util::rt::TokioIo;
 use rcgen::{CertifiedKey, generate_simple_self_signed};
@@ -11,6 +15,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -156,6 +161,29 @@ async fn a_handshake_that_does_not_go_on_is_cut_off_and_delays_nobody() {
             .contains("200 OK")
     );
     assert!(closed(&mut slow).await);
+}
+
+#[tokio::test]
+async fn a_client_that_takes_nothing_is_cut_off() {
+    let (files, served) = (Files::new(), Served::new(HURRY));
+    let (tell, hear) = sync_channel(1);
+    let large = move || {
+        let bytes = Bytes::from_owner(Large(vec![b' '; 64 << 20], tell.clone()));
+        async { Body::from(bytes) }
+    };
+    let listener = Listener::bind("127.0.0.1", 0).await.expect("a port");
+    let address = listener.address();
+    let router = Router::new().route("/large", get(large));
+    let listener = listener.with_tls(Some(files.tls()));
+    served.connections.serve(listener, router);
+    let stream = secured(address, &files.cert, b"http/1.1").await;
+    let mut stream = stream.expect("a handshake");
+    let head = b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n";
+    stream.write_all(head).await.expect("sent");
+    stream.flush().await.expect("sent");
+    let freed = tokio::task::spawn_blocking(move || hear.recv_timeout(LONG));
+    assert_eq!(freed.await.expect("no panic"), Ok(()));
+    drop(stream);
 }
 
 #[tokio::test]

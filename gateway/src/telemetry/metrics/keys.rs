@@ -26,13 +26,15 @@ impl KeyInstruments {
         }
     }
 
-    /// A call has ended. Names are few: those that are configured.
+    /// A call has ended; one without a name showed no key. Names are few: those that are configured.
     pub(super) fn count(&self, name: &str, outcome: &'static str, n_documents: usize) {
         let labels = [
             KeyValue::new("key", name.to_owned()),
             KeyValue::new("outcome", outcome),
         ];
         self.requests.add(1, &labels);
-        self.documents.add(n_documents as u64, &labels[..1]);
+        if !name.is_empty() {
+            self.documents.add(n_documents as u64, &labels[..1]);
+        }
     }
 }
