@@ -10,7 +10,10 @@ use axum::body::{Body, HttpBody};
 use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use axum::http::{HeaderMap, Response};
 use std::io;
-use tokio::io::AsyncRead;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio::task::coop::poll_proceed;
 use tokio_stream::StreamExt as _;
 use tokio_util::io::{ReaderStream, StreamReader};
 use tower_http::CompressionLevel;
@@ -92,7 +95,26 @@ impl Packing {
 }
 
 fn in_pieces(unpacked: impl AsyncRead + Send + 'static) -> Body {
-    Body::from_stream(ReaderStream::with_capacity(unpacked, PIECE_BYTES))
+    let paced = Paced(Box::pin(unpacked));
+    Body::from_stream(ReaderStream::with_capacity(paced, PIECE_BYTES))
+}
+
+/// Lets other tasks have their turn: a few packets may take a hundred milliseconds to unpack, without a wait.
+struct Paced<R>(Pin<Box<R>>);
+
+impl<R: AsyncRead> AsyncRead for Paced<R> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let turn = ready!(poll_proceed(context));
+        let outcome = self.0.as_mut().poll_read(context, buffer);
+        if outcome.is_ready() {
+            turn.made_progress();
+        }
+        outcome
+    }
 }
 
 // === impl Worth ===

@@ -2,7 +2,9 @@
 
 use crate::fixture::{BODY_BYTES_MAX, Fixture, JSON, Reply, USUAL, block_on, check_in, send};
 use crate::grpc::{connect, score};
+use async_compression::Level;
 use async_compression::tokio::bufread::{GzipDecoder, GzipEncoder, ZstdDecoder, ZstdEncoder};
+use async_compression::zstd::CParameter;
 use axum::Router;
 use axum::http::Request;
 use gateway::intake::Bounds;
@@ -118,6 +120,24 @@ fn what_is_packed_small_and_is_large_is_refused_at_the_bound() {
             reply.text
         );
         assert!(fixture.edge.door.is_idle());
+    }
+}
+
+#[test]
+fn a_zstd_body_may_not_ask_for_much_memory() {
+    let packed_with = |window_log: u32| {
+        let params = [CParameter::window_log(window_log)];
+        let mut packed = Vec::new();
+        block_on(async {
+            let bytes = QUESTION.as_bytes();
+            let mut encoder = ZstdEncoder::with_quality_and_params(bytes, Level::Default, &params);
+            encoder.read_to_end(&mut packed).await.expect("in memory");
+        });
+        packed
+    };
+    for (window_log, status) in [(23, 200), (24, 400), (27, 400)] {
+        let reply = packed(&Fixture::new(), "zstd", packed_with(window_log));
+        assert_eq!(reply.status, status, "2^{window_log}: {}", reply.text);
     }
 }
 
