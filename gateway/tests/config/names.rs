@@ -1,6 +1,6 @@
 //! Names that other servers know, and what the settings of queue and batch mean.
 
-use super::{Env, check_error, print, serve, set};
+use super::{check_error, print, serve, set};
 use gateway::config::show::SHARED_NAMES;
 use gateway::config::{Config, show};
 use gateway::score::Priority;
@@ -139,24 +139,4 @@ fn relations_of_queue_and_batch() {
         wrong,
         &["batch.rows_preferred = \"17\"", "batch.rows_max = \"16\""],
     );
-}
-
-#[test]
-fn of_several_variables_the_first_that_is_set_counts() {
-    let cases: [(Env, u16); 5] = [
-        (&[("PORT", "1"), ("CROSSGATE_PORT", "2")], 2),
-        (&[("PORT", "1"), ("CROSSGATE_PORT", " ")], 1),
-        (&[("PORT", "")], 8000),
-        (
-            &[("PORT", "1"), ("CROSSGATE_PORT", "tcp://10.0.0.1:8000")],
-            1,
-        ),
-        // PORT alone moves HTTP, not the other listeners.
-        (&[("CROSSGATE_GRPC_PORT", "1")], 8000),
-    ];
-    for (env, port) in cases {
-        assert_eq!(serve("crossgate", env).server().port, port, "{env:?}");
-    }
-    let server = serve("crossgate", &[("PORT", "1")]).server().clone();
-    assert_eq!((server.grpc_port, server.admin_port), (50051, 9001));
 }

@@ -1,6 +1,6 @@
 //! Who may reach the public listeners, and how.
 
-use crate::{check_error, serve, set, yaml};
+use crate::{Env, check_error, serve, set, yaml};
 use gateway::config::{Config, TlsFiles};
 use std::path::Path;
 
@@ -74,4 +74,24 @@ fn a_socket_of_its_own() {
         of(&both),
         &["server.socket", "another path", "server.admin_socket"],
     );
+}
+
+#[test]
+fn of_several_variables_the_first_that_is_set_counts() {
+    let cases: [(Env, u16); 5] = [
+        (&[("PORT", "1"), ("CROSSGATE_PORT", "2")], 2),
+        (&[("PORT", "1"), ("CROSSGATE_PORT", " ")], 1),
+        (&[("PORT", "")], 8000),
+        (
+            &[("PORT", "1"), ("CROSSGATE_PORT", "tcp://10.0.0.1:8000")],
+            1,
+        ),
+        // PORT alone moves HTTP, not the other listeners.
+        (&[("CROSSGATE_GRPC_PORT", "1")], 8000),
+    ];
+    for (env, port) in cases {
+        assert_eq!(serve("crossgate", env).server().port, port, "{env:?}");
+    }
+    let server = serve("crossgate", &[("PORT", "1")]).server().clone();
+    assert_eq!((server.grpc_port, server.admin_port), (50051, 9001));
 }
