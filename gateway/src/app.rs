@@ -4,6 +4,7 @@ mod choice;
 pub(crate) mod core;
 mod models;
 mod plugins;
+mod ports;
 mod swap;
 
 pub use plugins::plugins;
@@ -11,9 +12,7 @@ pub use plugins::plugins;
 use crate::cache::Levels;
 use crate::config::{Config, ConfigError};
 use crate::control::{Control, SwapError, SwapOrder, SwapStep};
-use crate::edge::{
-    self, Connections, Edge, Exposition, HealthReport, Key, Listener, Listening, Place, Socket,
-};
+use crate::edge::{self, Connections, Edge, Exposition, Key, Place};
 use crate::generation::Slots;
 use crate::host::Host;
 use crate::intake::{Bounds, Door};
@@ -23,6 +22,7 @@ use crate::runtime::{Runtime, now};
 use crate::shared::{Fault, Shared};
 use crate::telemetry::Metrics;
 use core::{Core, Reuse};
+use ports::Ports;
 use std::fmt;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -33,8 +33,6 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tower::util::BoxCloneSyncService;
 
-/// How often health that gRPC clients watch is refreshed.
-const HEALTH_PERIOD: Duration = Duration::from_millis(500);
 /// How often the other servers are told which models fail here.
 const FAULTS_PERIOD: Duration = Duration::from_secs(1);
 /// How often a draining server looks whether the last request has been answered.
@@ -48,6 +46,10 @@ const FAREWELL: Duration = Duration::from_millis(100);
 pub struct App {
     /// Where HTTP listens.
     pub http: SocketAddr,
+    /// Whether HTTP and gRPC listen by TLS.
+    pub has_tls: bool,
+    /// Whether their clients must show a key.
+    pub needs_api_key: bool,
     /// Where gRPC listens.
     pub grpc: SocketAddr,
     /// Where operators are listened to.
@@ -108,6 +110,7 @@ impl App {
             door: door.clone(),
             metrics: Arc::new(Shown(Arc::clone(&core.metrics))),
             settings: settings(config, core.threads.tokenizers),
+            keys: ports::keys(config, &runtime, &stop)?,
             shared: core.shared.clone(),
         };
         if let Some(interval) = config.cache().clear_interval {
@@ -118,16 +121,12 @@ impl App {
             ));
         }
         if let Some(shared) = &core.shared {
-            let announcing = announce(shared.clone(), Arc::clone(&edge.catalog));
-            let stop = stop.clone();
-            runtime.task(async move { _ = stop.run_until_cancelled(announcing).await });
-            // Without their share, which would keep itself alive.
-            let levels = core.levels.alone();
-            runtime.task(clear_with_others(levels, shared.cleared()));
+            join(shared, &core, Arc::clone(&edge.catalog), stop.clone());
         }
-        let ports = Ports::bind(config).await?;
+        let ports = Ports::bind(config, &runtime, &stop).await?;
         let (http, grpc) = (ports.http.address(), ports.grpc.address());
-        let admin = ports.admin.place();
+        let (admin, has_tls) = (ports.admin.place(), ports.has_tls);
+        let needs_api_key = edge.keys.is_some();
         let connections = Connections::new(runtime.clone(), stop.clone());
         ports
             .serve((edge, key), &core.host, &connections, &runtime, &stop)
@@ -137,6 +136,8 @@ impl App {
         let drain_timeout = config.server().drain_timeout;
         Ok(Self {
             http,
+            has_tls,
+            needs_api_key,
             grpc,
             admin,
             admin_needs_key: key.is_some(),
@@ -228,80 +229,10 @@ fn settings(config: &Config, tokenizer_workers: usize) -> edge::Settings {
             .distributed()
             .and_then(|settings| settings.client_header.clone()),
         voyage: config.server().voyage,
-    }
-}
-
-/// The three listeners, bound before anything is loaded.
-struct Ports {
-    http: Listener,
-    grpc: Listener,
-    admin: Listening,
-}
-
-impl Ports {
-    async fn bind(config: &Config) -> Result<Self, StartError> {
-        let server = config.server();
-        let open = async |host: &str, port: u16, [host_key, port_key]: [&'static str; 2]| {
-            Listener::bind(host, port).await.map_err(|error| {
-                let key = if error.is_host() { host_key } else { port_key };
-                StartError::Config(config.refuse(key, error.to_string()))
-            })
-        };
-        let http = open(&server.host, server.port, ["server.host", "server.port"]);
-        let grpc = open(
-            &server.host,
-            server.grpc_port,
-            ["server.host", "server.grpc_port"],
-        );
-        let admin = async {
-            let Some(path) = &server.admin_socket else {
-                let keys = ["server.admin_host", "server.admin_port"];
-                let listener = open(&server.admin_host, server.admin_port, keys).await?;
-                return Ok(listener.into());
-            };
-            let refuse = |why| StartError::Config(config.refuse("server.admin_socket", why));
-            Socket::bind(path)
-                .await
-                .map(Listening::from)
-                .map_err(refuse)
-        };
-        Ok(Self {
-            http: http.await?,
-            grpc: grpc.await?,
-            admin: admin.await?,
-        })
-    }
-
-    async fn serve(
-        self,
-        (edge, key): (Edge, Option<Key>),
-        host: &Arc<Host>,
-        connections: &Connections,
-        runtime: &Runtime,
-        stop: &CancellationToken,
-    ) -> Result<(), StartError> {
-        let (grpc, health) = edge::grpc(edge.clone()).await.map_err(|error| {
-            StartError::Other(format!("the gRPC descriptors are wrong: {error}"))
-        })?;
-        let host = Arc::clone(host);
-        let admin = edge::admin(edge.clone(), key, move || {
-            host.files().iter().map(plugins::row).collect()
-        });
-        connections.serve(self.http, edge::http(edge));
-        connections.serve(self.grpc, grpc);
-        connections.serve(self.admin, admin);
-        runtime.task(watch_health(health, stop.clone()));
-        Ok(())
-    }
-}
-
-async fn watch_health(health: HealthReport, stop: CancellationToken) {
-    while stop
-        .run_until_cancelled(tokio::time::sleep(HEALTH_PERIOD))
-        .await
-        .is_some()
-    {
-        health.refresh().await;
+        cors_origins: match &config.server().cors_origins {
+            None => edge::Origins::Any,
+            Some(origins) => edge::Origins::These(origins.clone()),
+        },
     }
 }
 
@@ -361,6 +292,16 @@ impl Control for Controls {
     }
 }
 
+/// From now on this server and the others tell each other what they know.
+fn join(shared: &Shared, core: &Core, catalog: Arc<dyn Catalog>, stop: CancellationToken) {
+    let announcing = announce(shared.clone(), catalog);
+    let runtime = &core.runtime;
+    runtime.task(async move { _ = stop.run_until_cancelled(announcing).await });
+    // Without their share, which would keep itself alive.
+    let levels = core.levels.alone();
+    runtime.task(clear_with_others(levels, shared.cleared()));
+}
+
 /// Tells the other servers what fails here, as long as it does. Never ends.
 async fn announce(shared: Shared, catalog: Arc<dyn Catalog>) {
     loop {
@@ -391,6 +332,10 @@ impl Exposition for Shown {
             status,
             Duration::try_from_secs_f64(seconds).unwrap_or_default(),
         );
+    }
+
+    fn key(&self, name: &str, outcome: &'static str, n_documents: usize) {
+        self.0.key(name, outcome, n_documents);
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod check;
 pub mod file;
+mod keys;
 mod nearest;
 mod older;
 pub mod raw;
@@ -16,6 +17,7 @@ pub mod table;
 pub mod value;
 
 pub use check::spell_dtype;
+pub use keys::{ApiKey, KEYS_MAX, Limits};
 pub use secret::Secret;
 
 use crate::score::{Activation, Priority};
@@ -112,12 +114,32 @@ pub struct Server {
     /// What operators must show; at most one of it and `admin_key_file`. [`Config::admin_key`] reads either.
     pub admin_key: Option<Secret>,
     pub admin_key_file: Option<PathBuf>,
+    /// What clients must show; none, and no file, for nothing. [`Config::api_keys`] reads both.
+    pub api_keys: Vec<ApiKey>,
+    pub api_key_file: Option<PathBuf>,
+    /// Of keys that name none of their own.
+    pub key_limits: Limits,
+    /// A certificate and its key, in PEM; `None` for no TLS. For HTTP and gRPC.
+    pub tls: Option<TlsFiles>,
+    /// Where HTTP and gRPC listen, too.
+    pub socket: Option<PathBuf>,
+    /// Origins of the pages that may ask from a browser; `None` for any, empty for none.
+    pub cors_origins: Option<Vec<String>>,
     /// For requests without a deadline of their own.
     pub request_timeout: Duration,
     /// From the signal to stop until what is left is abandoned.
     pub drain_timeout: Duration,
     /// Whether `/v1/rerank` speaks Voyage's dialect.
     pub voyage: bool,
+}
+
+/// Files in PEM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The certificate, and those that vouch for it.
+    pub cert: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
 }
 
 /// Bounds of requests: document_bytes_max, query_bytes_max ≤ body_bytes_max ≤ bytes_max.
@@ -284,6 +306,20 @@ impl Config {
                 .map(Some)
                 .map_err(|why| self.refuse("server.admin_key_file", why)),
         }
+    }
+
+    /// What clients must show: keys that were named, and those of the file as it is now; none for nothing.
+    ///
+    /// # Errors
+    /// A file of keys that cannot be read, or makes no sense.
+    pub fn api_keys(&self) -> Result<Vec<ApiKey>, ConfigError> {
+        let server = &self.server;
+        let mut entries = keys::Entries::new(server.key_limits, server.api_keys.clone());
+        if let Some(path) = &server.api_key_file {
+            let added = entries.add_file(path);
+            added.map_err(|why| self.refuse("server.api_key_file", why))?;
+        }
+        Ok(entries.keys())
     }
 
     /// What became of variables of older deployments, a sentence each for the log.

@@ -9,19 +9,23 @@
 mod admin;
 mod answer;
 mod body;
+mod both;
 mod call;
 mod canonical;
 mod classes;
 mod classify;
 mod codec;
+mod cors;
 mod docs;
 mod document;
+mod fresh;
 mod grpc;
 mod grpc_health;
 mod health;
 mod http;
 mod json;
 mod key;
+mod keyring;
 mod layers;
 mod listen;
 mod mixedbread;
@@ -29,9 +33,11 @@ mod models;
 mod nim;
 mod one_or_many;
 mod overflow;
+mod packed;
 mod post;
 mod predict;
 mod problem;
+mod quota;
 mod rerank;
 mod scoring;
 mod socket;
@@ -39,6 +45,7 @@ mod stream;
 mod swap;
 mod tally;
 mod tei;
+mod tls;
 mod vllm;
 mod voyage;
 mod weaviate;
@@ -46,22 +53,29 @@ mod wire;
 mod words;
 
 pub use admin::{PluginRow, admin};
+pub use both::both;
+pub use cors::Origins;
 pub use docs::openapi;
 pub use grpc::grpc;
 pub use grpc_health::HealthReport;
 pub use http::http;
 pub use key::Key;
+pub use keyring::Keyring;
 pub use listen::{BindError, Connections, Listener, Listening, Patience, Place};
 pub use socket::Socket;
+pub use tls::{Tls, TlsError};
 
 use crate::control::Control;
 use crate::intake::{Door, Pass};
 use crate::load::Catalog;
+use crate::runtime::now;
 use crate::score::{ScoreError, ScoreRequest, ScoreResponse};
 use crate::shared::Shared;
 use axum::http::{Extensions, HeaderMap};
+use call::Call;
 use listen::Client;
 use overflow::Overflow;
+use quota::{Account, too_fast};
 use std::sync::Arc;
 use std::time::Duration;
 use tower::ServiceExt as _;
@@ -86,6 +100,8 @@ pub struct Edge {
     pub metrics: Arc<dyn Exposition>,
     /// Bounds that clients see.
     pub settings: Settings,
+    /// What clients must show; `None` for nothing.
+    pub keys: Option<Keyring>,
     /// Knows what fails on other servers; `None` where this one is alone.
     pub shared: Option<Shared>,
 }
@@ -113,6 +129,8 @@ pub struct Settings {
     pub client_header: Option<String>,
     /// Whether `/v1/rerank` answers bodies with `documents` as Voyage does.
     pub voyage: bool,
+    /// The pages that may ask from a browser.
+    pub cors_origins: Origins,
 }
 
 /// Where requests are counted and metrics are read.
@@ -123,6 +141,10 @@ pub trait Exposition: Send + Sync + 'static {
     /// One call has ended. `protocol` is `http`, `grpc` or `admin`; `route` is one of a fixed list;
     /// `status` is HTTP's, or gRPC's code; a client that went away counts as 499, or 1 (cancelled).
     fn request(&self, protocol: &'static str, route: &'static str, status: u16, seconds: f64);
+
+    /// A call of the API key of this name has ended: `ok`, `limited` (by the key's own limits), `refused` or
+    /// `failed`; its documents were scored. Without a name: a call that showed no key (`unknown`).
+    fn key(&self, _name: &str, _outcome: &'static str, _n_documents: usize) {}
 }
 
 // === impl Edge ===
@@ -136,6 +158,11 @@ impl Edge {
         body_bytes: Option<u64>,
     ) -> Result<Pass, ScoreError> {
         let pass = self.door.enter(body_bytes)?;
+        let call = extensions.get::<Call>();
+        if let Some((call, account)) = call.and_then(|call| Some((call, call.account()?))) {
+            let allowed = self.allow(account).await;
+            return allowed.map(|()| pass).inspect_err(|_| call.limit());
+        }
         if let Some(shared) = &self.shared {
             let named = self.settings.client_header.as_deref();
             let named = named.and_then(|name| headers.get(name));
@@ -164,6 +191,23 @@ impl Edge {
             Ok(response)
         };
         answer.await.map_err(|error| words.say(error))
+    }
+
+    /// Whether the bearer of a key may ask now: this server first, then all servers together.
+    async fn allow(&self, account: &Account) -> Result<(), ScoreError> {
+        account.begin(now())?;
+        let Some(shared) = &self.shared else {
+            return Ok(());
+        };
+        // Not the name of any client that shows none.
+        let client = format!("key:{}", account.name());
+        match account.limits().rate {
+            Some(rate) => {
+                let why = || too_fast(account.name(), rate);
+                shared.allow_at(&client, rate, why).await
+            }
+            None => shared.allow(&client).await,
+        }
     }
 
     /// Asks the core. An answer has one row for each document, and its numbers are finite: JSON has

@@ -121,7 +121,8 @@ async fn serve(config: &Config) -> Result<usize, StartError> {
     } else {
         "none"
     };
-    tracing::info!(http = %app.http, grpc = %app.grpc, admin = %app.admin, admin_key, "listening");
+    let (tls, api_keys) = (app.has_tls, app.needs_api_key);
+    tracing::info!(http = %app.http, grpc = %app.grpc, tls, api_keys, admin = %app.admin, admin_key, "listening");
     let served = tokio::select! {
         loaded = app.loaded() => loaded,
         () = signals.next() => return drain(app, &mut signals, Ok(())).await,
@@ -129,7 +130,7 @@ async fn serve(config: &Config) -> Result<usize, StartError> {
     if served.is_ok() {
         tracing::info!(
             "ready: {}/docs shows what can be asked",
-            browsable(app.http)
+            browsable(app.http, app.has_tls)
         );
         signals.next().await;
     }
@@ -175,11 +176,12 @@ impl Signals {
 }
 
 /// An address that a browser on this machine understands: "any" is none.
-fn browsable(address: SocketAddr) -> String {
+fn browsable(address: SocketAddr, has_tls: bool) -> String {
+    let scheme = if has_tls { "https" } else { "http" };
     if address.ip().is_unspecified() {
-        format!("http://localhost:{}", address.port())
+        format!("{scheme}://localhost:{}", address.port())
     } else {
-        format!("http://{address}")
+        format!("{scheme}://{address}")
     }
 }
 

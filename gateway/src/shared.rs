@@ -47,7 +47,7 @@ struct Inner {
     epoch: Arc<Epoch>,
     writes: Arc<Writes>,
     leases: Option<Arc<Leases>>,
-    rate: Option<Rate>,
+    rate: Rate,
     peers: Arc<Peers>,
     announced: Arc<Notify>,
     metrics: Arc<DistributedMetrics>,
@@ -85,10 +85,8 @@ impl Shared {
             let (link, metrics) = of_all();
             Arc::new(Leases::new(link, metrics, &prefix, server.clone(), max))
         });
-        let rate = settings.rate.map(|limit| {
-            let (link, metrics) = of_all();
-            Rate::new(link, metrics, prefix.clone(), limit)
-        });
+        let (link_of, metrics_of) = of_all();
+        let rate = Rate::new(link_of, metrics_of, prefix.clone(), settings.rate);
         let announced = Arc::new(Notify::new());
         let stop = CancellationToken::new();
         let task = |work: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
@@ -191,10 +189,20 @@ impl Shared {
     /// # Errors
     /// `Overloaded` with the time until the client's next request is allowed.
     pub async fn allow(&self, client: &str) -> Result<(), ScoreError> {
-        match &self.0.rate {
-            Some(rate) => rate.allow(client).await,
-            None => Ok(()),
-        }
+        self.0.rate.allow(client).await
+    }
+
+    /// The same by a limit of the client's own; `why` is said of one request too many.
+    ///
+    /// # Errors
+    /// Those of [`allow`](Self::allow).
+    pub async fn allow_at(
+        &self,
+        client: &str,
+        limit: crate::config::Rate,
+        why: impl FnOnce() -> String,
+    ) -> Result<(), ScoreError> {
+        self.0.rate.allow_at(client, limit, why).await
     }
 
     /// What fails on this server from now on, instead of what was announced before. It is told to the others

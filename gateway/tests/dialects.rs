@@ -1,6 +1,8 @@
 //! Every dialect as its clients speak it: exchanges with a fake core, as they were recorded or as the clients' sources
 //! have them, and the same logits for the same question however it is asked.
 
+#[path = "edges/counts.rs"]
+mod counts;
 #[path = "edges/fixture.rs"]
 #[allow(dead_code, reason = "tests/edges.rs uses the rest")]
 mod fixture;

@@ -1,6 +1,10 @@
 //! What clients see: a request in, a status and a piece of the answer out. The core is a fake one,
 //! so that nothing but the edge is in question.
 
+#[path = "edges/cors.rs"]
+mod cors;
+#[path = "edges/counts.rs"]
+mod counts;
 #[path = "edges/described.rs"]
 mod described;
 #[path = "edges/fixture.rs"]
@@ -19,10 +23,16 @@ mod listen;
 mod log;
 #[path = "edges/options.rs"]
 mod options;
+#[path = "edges/packed.rs"]
+mod packed;
+#[path = "edges/quotas.rs"]
+mod quotas;
 #[path = "edges/rerank.rs"]
 mod rerank;
 #[path = "edges/socket.rs"]
 mod socket;
+#[path = "edges/tls.rs"]
+mod tls;
 
 use axum::body::Body;
 use fixture::{BODY_BYTES_MAX, Fixture, JSON, ask, block_on, check, check_in, send};
@@ -271,30 +281,6 @@ fn clients_may_ask_for_less_time() {
         body,
         422,
         r#"{"error":{"param":"x-request-timeout-ms"}}"#,
-    );
-}
-
-#[test]
-fn pages_of_other_origins_may_ask() {
-    let asks = [
-        "origin: http://a.example",
-        "access-control-request-method: POST",
-        "access-control-request-headers: authorization",
-    ];
-    let reply = ask("OPTIONS /rerank", &asks, "");
-    assert_eq!(
-        (reply.status, reply.header("access-control-allow-origin")),
-        (200, "*")
-    );
-    assert!(
-        reply
-            .header("access-control-allow-headers")
-            .contains("authorization")
-    );
-    // On errors too, or the page cannot read them.
-    assert_eq!(
-        ask("GET /nope", &asks[..1], "").header("access-control-allow-origin"),
-        "*"
     );
 }
 

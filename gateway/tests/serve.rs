@@ -9,6 +9,8 @@ mod distributed;
 mod images;
 #[path = "serve/process.rs"]
 mod process;
+#[path = "serve/public.rs"]
+mod public;
 #[path = "shared/fixture.rs"]
 #[allow(dead_code, reason = "tests/shared.rs uses the rest")]
 mod redis;

@@ -42,13 +42,16 @@ const TIMED: [&str; 6] = [
 /// Whatever composes: may use everything, and nothing above uses it.
 const TOP: [&str; 3] = ["app", "bench", "cli"];
 /// Crates that only some modules may name.
-const OWNERS: [(&str, &[&str]); 12] = [
+const OWNERS: [(&str, &[&str]); 15] = [
     ("shuttle", &["sync"]),
     ("moka", &["cache"]),
     ("axum", &["edge"]),
     ("hyper", &["edge"]),
     ("hyper_util", &["edge"]),
     ("tonic", &["edge"]),
+    ("tower_http", &["edge"]),
+    ("tokio_rustls", &["edge"]),
+    ("async_compression", &["edge"]),
     ("prost", &["edge"]),
     ("utoipa", &["edge"]),
     ("libloading", &["host"]),

@@ -1,6 +1,7 @@
 //! From what was said to what the program may rely on: forms and bounds first, then relations.
 
 mod relations;
+mod server;
 
 use super::raw::Raw;
 use super::setting::Setting;
@@ -8,7 +9,7 @@ use super::table::SETTINGS;
 use super::value::{self, Value};
 use super::{
     Batch, Cache, Config, Distributed, Intake, Log, MODELS_MAX, Models, NamedSource, Plugins,
-    Queue, Rate, RedisUrl, Secret, Server, Threads, Worker,
+    Queue, Rate, RedisUrl, Threads, Worker,
 };
 use crate::digest::is_sha256;
 use crate::score::{Activation, Priority};
@@ -176,26 +177,6 @@ impl<'a> Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn server(&mut self) -> Server {
-        let admin_key = self
-            .has("server.admin_key")
-            .then(|| Secret::parse(&self.text("server.admin_key")));
-        Server {
-            host: self.text("server.host"),
-            port: self.port("server.port"),
-            grpc_port: self.port("server.grpc_port"),
-            admin_host: self.text("server.admin_host"),
-            admin_port: self.port("server.admin_port"),
-            admin_socket: self.path("server.admin_socket"),
-            // The form was checked when the value was read.
-            admin_key: admin_key.and_then(Result::ok),
-            admin_key_file: self.path("server.admin_key_file"),
-            request_timeout: self.time("server.request_timeout"),
-            drain_timeout: self.time("server.drain_timeout"),
-            voyage: self.switch("server.voyage"),
-        }
-    }
-
     fn plugins(&mut self) -> Plugins {
         Plugins {
             dirs: self

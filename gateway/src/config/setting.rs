@@ -44,6 +44,8 @@ pub enum Kind {
     RedisUrl,
     /// What callers must show; never shown.
     Secret,
+    /// What clients must show, separated by commas; in the file also a list; never shown.
+    Keys,
     /// One of these.
     Choice(&'static [&'static str]),
     /// `auto`, `cpu`, `cuda`, `cuda:1`, `metal`.
@@ -152,7 +154,7 @@ impl Setting {
     pub fn shown<'a>(&self, text: &'a str) -> Cow<'a, str> {
         match self.kind {
             Kind::RedisUrl => value::hide_password(text).into(),
-            Kind::Secret if !text.trim().is_empty() => secret::SHOWN.into(),
+            Kind::Secret | Kind::Keys if !text.trim().is_empty() => secret::SHOWN.into(),
             _ => text.into(),
         }
     }
@@ -160,7 +162,7 @@ impl Setting {
     /// Whether a flag may be given several times, each adding to the others.
     #[must_use]
     pub fn is_list(&self) -> bool {
-        matches!(self.kind, Kind::List { .. })
+        matches!(self.kind, Kind::List { .. } | Kind::Keys)
     }
 }
 
@@ -175,6 +177,7 @@ impl Kind {
             Self::Switch => "BOOL",
             Self::RedisUrl => "URL",
             Self::Secret => "SECRET",
+            Self::Keys => "NAME=KEY,...",
             Self::Choice(_) => "CHOICE",
             Self::Device => "DEVICE",
             Self::Host => "HOST",
@@ -198,6 +201,7 @@ impl Kind {
             Self::Switch => "true or false".into(),
             Self::RedisUrl => "URL".into(),
             Self::Secret => "characters".into(),
+            Self::Keys => "NAME=KEY or KEY, comma separated".into(),
             Self::Choice(words) => words.join(", "),
             Self::Device => "auto, cpu, cuda, cuda:N, metal (or mps)".into(),
             Self::Host => "host".into(),

@@ -2,6 +2,7 @@
 
 mod cache;
 mod distributed;
+mod keys;
 mod log;
 mod plugins;
 mod server;
@@ -144,9 +145,19 @@ pub static SETTINGS: &[Setting] = &[
     server::ADMIN_SOCKET,
     server::ADMIN_KEY,
     server::ADMIN_KEY_FILE,
+    server::API_KEYS,
+    server::API_KEY_FILE,
+    server::SOCKET,
+    server::TLS_CERT,
+    server::TLS_KEY,
+    server::CORS_ORIGINS,
     server::REQUEST_TIMEOUT,
     server::DRAIN_TIMEOUT,
     server::VOYAGE,
+    keys::RATE_MAX,
+    keys::RATE_BURST,
+    keys::DOCUMENTS_PER_MINUTE,
+    keys::DOCUMENTS_PER_DAY,
     setting(
         "intake.body_bytes_max",
         "body-bytes-max",
@@ -422,6 +433,7 @@ pub static GROUPS: &[(&str, &str)] = &[
     ("model", "Models"),
     ("plugins", "Plugins"),
     ("server", "Server"),
+    ("keys", "Limits of API keys"),
     ("intake", "Bounds of requests"),
     ("cache", "Cache of scores"),
     ("queue", "Bounds of a queue"),

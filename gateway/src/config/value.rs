@@ -59,7 +59,7 @@ pub fn parse(kind: &Kind, text: &str) -> Result<Value, String> {
             _ => Err(expected_time(unit, min, max)),
         },
         Kind::Json => parse_json(text).map(Value::Text),
-        Kind::List { .. } => parse_list(text).map(Value::List),
+        Kind::List { .. } | Kind::Keys => parse_list(text).map(Value::List),
         Kind::LogFilter => parse_log_filter(text).map(Value::Text),
     }
 }

@@ -3,6 +3,7 @@
 
 use super::wire::Refusal;
 use crate::intake::Weight;
+use crate::score::ScoreError;
 use axum::body::{Body, HttpBody};
 use axum::response::Response;
 use bytes::Bytes;
@@ -10,6 +11,7 @@ use http_body_util::BodyExt;
 use hyper::body::{Frame, SizeHint};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 /// A request's body on its way in. Every protocol reads through one of these.
@@ -18,6 +20,15 @@ pub(super) struct Metered {
     weight: Arc<Weight>,
     bytes: u64,
     bytes_max: usize,
+    /// Of a message that is unpacked behind this body.
+    unpacked: Arc<AtomicU64>,
+}
+
+/// Counts a message that whoever reads the body unpacks, as gRPC's are.
+#[derive(Clone)]
+pub(super) struct Heft {
+    weight: Arc<Weight>,
+    unpacked: Arc<AtomicU64>,
 }
 
 /// An answer's body on its way out.
@@ -47,6 +58,15 @@ impl Metered {
             weight,
             bytes: 0,
             bytes_max,
+            unpacked: Arc::default(),
+        }
+    }
+
+    /// For whoever unpacks it.
+    pub(super) fn heft(&self) -> Heft {
+        Heft {
+            weight: Arc::clone(&self.weight),
+            unpacked: Arc::clone(&self.unpacked),
         }
     }
 
@@ -109,7 +129,22 @@ impl HttpBody for Metered {
 impl Drop for Metered {
     fn drop(&mut self) {
         // Read to its end or not: no more of it will be kept.
-        self.weight.settle(self.bytes);
+        let unpacked = self.unpacked.load(Ordering::Relaxed);
+        self.weight.settle(self.bytes.max(unpacked));
+    }
+}
+
+// === impl Heft ===
+
+impl Heft {
+    /// A message has so many bytes.
+    ///
+    /// # Errors
+    /// `Overloaded` when there is no room for them.
+    pub(super) fn grow_to(&self, bytes: u64) -> Result<(), ScoreError> {
+        self.weight.grow_to(bytes)?;
+        self.unpacked.fetch_max(bytes, Ordering::Relaxed);
+        Ok(())
     }
 }
 

@@ -1,9 +1,10 @@
 //! One call as it passes the edge: its name, its start, its size.
 
+use super::quota::Account;
 use crate::runtime::now;
 use crate::score::{Form, Priority, RequestId, ScoreRequest, Texts};
 use axum::http::{Extensions, HeaderMap};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,10 @@ struct Facts {
     n_rows: AtomicUsize,
     /// Why it is refused, with what the client is not told.
     reason: OnceLock<String>,
+    /// Of the key that was shown.
+    account: OnceLock<Arc<Account>>,
+    /// Whether the key's own limits refuse it.
+    is_limited: AtomicBool,
 }
 
 // === impl Call ===
@@ -41,6 +46,8 @@ impl Call {
             started: now(),
             n_rows: AtomicUsize::new(0),
             reason: OnceLock::new(),
+            account: OnceLock::new(),
+            is_limited: AtomicBool::new(false),
         }))
     }
 
@@ -77,7 +84,11 @@ impl Call {
         deadline: Instant,
         priority: Priority,
     ) -> ScoreRequest {
-        self.0.n_rows.store(rows.len(), Ordering::Relaxed);
+        // A stream asks several times.
+        self.0.n_rows.fetch_add(rows.len(), Ordering::Relaxed);
+        if let Some(account) = self.account() {
+            account.take(rows.len(), now());
+        }
         // Some clients cannot leave the model out.
         let model = model.filter(|name| !name.is_empty());
         ScoreRequest {
@@ -93,6 +104,26 @@ impl Call {
     /// Documents asked about, 0 until they are known.
     pub(super) fn n_rows(&self) -> usize {
         self.0.n_rows.load(Ordering::Relaxed)
+    }
+
+    /// Whose key was shown.
+    pub(super) fn account(&self) -> Option<&Account> {
+        self.0.account.get().map(|account| &**account)
+    }
+
+    /// A key was shown.
+    pub(super) fn belongs_to(&self, account: Arc<Account>) {
+        self.0.account.get_or_init(|| account);
+    }
+
+    /// The key's own limits refuse it.
+    pub(super) fn limit(&self) {
+        self.0.is_limited.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether they do.
+    pub(super) fn is_limited(&self) -> bool {
+        self.0.is_limited.load(Ordering::Relaxed)
     }
 
     /// Keeps for the log why the call is refused; the first reason is the one.

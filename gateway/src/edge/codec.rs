@@ -1,5 +1,6 @@
 //! gRPC's messages: counted before they are unpacked, and unpacked beside other tasks.
 
+use super::body::Heft;
 use super::wire::{Refusal, wire};
 use crate::intake::Bounds;
 use crate::runtime::aside;
@@ -16,6 +17,7 @@ const DOCUMENTS: u32 = 3;
 /// Prost's format. `E` goes out, `D` comes in.
 pub(super) struct Codec<E, D> {
     bounds: Bounds,
+    heft: Option<Heft>,
     messages: PhantomData<fn(D) -> E>,
 }
 
@@ -25,6 +27,7 @@ pub(super) struct Out<E>(PhantomData<fn(E)>);
 /// Reads messages.
 pub(super) struct In<D> {
     bounds: Bounds,
+    heft: Option<Heft>,
     message: PhantomData<fn() -> D>,
 }
 
@@ -35,8 +38,14 @@ impl<E, D> Codec<E, D> {
     pub(super) fn new(bounds: Bounds) -> Self {
         Self {
             bounds,
+            heft: None,
             messages: PhantomData,
         }
+    }
+
+    /// Counts messages by what they are unpacked.
+    pub(super) fn weighed(self, heft: Option<Heft>) -> Self {
+        Self { heft, ..self }
     }
 }
 
@@ -57,6 +66,7 @@ where
     fn decoder(&mut self) -> In<D> {
         In {
             bounds: self.bounds,
+            heft: self.heft.clone(),
             message: PhantomData,
         }
     }
@@ -77,6 +87,10 @@ impl<D: Message + Default> Decoder for In<D> {
     type Error = Status;
 
     fn decode(&mut self, input: &mut DecodeBuf<'_>) -> Result<Option<D>, Status> {
+        if let Some(heft) = &self.heft {
+            heft.grow_to(input.remaining() as u64)
+                .map_err(|error| refused(&error.into()))?;
+        }
         aside(input.remaining(), || {
             // A string of nothing is two bytes here and twenty-four in memory.
             let n_documents = count(DOCUMENTS, input.chunk());

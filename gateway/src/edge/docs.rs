@@ -13,11 +13,13 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use std::sync::{Arc, OnceLock};
-use utoipa::OpenApi;
+use utoipa::Modify;
+use utoipa::openapi::OpenApi;
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa_swagger_ui::Config;
 
 /// What stands above the routes.
-#[derive(OpenApi)]
+#[derive(utoipa::OpenApi)]
 #[openapi(
     info(
         title = "Crossgate",
@@ -36,8 +38,28 @@ use utoipa_swagger_ui::Config;
         (name = "docs", description = "This description"),
     ),
     components(schemas(ErrorAnswer, TeiErrorAnswer)),
+    modifiers(&Bearer),
+    // Where the server has no keys, none is asked for.
+    security((), ("bearer" = [])),
 )]
 pub(super) struct Preface;
+
+/// How a key is shown.
+struct Bearer;
+
+impl Modify for Bearer {
+    fn modify(&self, api: &mut OpenApi) {
+        let about = "A key of the server's, where it has any (`server.api_keys`, `server.api_key_file`); the headers \
+                     `Api-Key` and `X-API-Key` take it, too. Probes (`/livez`, `/readyz`, `/health` and their other \
+                     names) and this description need none.";
+        let bearer = HttpBuilder::new()
+            .scheme(HttpAuthScheme::Bearer)
+            .description(Some(about))
+            .build();
+        let components = api.components.get_or_insert_default();
+        components.add_security_scheme("bearer", SecurityScheme::Http(bearer));
+    }
+}
 
 /// The OpenAPI 3.1 description of every HTTP route, as `/openapi.json` answers it.
 pub fn openapi() -> &'static str {

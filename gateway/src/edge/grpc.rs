@@ -2,11 +2,13 @@
 
 use super::Edge;
 use super::answer::ACTIVATION;
-use super::body::{Metered, held};
+use super::body::{Heft, Metered, held};
 use super::call::Call;
 use super::codec::Codec;
 use super::grpc_health::HealthReport;
+use super::keyring::{Gate, check_keys};
 use super::layers::{Protocol, Watch, panic_error, watch};
+use super::packed::PACKED_BYTES_MIN;
 use super::post::content_length;
 use super::wire::{OURS, Refusal, status, wire};
 use crate::score::{Activation, Form, Priority, ScoreError, ScoreResponse, Texts, ranking};
@@ -23,6 +25,7 @@ use std::any::Any;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tonic::Code;
+use tonic::codec::CompressionEncoding::{Gzip, Zstd};
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::server::Grpc;
 use tonic::service::Routes;
@@ -74,6 +77,11 @@ const TIMEOUT: &str = "grpc-timeout";
 pub async fn grpc(edge: Edge) -> Result<(Router, HealthReport), tonic_reflection::server::Error> {
     let report = HealthReport::new(Arc::clone(&edge.catalog), SERVICE);
     let observer = Watch::new(Protocol::Grpc, ROUTES.to_vec(), Arc::clone(&edge.metrics));
+    let gate = Gate {
+        keys: edge.keys.clone(),
+        protocol: Protocol::Grpc,
+        metrics: Arc::clone(&edge.metrics),
+    };
     let reflected = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
@@ -86,6 +94,7 @@ pub async fn grpc(edge: Edge) -> Result<(Router, HealthReport), tonic_reflection
         .into_axum_router()
         .merge(scoring(Arc::clone(&edge)))
         .layer(from_fn_with_state(edge, enter))
+        .layer(from_fn_with_state(gate, check_keys))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn_with_state(observer, watch));
     Ok((router, report))
@@ -110,7 +119,7 @@ fn scoring(edge: Arc<Edge>) -> Router {
 /// One message in, one out.
 fn method<D, E, A>(
     edge: &Edge,
-    answer: impl FnMut(tonic::Request<D>) -> A + Clone + Send + Sync + 'static,
+    mut answer: impl FnMut(tonic::Request<D>) -> A + Clone + Send + Sync + 'static,
 ) -> MethodRouter
 where
     D: Message + Default + 'static,
@@ -119,11 +128,29 @@ where
 {
     let (bounds, bytes_max) = (*edge.door.bounds(), edge.settings.body_bytes_max);
     post(async move |request: Request| {
-        let codec = Codec::<E, D>::new(bounds);
-        let mut grpc = Grpc::new(codec).max_decoding_message_size(bytes_max);
-        let answered = grpc.unary(service_fn(answer), request).await;
+        let heft = request.extensions().get::<Heft>().cloned();
+        let codec = Codec::<E, D>::new(bounds).weighed(heft);
+        let mut grpc = Grpc::new(codec)
+            .max_decoding_message_size(bytes_max)
+            .accept_compressed(Gzip)
+            .accept_compressed(Zstd)
+            .send_compressed(Gzip)
+            .send_compressed(Zstd);
+        let answer = service_fn(move |asked| {
+            let answered = answer(asked);
+            async move { answered.await.map(packed_if_large) }
+        });
+        let answered = grpc.unary(answer, request).await;
         answered.map(Body::new)
     })
+}
+
+/// Many clients accept packed answers without a thought; a small one is not worth it.
+fn packed_if_large<E: Message>(mut answer: tonic::Response<E>) -> tonic::Response<E> {
+    if (answer.get_ref().encoded_len() as u64) < PACKED_BYTES_MIN {
+        answer.disable_compression();
+    }
+    answer
 }
 
 struct Service(Arc<Edge>);
@@ -142,11 +169,12 @@ async fn enter(State(edge): State<Arc<Edge>>, request: Request, next: Next) -> R
     };
     let bytes_max = edge.settings.body_bytes_max;
     let weight = Arc::clone(pass.weight());
-    let request = request.map(|body| {
-        let body = Metered::new(body, Arc::clone(&weight), bytes_max);
-        let call = call.clone();
-        Body::new(body.map_err(move |refusal| status(&refusal, &call)))
-    });
+    let (mut head, body) = request.into_parts();
+    let body = Metered::new(body, Arc::clone(&weight), bytes_max);
+    head.extensions.insert(body.heft());
+    let of_body = call.clone();
+    let body = Body::new(body.map_err(move |refusal| status(&refusal, &of_body)));
+    let request = Request::from_parts(head, body);
     // The core keeps the deadline; a message that never arrives does not reach it.
     let deadline = deadline(&edge, &call, request.headers()) + READ_GRACE;
     let Ok(response) = tokio::time::timeout_at(deadline.into(), next.run(request)).await else {
@@ -157,11 +185,16 @@ async fn enter(State(edge): State<Arc<Edge>>, request: Request, next: Next) -> R
     };
     match tonic::Status::from_header_map(response.headers()) {
         // So says tonic of a message that is too long; everyone else has another word for it.
-        Some(found) if found.code() == Code::OutOfRange => {
+        Some(found) if found.code() == Code::OutOfRange || is_too_long_unpacked(&found) => {
             status(&Refusal::BodyTooLarge { bytes_max }, &call).into_http()
         }
         _ => held(response, weight),
     }
+}
+
+/// So says tonic of a message that is too long once it is unpacked; its code is that of others, too.
+fn is_too_long_unpacked(status: &tonic::Status) -> bool {
+    status.code() == Code::ResourceExhausted && status.message().starts_with("Error decompressing")
 }
 
 fn panicked(panic: Box<dyn Any + Send>) -> Response {

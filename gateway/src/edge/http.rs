@@ -1,23 +1,21 @@
 //! The HTTP listener: every route, once, with its documentation.
 
+use super::cors::cors;
 use super::docs::Preface;
+use super::keyring::{Gate, check_keys};
 use super::layers::{Protocol, Watch, panic_error, watch};
+use super::packed::packing;
 use super::problem::Problem;
 use super::wire::Refusal;
-use super::{
-    Edge, answer, call, classify, docs, health, models, nim, post, predict, rerank, tei, vllm,
-};
+use super::{Edge, classify, docs, health, models, nim, predict, rerank, tei, vllm};
 use axum::Router;
 use axum::extract::{MatchedPath, Request};
-use axum::http::header::{AUTHORIZATION, RETRY_AFTER};
-use axum::http::{HeaderName, Method};
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post as post_to};
 use std::any::Any;
 use std::sync::Arc;
 use tower_http::catch_panic::CatchPanicLayer;
-use tower_http::cors::{AllowHeaders, Any as AnyOrigin, CorsLayer};
 use utoipa::OpenApi as _;
 use utoipa::openapi::{OpenApi, Paths};
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter};
@@ -37,6 +35,11 @@ pub fn http(edge: Edge) -> Router {
         book.routes.clone(),
         Arc::clone(&edge.metrics),
     );
+    let gate = Gate {
+        keys: edge.keys.clone(),
+        protocol: Protocol::Http,
+        metrics: Arc::clone(&edge.metrics),
+    };
     let known = book.routes.clone();
     let (router, api) = book.split();
     let posts: Vec<String> = api
@@ -57,7 +60,9 @@ pub fn http(edge: Edge) -> Router {
             };
             wrong_method(&request, allowed)
         })
-        .layer(cors())
+        .layer(packing())
+        .layer(from_fn_with_state(gate, check_keys))
+        .layer(cors(&edge.settings.cors_origins))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn_with_state(observer, watch))
         .with_state(Arc::new(edge))
@@ -129,29 +134,6 @@ pub(super) fn wrong_method(request: &Request, allowed: &'static str) -> Problem 
 /// A mistake of ours, as an answer.
 pub(super) fn panicked(panic: Box<dyn Any + Send>) -> Response {
     Problem::from(panic_error(&*panic)).into_response()
-}
-
-/// Pages of any origin may ask, with a key, and read our headers.
-fn cors() -> CorsLayer {
-    let shown = [
-        call::REQUEST_ID,
-        answer::ACTIVATION,
-        answer::WARNINGS,
-        answer::SERVER_TIMING,
-    ];
-    let shown = shown.map(HeaderName::from_static);
-    CorsLayer::new()
-        .allow_origin(AnyOrigin)
-        .allow_methods([Method::GET, Method::POST, Method::HEAD])
-        // By name: `*` would not cover Authorization.
-        .allow_headers(AllowHeaders::list([
-            AUTHORIZATION,
-            axum::http::header::CONTENT_TYPE,
-            HeaderName::from_static(call::REQUEST_ID),
-            HeaderName::from_static(post::TIMEOUT_MS),
-            HeaderName::from_static(post::PRIORITY),
-        ]))
-        .expose_headers(shown.into_iter().chain([RETRY_AFTER]).collect::<Vec<_>>())
 }
 
 // === impl Book ===

@@ -32,7 +32,8 @@ pub(super) async fn check_key(
     }
 }
 
-fn shown(headers: &HeaderMap) -> Option<&[u8]> {
+/// What stands in `Authorization`, without its scheme.
+pub(super) fn shown(headers: &HeaderMap) -> Option<&[u8]> {
     let value = headers.get(AUTHORIZATION)?.as_bytes();
     let bare = value
         .split_at_checked(SCHEME.len())

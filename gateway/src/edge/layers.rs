@@ -4,7 +4,9 @@
 use super::Exposition;
 use super::call::{Call, REQUEST_ID};
 use super::problem::Problem;
+use super::quota::Account;
 use super::tally::{Blame, Summary, Tally};
+use crate::runtime::now;
 use crate::score::ScoreError;
 use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
@@ -206,6 +208,11 @@ impl Entry {
     fn close(mut self, response: &Response, problem: Option<&Problem>) {
         self.open = false;
         let (status, blame, text) = self.watch.protocol.read(response);
+        if let Some(account) = self.call.account()
+            && blame.is_some()
+        {
+            account.give_back(self.call.n_rows(), now());
+        }
         if let Some(Unready(why)) = response.extensions().get() {
             // Probes ask every second or so until it is ready.
             return self.write(status, None, why);
@@ -224,17 +231,29 @@ impl Entry {
             self.watch.write(&summary);
         }
         let described = blame.filter(|&blame| self.watch.tally.describes(now, status, blame));
+        let key = self.call.account().map(Account::name);
         match (blame, described) {
-            (None, _) => tracing::debug!(%id, protocol, route, status, rows, ms, why, "answered"),
+            (None, _) => {
+                tracing::debug!(%id, protocol, route, key, status, rows, ms, why, "answered");
+            }
             (Some(_), None) => {
-                tracing::debug!(%id, protocol, route, status, rows, ms, why, "refused");
+                tracing::debug!(%id, protocol, route, key, status, rows, ms, why, "refused");
             }
             (_, Some(Blame::Refused)) => {
-                tracing::info!(%id, protocol, route, status, rows, ms, why, "refused");
+                tracing::info!(%id, protocol, route, key, status, rows, ms, why, "refused");
             }
             (_, Some(Blame::Ours)) => {
-                tracing::warn!(%id, protocol, route, status, rows, ms, why, "failed");
+                tracing::warn!(%id, protocol, route, key, status, rows, ms, why, "failed");
             }
+        }
+        if let Some(key) = key {
+            let (outcome, n_documents) = match blame {
+                None => ("ok", rows),
+                Some(Blame::Refused) if self.call.is_limited() => ("limited", 0),
+                Some(Blame::Refused) => ("refused", 0),
+                Some(Blame::Ours) => ("failed", 0),
+            };
+            self.watch.metrics.key(key, outcome, n_documents);
         }
         self.watch
             .metrics

@@ -2,6 +2,7 @@
 
 use super::socket::Socket;
 use super::stream::{Stream, Traffic, Watched};
+use super::tls::Tls;
 use crate::runtime::{Runtime, now};
 use axum::Router;
 use axum::http::Request;
@@ -17,7 +18,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::net::{TcpListener, TcpSocket, lookup_host};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixStream, lookup_host};
 use tokio::sync::Semaphore;
 use tokio_util::either::Either;
 use tokio_util::sync::CancellationToken;
@@ -41,6 +42,10 @@ const PING_PERIOD: Duration = Duration::from_secs(20);
 const LINGER: Duration = Duration::from_secs(1);
 /// Calls at once on one HTTP/2 connection.
 const STREAMS_MAX: u32 = 1_024;
+/// A request's head, all its headers together; a longer one is refused with 431.
+const HEAD_BYTES_MAX: u32 = 64 << 10;
+/// Headers of an HTTP/1 request; each of an HTTP/2 one counts 32 bytes more than it has.
+const HEADERS_MAX: usize = 100;
 /// A pause when the process has no more file descriptors, so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -71,6 +76,7 @@ pub enum BindError {
 pub struct Listener {
     listener: TcpListener,
     address: SocketAddr,
+    tls: Option<Tls>,
 }
 
 /// A port or a socket that is ours.
@@ -93,7 +99,7 @@ pub enum Place {
 /// How long clients are waited for, and how many.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
-    /// For a request's head, once it or the connection has begun.
+    /// For a request's head, once it or the connection has begun; before it for TLS's handshake.
     pub head: Duration,
     /// For the next request's first byte; HTTP/1.
     pub idle: Duration,
@@ -109,6 +115,13 @@ pub struct Patience {
 /// machine.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Client(pub(super) IpAddr);
+
+/// A connection that has come, before anything was said.
+struct Accepted {
+    stream: Either<TcpStream, UnixStream>,
+    tls: Option<Tls>,
+    client: Option<Client>,
+}
 
 /// All connections of all ports and sockets.
 pub struct Connections {
@@ -151,7 +164,11 @@ impl Listener {
             match listen(address) {
                 Ok(listener) => {
                     let address = listener.local_addr().unwrap_or(address);
-                    return Ok(Self { listener, address });
+                    return Ok(Self {
+                        listener,
+                        address,
+                        tls: None,
+                    });
                 }
                 Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {
                     last = of_host("it is not an address of this machine".to_owned());
@@ -165,6 +182,12 @@ impl Listener {
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// By TLS, where there is one.
+    #[must_use]
+    pub fn with_tls(self, tls: Option<Tls>) -> Self {
+        Self { tls, ..self }
     }
 }
 
@@ -193,15 +216,40 @@ impl Listening {
         }
     }
 
-    async fn accept(&self) -> io::Result<(Stream, Option<Client>)> {
+    async fn accept(&self) -> io::Result<Accepted> {
         match self {
             Self::Port(listener) => {
                 let (stream, address) = listener.listener.accept().await?;
                 // Small answers should not wait for more to send.
                 let _ = stream.set_nodelay(true);
-                Ok((Either::Left(stream), Some(Client(address.ip()))))
+                Ok(Accepted {
+                    stream: Either::Left(stream),
+                    tls: listener.tls.clone(),
+                    client: Some(Client(address.ip())),
+                })
             }
-            Self::Socket(socket) => Ok((Either::Right(socket.accept().await?), None)),
+            Self::Socket(socket) => Ok(Accepted {
+                stream: Either::Right(socket.accept().await?),
+                tls: None,
+                client: None,
+            }),
+        }
+    }
+}
+
+// === impl Accepted ===
+
+impl Accepted {
+    /// After TLS's handshake, where there is one; within so much time.
+    async fn secured(self, time: Duration) -> io::Result<Stream> {
+        match (self.stream, self.tls) {
+            (Either::Left(stream), None) => Ok(Either::Left(stream)),
+            (Either::Right(stream), _) => Ok(Either::Right(Either::Right(stream))),
+            (Either::Left(stream), Some(tls)) => {
+                let secured = tokio::time::timeout(time, tls.accept(stream)).await;
+                let secured = secured.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
+                Ok(Either::Right(Either::Left(Box::new(secured))))
+            }
         }
     }
 }
@@ -301,7 +349,8 @@ impl Connections {
                 };
                 match accepted {
                     Ok(accepted) => {
-                        let connection = connection(accepted, router.clone(), patience, &graceful);
+                        let graceful = Arc::clone(&graceful);
+                        let connection = connection(accepted, router.clone(), patience, graceful);
                         let cut = cut.clone();
                         runtime.task(async move {
                             cut.run_until_cancelled(connection).await;
@@ -353,12 +402,21 @@ fn raise_open_files() {
     }
 }
 
-fn connection(
-    (stream, client): (Stream, Option<Client>),
+async fn connection(
+    accepted: Accepted,
     router: Router,
     patience: Patience,
-    graceful: &Mutex<Option<GracefulShutdown>>,
-) -> impl Future<Output = ()> + Send + use<> {
+    graceful: Arc<Mutex<Option<GracefulShutdown>>>,
+) {
+    let client = accepted.client;
+    let stream = match accepted.secured(patience.head).await {
+        Ok(stream) => stream,
+        Err(error) => {
+            // Scanners and those who speak without TLS are everyday life.
+            tracing::debug!(%error, "a connection's TLS handshake failed");
+            return;
+        }
+    };
     let mut builder = auto::Builder::new(TokioExecutor::new());
     // No `half_close`: a client that closes its connection and one that will still read send the same
     // FIN, and only a write would tell them apart. Those who go away are many, and their documents
@@ -366,6 +424,8 @@ fn connection(
     builder
         .http1()
         .timer(TokioTimer::new())
+        .max_buf_size(HEAD_BYTES_MAX as usize)
+        .max_headers(HEADERS_MAX)
         // It runs from the last answer's end: a head that has begun is watched by the stream.
         .header_read_timeout(patience.idle);
     builder
@@ -373,7 +433,8 @@ fn connection(
         .timer(TokioTimer::new())
         .keep_alive_interval(patience.ping)
         .keep_alive_timeout(patience.ping)
-        .max_concurrent_streams(STREAMS_MAX);
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_header_list_size(HEAD_BYTES_MAX);
     let traffic = Arc::new(Traffic::default());
     let stream = Watched::new(stream, Arc::clone(&traffic), patience);
     let router = TowerToHyperService::new(router);
@@ -397,11 +458,9 @@ fn connection(
         .unwrap_or_else(PoisonError::into_inner)
         .as_ref()
         .map(|graceful| graceful.watch(served));
-    async move {
-        let Some(watched) = watched else { return };
-        if let Err(error) = watched.await {
-            // Clients that go away are everyday life.
-            tracing::debug!(%error, "a connection ended early");
-        }
+    let Some(watched) = watched else { return };
+    if let Err(error) = watched.await {
+        // Clients that go away are everyday life.
+        tracing::debug!(%error, "a connection ended early");
     }
 }

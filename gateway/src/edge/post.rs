@@ -4,6 +4,7 @@
 use super::Edge;
 use super::body::Metered;
 use super::call::Call;
+use super::packed::Packing;
 use super::problem::Problem;
 use super::wire::Refusal;
 use crate::intake::{Pass, Weight};
@@ -11,7 +12,7 @@ use crate::score::{Form, Priority, ScoreError, ScoreRequest, Texts};
 use axum::body::Body;
 use axum::extract::{FromRequest, Request};
 use axum::http::HeaderMap;
-use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use std::sync::Arc;
@@ -60,7 +61,7 @@ impl Post {
         let (parts, body) = request.into_parts();
         let call = Call::of(&parts.extensions);
         check_media_type(&parts.headers)?;
-        check_encoding(&parts.headers)?;
+        let packing = Packing::of(&parts.headers)?;
         let bytes_max = edge.settings.body_bytes_max;
         let announced = content_length(&parts.headers);
         if announced.is_some_and(|bytes| bytes > bytes_max as u64) {
@@ -80,6 +81,7 @@ impl Post {
                 return Err(error.into());
             }
         };
+        let body = packing.unpack(body);
         let mut body = Metered::new(body, Arc::clone(pass.weight()), bytes_max);
         let collected = tokio::time::timeout_at(deadline.into(), body.whole()).await;
         let bytes = match collected {
@@ -133,21 +135,6 @@ fn check_media_type(headers: &HeaderMap) -> Result<(), Refusal> {
         Err(Refusal::MediaType {
             found: essence.to_owned(),
         })
-    }
-}
-
-/// Bodies come as they are: what is packed small may be large, and no bound here looks inside.
-fn check_encoding(headers: &HeaderMap) -> Result<(), Refusal> {
-    let values = headers.get_all(CONTENT_ENCODING).iter();
-    let found: Vec<_> = values
-        .map(|value| String::from_utf8_lossy(value.as_bytes()))
-        .collect();
-    let found = found.join(", ");
-    let is_plain = |name: &str| name.is_empty() || name.eq_ignore_ascii_case("identity");
-    if found.split(',').map(str::trim).all(is_plain) {
-        Ok(())
-    } else {
-        Err(Refusal::Encoding { found })
     }
 }
 

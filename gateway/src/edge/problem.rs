@@ -2,6 +2,7 @@
 //! it.
 
 use super::call::Call;
+use super::packed;
 use super::wire::{Refusal, retry_after_seconds, wire};
 use axum::body::Body;
 use axum::http::header::{
@@ -113,12 +114,16 @@ impl Problem {
         }
         if let Refusal::Encoding { .. } = self.refusal {
             // RFC 7694: which encodings would be taken.
-            headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+            headers.insert(ACCEPT_ENCODING, HeaderValue::from_static(packed::TAKEN));
         }
-        if let Refusal::Key { .. } = self.refusal {
-            // RFC 6750: the scheme, and at least one attribute.
-            let bearer = HeaderValue::from_static("Bearer realm=\"admin\"");
-            headers.insert(WWW_AUTHENTICATE, bearer);
+        // RFC 6750: the scheme, and at least one attribute.
+        let bearer = match self.refusal {
+            Refusal::Key { .. } => Some("Bearer realm=\"admin\""),
+            Refusal::ApiKey { .. } => Some("Bearer realm=\"crossgate\""),
+            _ => None,
+        };
+        if let Some(bearer) = bearer {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(bearer));
         }
     }
 
@@ -154,18 +159,25 @@ impl IntoResponses for ScoringErrors {
                 400,
                 "Not JSON (line and column are named), or an empty list",
             ),
+            (401, "The server has API keys, and none of them was shown"),
             (404, "No model of this name"),
             (408, "The body did not arrive in time"),
             (
                 413,
-                "The body or a field is larger than a bound, which is named",
+                "The body (unpacked) or a field is larger than a bound, which is named",
             ),
-            (415, "The body is not `application/json`, or it is packed"),
+            (
+                415,
+                "The body is not `application/json`, or packed by other than gzip or zstd",
+            ),
             (
                 422,
                 "A field makes no sense; `param` names it and the index",
             ),
-            (429, "No room; `Retry-After` says when to come back"),
+            (
+                429,
+                "No room, or more than the key's limits; `Retry-After` says when to come back",
+            ),
             (500, "A mistake in the server"),
             (502, "The backend failed"),
             (

@@ -1,4 +1,4 @@
-//! A Unix socket's file: nobody else's, its user's alone, and gone with the server.
+//! A Unix socket's file: nobody else's, its user's (or group's) alone, and gone with the server.
 
 use super::listen::BACKLOG;
 use crate::runtime::now;
@@ -11,7 +11,9 @@ use std::time::Duration;
 use tokio::net::{UnixListener, UnixSocket, UnixStream};
 
 /// To connect is to write: the server's own user may, and root.
-const MODE: u32 = 0o600;
+const MODE_OF_USER: u32 = 0o600;
+/// Its group may, too: a proxy has a user of its own.
+const MODE_OF_GROUP: u32 = 0o660;
 /// Another server that starts in the same folder is done with it in less than a millisecond.
 const TURN_TIME_MAX: Duration = Duration::from_secs(1);
 /// How often it is looked whether it is done.
@@ -38,11 +40,23 @@ impl Socket {
     /// # Errors
     /// Why not, such as a server that listens there, or a file that is no socket; says what to do.
     pub async fn bind(path: &Path) -> Result<Self, String> {
+        Self::bind_in_mode(path, MODE_OF_USER).await
+    }
+
+    /// The same for the server's user and group.
+    ///
+    /// # Errors
+    /// Those of [`bind`](Self::bind).
+    pub async fn bind_for_group(path: &Path) -> Result<Self, String> {
+        Self::bind_in_mode(path, MODE_OF_GROUP).await
+    }
+
+    async fn bind_in_mode(path: &Path, mode: u32) -> Result<Self, String> {
         // Held until we listen: of two servers that start at once, the second one must not take the first one's
         // file, on which nobody listens yet, for a dead one's.
         let _turn = turn(path).await?;
         clear(path).await?;
-        listen(path).map_err(|error| format!("it cannot be listened on: {error}"))
+        listen(path, mode).map_err(|error| format!("it cannot be listened on: {error}"))
     }
 
     /// Its file.
@@ -96,7 +110,7 @@ async fn clear(path: &Path) -> Result<(), String> {
     }
 }
 
-fn listen(path: &Path) -> io::Result<Socket> {
+fn listen(path: &Path, mode: u32) -> io::Result<Socket> {
     let socket = UnixSocket::new_stream()?;
     socket.bind(path)?;
     let metadata = fs::symlink_metadata(path)?;
@@ -105,7 +119,7 @@ fn listen(path: &Path) -> io::Result<Socket> {
         id: (metadata.dev(), metadata.ino()),
     };
     // The file came with the mode that the process's umask gave it. Until somebody listens, nobody connects.
-    fs::set_permissions(path, Permissions::from_mode(MODE))?;
+    fs::set_permissions(path, Permissions::from_mode(mode))?;
     let listener = socket.listen(BACKLOG)?;
     Ok(Socket { file, listener })
 }

@@ -15,6 +15,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, Sleep, sleep_until};
+use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
 
 /// After the last answer, the longest that a client is listened to that is still sending.
@@ -28,8 +29,8 @@ const LINGER_PIECE_BYTES: usize = 16 << 10;
 /// What every HTTP/2 client says first.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Over a port or over a socket.
-pub(super) type Stream = Either<TcpStream, UnixStream>;
+/// Over a port, openly or by TLS, or over a socket.
+pub(super) type Stream = Either<TcpStream, Either<Box<TlsStream<TcpStream>>, UnixStream>>;
 
 /// Calls of one connection, as its service counts them.
 #[derive(Debug, Default)]
@@ -154,11 +155,11 @@ impl Watched {
     }
 
     /// Passes on what a write has come to, unless it has waited for too long.
-    fn wrote(
+    fn wrote<T>(
         &mut self,
-        outcome: Poll<io::Result<usize>>,
+        outcome: Poll<io::Result<T>>,
         context: &mut Context<'_>,
-    ) -> Poll<io::Result<usize>> {
+    ) -> Poll<io::Result<T>> {
         if outcome.is_ready() {
             self.write = None;
             return outcome;
@@ -226,16 +227,18 @@ impl AsyncWrite for Watched {
         self.stream.is_write_vectored()
     }
 
-    // A socket has nothing to flush: only writes wait for the client.
+    // TLS has something to flush, and waits for the client with it.
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+        let outcome = Pin::new(&mut self.stream).poll_flush(context);
+        self.wrote(outcome, context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Self { stream, linger, .. } = &mut *self;
-        if linger.is_none() {
-            ready!(Pin::new(&mut *stream).poll_shutdown(context))?;
+        if self.linger.is_none() {
+            let outcome = Pin::new(&mut self.stream).poll_shutdown(context);
+            ready!(self.wrote(outcome, context))?;
         }
+        let Self { stream, linger, .. } = &mut *self;
         let linger = linger.get_or_insert_with(Linger::new);
         linger.poll(stream, context).map(Ok)
     }

@@ -36,7 +36,7 @@ pub(super) enum Refusal {
     },
     /// A body that does not say that it is JSON.
     MediaType { found: String },
-    /// A body that is packed.
+    /// A body that is packed in a way that is not taken.
     Encoding { found: String },
     /// The body is too long.
     BodyTooLarge { bytes_max: usize },
@@ -48,6 +48,8 @@ pub(super) enum Refusal {
     ForeignHost { found: String },
     /// The admin listener's key is not the one that was shown.
     Key { found: &'static str },
+    /// No key of the public APIs was shown, or another one.
+    ApiKey { found: &'static str },
     /// A model is served as it was.
     NotSwapped { why: String },
 }
@@ -114,12 +116,16 @@ pub(super) fn wire(refusal: &Refusal) -> Wire {
         Refusal::BodyBroken { .. }   => line(400, 400, Code::InvalidArgument,    REQUEST,   "body_broken",        "Validation"),
         Refusal::NotSwapped { .. }   => line(409, 409, Code::FailedPrecondition, REQUEST,   "not_swapped",        "Validation"),
         Refusal::Key { .. }          => line(401, 401, Code::Unauthenticated,    REQUEST,   "invalid_key",        "Validation"),
+        Refusal::ApiKey { .. }       => line(401, 401, Code::Unauthenticated,    REQUEST,   "invalid_api_key",    "Validation"),
         Refusal::ForeignHost { .. }  => line(403, 403, Code::PermissionDenied,   REQUEST,   "foreign_host",       "Validation"),
     }
 }
 
+/// Nobody waits for longer than this, beyond what a key's day takes, so that others do not come with him.
+const SPREAD_SECONDS_MAX: u64 = 60;
+
 /// Seconds for `Retry-After`, where there is something to wait for: the estimate rounded up, plus
-/// up to two seconds and a quarter by the request's id, so that those refused together do not
+/// up to two seconds and a quarter (at most a minute) by the request's id, so that those refused together do not
 /// return together.
 pub(super) fn retry_after_seconds(refusal: &Refusal, call: &Call) -> Option<u64> {
     let (Refusal::Score(ScoreError::Overloaded { retry_after, .. })
@@ -137,7 +143,7 @@ pub(super) fn retry_after_seconds(refusal: &Refusal, call: &Call) -> Option<u64>
         .fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
         });
-    Some(estimate + spread % (estimate / 4 + 2))
+    Some(estimate + spread % (estimate / 4 + 2).min(SPREAD_SECONDS_MAX))
 }
 
 /// The same failure as gRPC says it. The request's id is added with every other answer's; what the
@@ -264,7 +270,7 @@ impl fmt::Display for Refusal {
             }
             Self::Encoding { found } => write!(
                 f,
-                "Content-Encoding: {found} is not taken; send the body as it is, without Content-Encoding"
+                "Content-Encoding: {found} is not taken; send the body as it is, or packed by gzip or zstd"
             ),
             Self::BodyTooLarge { bytes_max } => write!(
                 f,
@@ -281,6 +287,10 @@ impl fmt::Display for Refusal {
                 f,
                 "the admin key is {found}; send Authorization: Bearer KEY, the KEY that the server's \
                  server.admin_key or server.admin_key_file names"
+            ),
+            Self::ApiKey { found } => write!(
+                f,
+                "the API key is {found}; send Authorization: Bearer KEY, a KEY that this server's operator gave you"
             ),
             Self::ForeignHost { found } => write!(
                 f,

@@ -27,7 +27,8 @@ pub(super) struct Rate {
     link: Arc<Link>,
     metrics: Arc<DistributedMetrics>,
     prefix: String,
-    limit: config::Rate,
+    /// Of clients that have none of their own.
+    limit: Option<config::Rate>,
     script: Script,
 }
 
@@ -39,7 +40,7 @@ impl Rate {
         link: Arc<Link>,
         metrics: Arc<DistributedMetrics>,
         prefix: String,
-        limit: config::Rate,
+        limit: Option<config::Rate>,
     ) -> Self {
         Self {
             link,
@@ -55,9 +56,31 @@ impl Rate {
     /// # Errors
     /// `Overloaded`, with the time until the next one is allowed.
     pub(super) async fn allow(&self, client: &str) -> Result<(), ScoreError> {
+        let Some(limit) = self.limit else {
+            return Ok(());
+        };
+        let why = || {
+            format!(
+                "this client has sent more than the {} requests per second that distributed.rate_max \
+                 allows, and {} at once",
+                limit.per_second, limit.burst
+            )
+        };
+        self.allow_at(client, limit, why).await
+    }
+
+    /// Counts a request of `client` by a limit of its own; `why` is said of one too many.
+    ///
+    /// # Errors
+    /// Those of [`allow`](Self::allow).
+    pub(super) async fn allow_at(
+        &self,
+        client: &str,
+        config::Rate { per_second, burst }: config::Rate,
+        why: impl FnOnce() -> String,
+    ) -> Result<(), ScoreError> {
         // A client may be a secret key; what stands in Redis is none, and of bounded length.
         let client = blake3::hash(client.as_bytes());
-        let config::Rate { per_second, burst } = self.limit;
         let mut call = self
             .script
             .key(format!("{}:rate:{}", self.prefix, client.to_hex()));
@@ -69,10 +92,7 @@ impl Rate {
             Some(wait_us) => {
                 self.metrics.refused("rate");
                 Err(ScoreError::Overloaded {
-                    why: format!(
-                        "this client has sent more than the {per_second} requests per second that \
-                         distributed.rate_max allows, and {burst} at once"
-                    ),
+                    why: why(),
                     retry_after: Duration::from_micros(wait_us),
                 })
             }

@@ -2,6 +2,7 @@
 //! `crossgate_batch_rows_total` and `crossgate_stage_duration_seconds` of them.
 
 mod distributed;
+mod keys;
 mod observed;
 mod swapping;
 
@@ -9,6 +10,7 @@ pub use distributed::DistributedMetrics;
 
 use crate::load::{CacheState, Catalog, Origins};
 use backend_api::Phases;
+use keys::KeyInstruments;
 use observed::{CACHE_GAUGES, COUNTS, GAUGES, Gauge, HOST_GAUGES};
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{
@@ -49,6 +51,7 @@ pub struct Metrics {
     backend_seconds: Counter<f64>,
     faults: Counter<u64>,
     cache_rows: Counter<u64>,
+    keys: KeyInstruments,
     swapping: SwapInstruments,
     // Kept alive: dropping an observable instrument stops it.
     gauges: Mutex<Vec<ObservableGauge<f64>>>,
@@ -150,6 +153,7 @@ impl Metrics {
                 "crossgate.cache_rows",
                 "Pairs of answered requests, by where their scores came from.",
             ),
+            keys: KeyInstruments::new(meter),
             swapping: SwapInstruments::new(meter),
             gauges: Mutex::new(Vec::new()),
             counts: Mutex::new(Vec::new()),
@@ -252,6 +256,11 @@ impl Metrics {
         self.requests.add(1, &labels);
         self.request_seconds
             .record(took.as_secs_f64(), &labels[..2]);
+    }
+
+    /// A call of the API key of this name has ended. Names are few: those that are configured.
+    pub fn key(&self, name: &str, outcome: &'static str, n_documents: usize) {
+        self.keys.count(name, outcome, n_documents);
     }
 
     /// The instruments of one model.

@@ -1,10 +1,11 @@
 //! A core whose answers follow from the request, and one `check` for lines of data.
 
+use crate::counts::FakeMetrics;
 use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, Request};
 use gateway::control::{Control, SwapError, SwapOrder, SwapStep};
-use gateway::edge::{Core, Edge, Exposition, Settings};
+use gateway::edge::{Core, Edge, Origins, Settings};
 use gateway::intake::{Bounds, Door};
 use gateway::load::{CacheState, Catalog, Load, ModelState, Totals};
 use gateway::score::{Activation, Priority, ScoreError, ScoreRequest, ScoreResponse, Times};
@@ -12,7 +13,7 @@ use http_body_util::BodyExt as _;
 use serde_json::Value;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Once};
+use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 use tokio::sync::Barrier;
 use tokio::sync::mpsc;
@@ -37,10 +38,6 @@ pub(crate) struct Fixture {
 pub(crate) struct FakeCatalog {
     pub(crate) is_ready: AtomicBool,
 }
-
-/// Remembers what was counted.
-#[derive(Default)]
-pub(crate) struct FakeMetrics(pub(crate) Mutex<Vec<(&'static str, &'static str, u16)>>);
 
 /// An answer as it came.
 #[derive(Debug)]
@@ -93,7 +90,9 @@ impl Fixture {
                 tokenizer_workers: 2,
                 client_header: None,
                 voyage: false,
+                cors_origins: Origins::Any,
             },
+            keys: None,
             shared: None,
         };
         Self {
@@ -341,19 +340,6 @@ fn model(name: &str, labels: &[&str], activation: Activation) -> ModelState {
             inference: Duration::from_millis(500),
             ..Totals::default()
         },
-    }
-}
-
-impl Exposition for FakeMetrics {
-    fn text(&self) -> String {
-        "# TYPE crossgate_requests_total counter\n".to_owned()
-    }
-
-    fn request(&self, protocol: &'static str, route: &'static str, status: u16, _seconds: f64) {
-        self.0
-            .lock()
-            .expect("no test panics in here")
-            .push((protocol, route, status));
     }
 }
 

@@ -8,7 +8,7 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Code, Request, Status};
 
-mod proto {
+pub(crate) mod proto {
     #![allow(
         unreachable_pub,
         unused_qualifications,
@@ -34,7 +34,7 @@ pub(crate) async fn connect(fixture: &Fixture) -> (Channel, gateway::edge::Healt
     (endpoint.connect().await.expect("a connection"), report)
 }
 
-fn score(query: &str, documents: &[&str]) -> ScoreRequest {
+pub(crate) fn score(query: &str, documents: &[&str]) -> ScoreRequest {
     let documents = documents
         .iter()
         .map(|&document| document.to_owned())

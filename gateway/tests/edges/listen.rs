@@ -50,7 +50,7 @@ impl Served {
     }
 }
 
-async fn connect(address: SocketAddr) -> TcpStream {
+pub(crate) async fn connect(address: SocketAddr) -> TcpStream {
     TcpStream::connect(address).await.expect("a connection")
 }
 
@@ -126,6 +126,66 @@ async fn an_http2_client_that_answers_no_ping_is_cut_off() {
     let beginning = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
     stream.write_all(beginning).await.expect("sent");
     assert!(closed(&mut stream).await);
+}
+
+/// A frame of HTTP/2: its kind, its flags and what is in it.
+async fn frame(stream: &mut (impl AsyncRead + Unpin)) -> (u8, u8, Vec<u8>) {
+    let mut head = [0; 9];
+    stream.read_exact(&mut head).await.expect("a frame's head");
+    let bytes = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+    let mut rest = vec![0; bytes as usize];
+    stream.read_exact(&mut rest).await.expect("a frame");
+    (head[3], head[4], rest)
+}
+
+#[tokio::test]
+async fn http2_is_spoken_on_the_same_port_within_its_bounds() {
+    const SETTINGS: u8 = 4;
+    const DATA: u8 = 0;
+    let served = Served::new(Patience::default());
+    let mut stream = connect(served.port(Fixture::new().http()).await).await;
+    stream
+        .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")
+        .await
+        .expect("sent");
+    let (kind, _, settings) = frame(&mut stream).await;
+    assert_eq!(kind, SETTINGS);
+    let value = |wanted: u8| {
+        let mut settings = settings.chunks_exact(6);
+        let found = settings.find(|setting| setting[..2] == [0, wanted]);
+        found.map(|setting| u32::from_be_bytes(setting[2..].try_into().expect("four bytes")))
+    };
+    // Streams at once; the head's size.
+    assert_eq!((value(3), value(6)), (Some(1_024), Some(64 << 10)));
+    // GET, http, /livez and the host x, as HPACK writes them; then nothing more on this stream.
+    let head = b"\x82\x86\x04\x06/livez\x01\x01x";
+    let mut asked = vec![0, 0, head.len() as u8, 1, 5, 0, 0, 0, 1];
+    asked.extend_from_slice(head);
+    stream.write_all(&asked).await.expect("sent");
+    loop {
+        let (kind, _, data) = frame(&mut stream).await;
+        if kind == DATA {
+            assert!(data.starts_with(b"{"), "{data:?}");
+            break;
+        }
+    }
+}
+
+#[tokio::test]
+async fn heads_are_bound_in_bytes_and_headers() {
+    let served = Served::new(Patience::default());
+    let address = served.port(Fixture::new().http()).await;
+    for headers in [
+        "x: y\r\n".repeat(101),
+        format!("x: {}\r\n", "y".repeat(64 << 10)),
+    ] {
+        let mut stream = connect(address).await;
+        let head = format!("GET /livez HTTP/1.1\r\nhost: x\r\n{headers}\r\n");
+        stream.write_all(head.as_bytes()).await.expect("sent");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("an answer");
+        assert!(answer.starts_with("HTTP/1.1 431"), "{answer}");
+    }
 }
 
 #[tokio::test]
@@ -212,7 +272,7 @@ async fn a_host_that_is_not_ours_is_told_from_a_port_that_is_taken() {
 }
 
 /// Many bytes that tell when nobody holds them any more.
-struct Large(Vec<u8>, SyncSender<()>);
+pub(crate) struct Large(pub(crate) Vec<u8>, pub(crate) SyncSender<()>);
 
 impl AsRef<[u8]> for Large {
     fn as_ref(&self) -> &[u8] {

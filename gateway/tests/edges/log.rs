@@ -31,7 +31,7 @@ impl MakeWriter<'_> for Page {
 }
 
 /// What `work` writes to the log, down to `level`.
-fn written(level: Level, work: impl FnOnce()) -> String {
+pub(crate) fn written(level: Level, work: impl FnOnce()) -> String {
     let page = Page::default();
     let log = tracing_subscriber::fmt()
         .with_writer(page.clone())

@@ -3,38 +3,6 @@
 use crate::fixture::{Fixture, JSON, ask, check, check_all, check_in};
 
 #[test]
-fn packed_bodies_are_refused_by_name() {
-    let body = r#"{"query":"q","documents":["a"]}"#;
-    let in_encoding = |encoding: &str, status, wanted| {
-        let header = format!("content-encoding: {encoding}");
-        let headers = [JSON[0], &header];
-        check_in(
-            &Fixture::new(),
-            "POST /rerank",
-            &headers,
-            body,
-            status,
-            wanted,
-        );
-    };
-    for plain in ["identity", "Identity", "", "identity, identity"] {
-        in_encoding(plain, 200, "{}");
-    }
-    let refused = r#"{"error":{"code":"unsupported_encoding",
-        "message":"~is not taken; send the body as it is, without Content-Encoding"}}"#;
-    for packed in ["gzip", "br", "identity, gzip", "x"] {
-        in_encoding(packed, 415, refused);
-    }
-    let reply = ask("POST /rerank", &[JSON[0], "content-encoding: gzip"], body);
-    assert!(
-        reply.text.contains("Content-Encoding: gzip"),
-        "{}",
-        reply.text
-    );
-    assert_eq!(reply.header("accept-encoding"), "identity");
-}
-
-#[test]
 fn a_byte_order_mark_is_skipped() {
     let body = "\u{feff}{\"query\":\"q\",\"documents\":[\"a\"]}";
     check("POST /rerank", body, 200, r#"{"results":[{"index":0}]}"#);

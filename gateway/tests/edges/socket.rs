@@ -1,8 +1,11 @@
-//! The admin API over a Unix socket, and its file.
+//! APIs over a Unix socket, and its file.
 
 use crate::fixture::Fixture;
+use crate::grpc::proto::scoring_client::ScoringClient;
+use crate::grpc::score;
 use crate::listen::{HEAD, HURRY, LONG, Served, answered, ask, closed};
 use gateway::edge::{Listening, Patience, Socket};
+use hyper_util::rt::TokioIo;
 use std::fs;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _, symlink};
 use std::os::unix::net::UnixListener;
@@ -11,6 +14,7 @@ use std::sync::Arc;
 use std::time::Instant;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixStream;
+use tonic::transport::Endpoint;
 
 /// A folder of the test's own, and a path in it where nothing is.
 fn place() -> (tempfile::TempDir, PathBuf) {
@@ -53,6 +57,38 @@ async fn the_admin_api_answers_over_a_socket_as_over_a_port() {
         stream.write_all(head.as_bytes()).await.expect("sent");
         let answer = answered(&mut stream).await;
         assert!(answer.contains(word), "{host}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn the_public_apis_share_a_socket() {
+    let (_dir, path) = place();
+    let (served, fixture) = (Served::new(Patience::default()), Fixture::new());
+    let (grpc, _report) = gateway::edge::grpc(fixture.edge.clone())
+        .await
+        .expect("a service");
+    let socket = Socket::bind_for_group(&path).await.expect("a socket");
+    let mode = fs::symlink_metadata(&path).expect("a file").permissions();
+    assert_eq!(mode.mode() & 0o7777, 0o660);
+    let router = gateway::edge::both(fixture.http(), grpc);
+    served.connections.serve(socket, router);
+    assert!(ask(&mut connect(&path).await).await.contains("200 OK"));
+    let dial = tower::service_fn(move |_| {
+        let path = path.clone();
+        async move { UnixStream::connect(path).await.map(TokioIo::new) }
+    });
+    let endpoint = Endpoint::from_static("http://localhost");
+    let channel = endpoint.connect_with_connector(dial).await;
+    let mut client = ScoringClient::new(channel.expect("a connection"));
+    let answer = client.score(score("q", &["1"])).await.expect("scores");
+    assert_eq!(answer.into_inner().scores, [1.0]);
+    // By its full name, as over a port.
+    let counted = fixture.metrics.0.lock().expect("no panic").clone();
+    for call in [
+        ("http", "/livez", 200),
+        ("grpc", "/crossgate.v1.Scoring/Score", 0),
+    ] {
+        assert!(counted.contains(&call), "{counted:?}");
     }
 }
 

@@ -62,7 +62,7 @@ impl Process {
     }
 
     /// Where HTTP listens.
-    fn address(&mut self) -> SocketAddr {
+    pub(crate) fn address(&mut self) -> SocketAddr {
         let line = self.line_with("listening");
         let (_, rest) = line.split_once("http=").unwrap();
         rest.split_whitespace().next().unwrap().parse().unwrap()

@@ -2,6 +2,7 @@
 
 use crate::fixture::{Redis, until};
 use crate::{OPERATION, Server};
+use gateway::config::Rate;
 use gateway::score::ScoreError;
 use gateway::shared::Lease;
 use std::sync::Arc;
@@ -233,6 +234,35 @@ async fn one_rate_over_two_servers() {
         "{keys:?}"
     );
     assert!(!keys.iter().any(|key| key.contains("10.0.0")), "{keys:?}");
+}
+
+#[tokio::test]
+async fn a_client_with_a_limit_of_its_own() {
+    let Some(redis) = Redis::start(&[]) else {
+        return;
+    };
+    // Without any for the others.
+    let (a, b) = (
+        Server::connected(&redis, &[]).await,
+        Server::connected(&redis, &[]).await,
+    );
+    let limit = Rate {
+        per_second: 1,
+        burst: 3,
+    };
+    let mut n_allowed = 0;
+    let refused = loop {
+        let server = if n_allowed % 2 == 0 { &a } else { &b };
+        let why = || "the key is too fast".to_owned();
+        match server.shared.allow_at("key:slow", limit, why).await {
+            Ok(()) => n_allowed += 1,
+            refused => break refused,
+        }
+    };
+    assert!(3 <= n_allowed);
+    let wait = retry_after(refused, "the key is too fast");
+    assert!(Duration::ZERO < wait && wait <= Duration::from_secs(1));
+    b.shared.allow("key:slow").await.unwrap();
 }
 
 #[tokio::test]

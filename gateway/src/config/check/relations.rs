@@ -56,6 +56,25 @@ impl Reader<'_> {
 
         self.check_ports(&config.server);
         self.check_admin(&config.server);
+        self.check_public(&config.server);
+    }
+
+    /// TLS needs both files, and no two listeners share a socket's file.
+    fn check_public(&mut self, server: &Server) {
+        let pair = ["server.tls_cert", "server.tls_key"];
+        for (one, other) in [(pair[0], pair[1]), (pair[1], pair[0])] {
+            if self.has(one) && !self.has(other) {
+                let one = self.raw.said(one);
+                self.errors
+                    .push(format!("{one}: expected {other} beside it; TLS needs both"));
+            }
+        }
+        if server.socket.is_some() && server.socket == server.admin_socket {
+            let one = self.raw.said("server.socket");
+            let other = self.raw.said("server.admin_socket");
+            self.errors
+                .push(format!("{one}: expected another path than {other}"));
+        }
     }
 
     fn check_ports(&mut self, server: &Server) {

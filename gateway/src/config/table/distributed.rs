@@ -115,7 +115,8 @@ pub(super) const CLIENT_HEADER: Setting = setting(
     Kind::Word,
     "",
     "The header that names the client for rate_max, such as `x-real-ip` behind a proxy that sets it, or \
-     `authorization`; unset: the connection's address, which behind a proxy is the proxy's.",
+     `authorization`; unset: the connection's address, which behind a proxy is the proxy's. Who shows an API \
+     key is named by that.",
 )
 .value_name("HEADER");
 

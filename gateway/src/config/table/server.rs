@@ -81,6 +81,71 @@ pub(super) const ADMIN_KEY_FILE: Setting = setting(
 )
 .value_name("FILE");
 
+pub(super) const API_KEYS: Setting = setting(
+    "server.api_keys",
+    "api-key",
+    &["CROSSGATE_API_KEY"],
+    Kind::Keys,
+    "",
+    "What every call but probes and documentation must show over HTTP and gRPC, as `Authorization: Bearer KEY`: any \
+     of these; the NAME stands in log and metrics, and limits may follow the KEY as in api_key_file; never shown \
+     here; unset: nothing.",
+)
+.also(&["api-keys"]);
+
+pub(super) const API_KEY_FILE: Setting = setting(
+    "server.api_key_file",
+    "api-key-file",
+    &["CROSSGATE_API_KEY_FILE"],
+    Kind::Path,
+    "",
+    "A file with more of them, one in a line: `NAME=KEY rate=50 burst=100 documents_per_minute=6000 \
+     documents_per_day=1000000`, the limits where they differ from `keys`; `#` begins a comment; read again when \
+     it changes.",
+)
+.value_name("FILE");
+
+pub(super) const SOCKET: Setting = setting(
+    "server.socket",
+    "socket",
+    &["CROSSGATE_SOCKET"],
+    Kind::Path,
+    "",
+    "A Unix socket on which HTTP and gRPC listen beside their ports, without TLS; the server's user and group \
+     can connect.",
+);
+
+pub(super) const TLS_CERT: Setting = setting(
+    "server.tls_cert",
+    "tls-cert",
+    &["CROSSGATE_TLS_CERT"],
+    Kind::Path,
+    "",
+    "A file with a certificate in PEM, and those that vouch for it: HTTP and gRPC then listen by TLS alone; \
+     read again when it changes; unset: no TLS.",
+)
+.value_name("FILE");
+
+pub(super) const TLS_KEY: Setting = setting(
+    "server.tls_key",
+    "tls-key",
+    &["CROSSGATE_TLS_KEY"],
+    Kind::Path,
+    "",
+    "A file with the private key of tls_cert in PEM; read again when it changes.",
+)
+.value_name("FILE");
+
+pub(super) const CORS_ORIGINS: Setting = setting(
+    "server.cors_origins",
+    "cors-origins",
+    &["CROSSGATE_CORS_ORIGINS"],
+    Kind::List { unit: "origins" },
+    "*",
+    "The pages that may ask from a browser, by their origins such as https://app.example; *: any, none: no page;      never those of admin.",
+)
+.value_name("ORIGIN,...");
+
 pub(super) const REQUEST_TIMEOUT: Setting = setting(
     "server.request_timeout",
     "request-timeout",
