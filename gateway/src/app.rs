@@ -22,6 +22,7 @@ use crate::model::{Source, hub};
 use crate::runtime::{Runtime, now};
 use crate::shared::{Fault, Shared};
 use crate::telemetry::Metrics;
+use crate::telemetry::metrics::Series;
 use core::{Core, Reuse};
 use std::fmt;
 use std::net::SocketAddr;
@@ -382,6 +383,10 @@ struct Shown(Arc<Metrics>);
 impl Exposition for Shown {
     fn text(&self) -> String {
         self.0.text()
+    }
+
+    fn series(&self) -> Vec<Series> {
+        self.0.series()
     }
 
     fn request(&self, protocol: &'static str, route: &'static str, status: u16, seconds: f64) {

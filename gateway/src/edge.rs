@@ -24,6 +24,7 @@ mod json;
 mod key;
 mod layers;
 mod listen;
+mod metrics;
 mod mixedbread;
 mod models;
 mod nim;
@@ -59,6 +60,7 @@ use crate::intake::{Door, Pass};
 use crate::load::Catalog;
 use crate::score::{ScoreError, ScoreRequest, ScoreResponse};
 use crate::shared::Shared;
+use crate::telemetry::metrics::Series;
 use axum::http::{Extensions, HeaderMap};
 use listen::Client;
 use overflow::Overflow;
@@ -119,6 +121,9 @@ pub struct Settings {
 pub trait Exposition: Send + Sync + 'static {
     /// Every metric, in Prometheus' text format.
     fn text(&self) -> String;
+
+    /// The same as numbers.
+    fn series(&self) -> Vec<Series>;
 
     /// One call has ended. `protocol` is `http`, `grpc` or `admin`; `route` is one of a fixed list;
     /// `status` is HTTP's, or gRPC's code; a client that went away counts as 499, or 1 (cancelled).

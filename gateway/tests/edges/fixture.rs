@@ -8,6 +8,7 @@ use gateway::edge::{Core, Edge, Exposition, Settings};
 use gateway::intake::{Bounds, Door};
 use gateway::load::{CacheState, Catalog, Load, ModelState, Totals};
 use gateway::score::{Activation, Priority, ScoreError, ScoreRequest, ScoreResponse, Times};
+use gateway::telemetry::metrics::Series;
 use http_body_util::BodyExt as _;
 use serde_json::Value;
 use std::pin::Pin;
@@ -40,7 +41,10 @@ pub(crate) struct FakeCatalog {
 
 /// Remembers what was counted.
 #[derive(Default)]
-pub(crate) struct FakeMetrics(pub(crate) Mutex<Vec<(&'static str, &'static str, u16)>>);
+pub(crate) struct FakeMetrics(pub(crate) Mutex<Vec<Counted>>, pub(crate) Vec<Series>);
+
+/// Protocol, route, status.
+type Counted = (&'static str, &'static str, u16);
 
 /// An answer as it came.
 #[derive(Debug)]
@@ -158,10 +162,9 @@ fn answer(request: &ScoreRequest) -> Result<ScoreResponse, ScoreError> {
     };
     let logit = |document: &str| document.parse().unwrap_or(document.len() as f32);
     let logits = request.rows.iter().flat_map(|row| {
-        let first = if request.query() == "nan" {
-            f32::NAN
-        } else {
-            logit(&row.document)
+        let first = match request.query() {
+            "nan" => f32::NAN,
+            _ => logit(&row.document),
         };
         [first, 0.0].into_iter().take(n_labels)
     });
@@ -347,6 +350,10 @@ fn model(name: &str, labels: &[&str], activation: Activation) -> ModelState {
 impl Exposition for FakeMetrics {
     fn text(&self) -> String {
         "# TYPE crossgate_requests_total counter\n".to_owned()
+    }
+
+    fn series(&self) -> Vec<Series> {
+        self.1.clone()
     }
 
     fn request(&self, protocol: &'static str, route: &'static str, status: u16, _seconds: f64) {

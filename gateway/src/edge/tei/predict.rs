@@ -121,7 +121,7 @@ fn read(body: &[u8]) -> Result<Asked, Refusal> {
             ..Form::default()
         },
         overflow: match body.truncate {
-            Some(false) => Overflow::Error,
+            Some(false) => Overflow::TooLarge,
             _ => Overflow::Truncate,
         },
         raw: body.raw_scores == Some(true),
