@@ -73,7 +73,10 @@ pub(super) fn book() -> Book {
         .page(&["/v1/models"], routes!(models::list))
         .page(&["/v1/models/{id}"], routes!(models::one))
         .page(&["/health"], routes!(health::health))
-        .page(&["/livez", "/ping"], routes!(health::livez))
+        .page(
+            &["/livez", "/ping", "/v1/health/live"],
+            routes!(health::livez),
+        )
         .page(&["/readyz", "/v1/health/ready"], routes!(health::readyz))
         .page(&["/metrics"], routes!(metrics::metrics))
         .page(&["/openapi.json"], routes!(docs::openapi_json))

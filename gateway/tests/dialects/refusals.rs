@@ -137,6 +137,8 @@ fn classes() {
     400 {"error":"~inputs","error_type":"Empty"}
 {"inputs":[["a","b","c"]]}
     422 {"error":"~inputs[0]: has more than two texts","error_type":"Validation"}
+{"inputs":"a","parameters":{"function_to_apply":"tanh"}}
+    422 {"error":"~parameters.function_to_apply"}
 {"inputs":[["backend","b"]]}
     424 {"error":"~the reason","error_type":"Backend"}
 "#,

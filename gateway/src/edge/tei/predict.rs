@@ -6,12 +6,12 @@ use super::super::classes::{self, PREDICTION_BYTES, Prediction};
 use super::super::json;
 use super::super::overflow::{Overflow, cuts, side};
 use super::super::post::Post;
-use super::super::scoring::filled;
+use super::super::scoring::{filled, n_results};
 use super::super::wire::Refusal;
 use super::super::words::Words;
 use super::{characters, describe_compute};
 use crate::runtime::aside;
-use crate::score::{Form, Texts};
+use crate::score::{Activation, Form, ScoreError, Texts};
 use axum::response::Response;
 use serde::de::{Deserializer, Error, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
@@ -38,6 +38,20 @@ pub(in super::super) struct Body {
     truncate: Option<bool>,
     /// Where they are cut: `right` (or absent) or `left`, in any case.
     truncation_direction: Option<String>,
+    /// What the hub's clients send beside `inputs`; they read a list of lists for one text, too.
+    #[schema(value_type = Option<Parameters>)]
+    parameters: Option<Parameters>,
+}
+
+/// How the hub's clients want to be answered.
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = TeiPredictParameters)]
+struct Parameters {
+    /// `sigmoid`, `softmax` or `none`, in place of the model's own.
+    function_to_apply: Option<String>,
+    /// How many labels of each text, at least 1; absent for all.
+    #[serde(default, deserialize_with = "json::count")]
+    top_k: Option<u64>,
 }
 
 /// A text, a pair, or a batch of both.
@@ -81,6 +95,9 @@ struct Asked {
     overflow: Overflow,
     raw: bool,
     is_batch: bool,
+    /// In place of the model's own.
+    activation: Option<Activation>,
+    labels_max: usize,
 }
 
 /// Answers a body with `inputs`.
@@ -90,10 +107,13 @@ pub(in super::super) async fn predict(edge: &Edge, post: &Post) -> Result<Respon
     let n_characters = asked.rows.iter().map(n_characters).sum();
     let question = post.question(asked.model, asked.rows, asked.form.clone());
     let response = edge.ask(question, asked.overflow, &WORDS).await?;
-    let activation = classes::activation(&response, asked.raw);
+    let own = classes::activation(&response, asked.raw);
+    let activation = asked.activation.unwrap_or(own);
     let labels = classes::labels(edge, &response);
     let mut answer = aside(response.logits.len() * PREDICTION_BYTES, || {
         let mut rows = classes::predictions(&response, activation, &labels);
+        rows.iter_mut()
+            .for_each(|row| row.truncate(asked.labels_max));
         let answer = match rows.pop() {
             Some(only) if !asked.is_batch => Answer::One(only),
             last => {
@@ -112,6 +132,11 @@ fn read(body: &[u8]) -> Result<Asked, Refusal> {
     let body: Body = json::parse(body)?;
     let inputs = json::required(body.inputs, "inputs", EXPECTED)?;
     let direction = body.truncation_direction.as_deref();
+    let is_batch = inputs.is_batch || body.parameters.is_some();
+    let (function, top_k) = match body.parameters {
+        None => (None, None),
+        Some(parameters) => (parameters.function_to_apply, parameters.top_k),
+    };
     let rows = filled("inputs", inputs.inputs)?.into_iter();
     Ok(Asked {
         model: body.model,
@@ -125,8 +150,22 @@ fn read(body: &[u8]) -> Result<Asked, Refusal> {
             _ => Overflow::Truncate,
         },
         raw: body.raw_scores == Some(true),
-        is_batch: inputs.is_batch,
+        is_batch,
+        activation: function.as_deref().map(activation_of).transpose()?,
+        labels_max: n_results("parameters.top_k", top_k, usize::MAX)?,
     })
+}
+
+fn activation_of(function: &str) -> Result<Activation, ScoreError> {
+    match function {
+        "none" => Ok(Activation::Identity),
+        "sigmoid" => Ok(Activation::Sigmoid),
+        "softmax" => Ok(Activation::Softmax),
+        other => {
+            let why = format!(r#"there is no {other:?}; use "sigmoid", "softmax" or "none""#);
+            Err(ScoreError::invalid("parameters.function_to_apply", why))
+        }
+    }
 }
 
 const EXPECTED: &str = "a text, a pair [text, text], or a batch [[text], [text, text], …]";
