@@ -1,5 +1,6 @@
 //! Text Embeddings Inference's dialect: `texts` in, a bare array out, and `/info`.
 
+mod inputs;
 pub(super) mod predict;
 
 use super::Edge;
