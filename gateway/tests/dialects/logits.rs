@@ -171,6 +171,19 @@ fn every_dialect_gives_the_same_logits() {
         0.0 < n_computed && n_computed <= n_documents as f64,
         "{n_computed} rows were computed for {n_documents} documents: a dialect asks something else"
     );
+    // What the server counted meanwhile.
+    let summary: Value =
+        serde_json::from_str(&server.get("/metrics?format=json").text).expect("JSON");
+    assert_eq!(
+        summary["total_requests"],
+        N_REQUESTS * DIALECTS.len(),
+        "{summary}"
+    );
+    assert_eq!(summary["success_rate"], 1.0);
+    assert!(
+        summary["p99_process_time_ms"].as_f64() > Some(0.0),
+        "{summary}"
+    );
 }
 
 /// One request in every dialect, logits first: they are what the others are compared with. How many documents it has.
