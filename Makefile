@@ -11,6 +11,8 @@ PLUGINS := -p cpu-int8 -p candle-cpu
 FUZZ_SECONDS ?= 600
 # A virtual environment for what only Python can do (real clients, reference logits).
 VENV := target/venv
+# Another one: frameworks hold their clients' versions down.
+FRAMEWORKS := target/venv-frameworks
 
 .PHONY: help
 help: ## Show this list
@@ -100,8 +102,9 @@ peers: ## Crossgate beside ONNX Runtime, OpenVINO and infinity: ARGS="WORKLOAD.j
 	loadtest/peers/run.sh $(ARGS)
 
 .PHONY: test-clients
-test-clients: build $(VENV)/ready ## Real Python clients against a running server
+test-clients: build $(VENV)/ready $(FRAMEWORKS)/ready ## Real Python clients and frameworks against a running server
 	$(VENV)/bin/python gateway/tests/clients/clients.py target/release/crossgate
+	$(FRAMEWORKS)/bin/python gateway/tests/clients/frameworks.py target/release/crossgate
 
 .PHONY: overload
 overload: build ## Overload in scenarios with verdicts: ARGS="three-times hang-ups --model DIR --workload FILE"
@@ -116,6 +119,11 @@ test-deploy: build ## What deploy/ holds: two servers, Redis, nginx and Promethe
 $(VENV)/ready: gateway/tests/clients/requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install -q -r $<
+	touch $@
+
+$(FRAMEWORKS)/ready: gateway/tests/clients/frameworks.txt
+	$(PYTHON) -m venv $(FRAMEWORKS)
+	$(FRAMEWORKS)/bin/pip install -q -r $<
 	touch $@
 
 .PHONY: bless

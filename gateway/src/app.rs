@@ -21,6 +21,7 @@ use crate::model::{Source, hub};
 use crate::runtime::{Runtime, now};
 use crate::shared::{Fault, Shared};
 use crate::telemetry::Metrics;
+use crate::telemetry::metrics::Series;
 use core::{Core, Reuse};
 use ports::Ports;
 use std::fmt;
@@ -323,6 +324,10 @@ struct Shown(Arc<Metrics>);
 impl Exposition for Shown {
     fn text(&self) -> String {
         self.0.text()
+    }
+
+    fn series(&self) -> Vec<Series> {
+        self.0.series()
     }
 
     fn request(&self, protocol: &'static str, route: &'static str, status: u16, seconds: f64) {

@@ -28,6 +28,7 @@ mod key;
 mod keyring;
 mod layers;
 mod listen;
+mod metrics;
 mod mixedbread;
 mod models;
 mod nim;
@@ -71,6 +72,7 @@ use crate::load::Catalog;
 use crate::runtime::now;
 use crate::score::{ScoreError, ScoreRequest, ScoreResponse};
 use crate::shared::Shared;
+use crate::telemetry::metrics::Series;
 use axum::http::{Extensions, HeaderMap};
 use call::Call;
 use listen::Client;
@@ -137,6 +139,9 @@ pub struct Settings {
 pub trait Exposition: Send + Sync + 'static {
     /// Every metric, in Prometheus' text format.
     fn text(&self) -> String;
+
+    /// The same as numbers.
+    fn series(&self) -> Vec<Series>;
 
     /// One call has ended. `protocol` is `http`, `grpc` or `admin`; `route` is one of a fixed list;
     /// `status` is HTTP's, or gRPC's code; a client that went away counts as 499, or 1 (cancelled).

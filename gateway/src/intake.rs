@@ -101,6 +101,9 @@ where
                 Some(again) => again.follow(came, outcome).await,
             };
             generation.count_answer();
+            if let Ok(response) = &outcome {
+                generation.metrics().times(&response.times);
+            }
             open.end(outcome.as_ref().map_or_else(ScoreError::outcome, |_| "ok"));
             outcome
         })

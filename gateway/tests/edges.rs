@@ -21,6 +21,8 @@ mod limits;
 mod listen;
 #[path = "edges/log.rs"]
 mod log;
+#[path = "edges/metrics.rs"]
+mod metrics;
 #[path = "edges/options.rs"]
 mod options;
 #[path = "edges/packed.rs"]

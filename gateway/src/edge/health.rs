@@ -1,11 +1,10 @@
 //! Whether it lives, whether it is ready, how it does. Nothing here waits behind inference.
 
 use super::Edge;
-use super::answer::{json, with_type};
+use super::answer::json;
 use super::layers::Unready;
 use crate::load::ModelState;
 use crate::shared::{Peer, Shared};
-use axum::body::Body;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::http::header::RETRY_AFTER;
@@ -15,9 +14,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 use utoipa::ToSchema;
-
-/// What Prometheus calls its text format.
-const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// The server's state and each model's.
 #[derive(Serialize, ToSchema)]
@@ -179,18 +175,6 @@ pub(super) async fn readyz(State(edge): State<Arc<Edge>>) -> Response {
     };
     let why = reasons.join("; ");
     answer(&why, &Ready { status, reasons })
-}
-
-/// Every metric, for Prometheus
-#[utoipa::path(get, path = "/metrics", tag = "health", responses(
-    (status = 200, description = "Prometheus' format", body = String, content_type = "text/plain"),
-))]
-pub(super) async fn metrics(State(edge): State<Arc<Edge>>) -> Response {
-    with_type(
-        PROMETHEUS_TEXT,
-        Body::from(edge.metrics.text()),
-        StatusCode::OK,
-    )
 }
 
 /// Nobody knows how long loading takes; who asks every second sees the end soon enough.

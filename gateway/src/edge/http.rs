@@ -7,14 +7,14 @@ use super::layers::{Protocol, Watch, panic_error, watch};
 use super::packed::packing;
 use super::problem::Problem;
 use super::wire::Refusal;
-use super::{Edge, classify, docs, health, models, nim, predict, rerank, tei, vllm};
+use super::{Edge, classify, docs, health, metrics, models, nim, predict, rerank, tei, vllm};
 use axum::Router;
 use axum::extract::{MatchedPath, Request};
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post as post_to};
 use std::any::Any;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::OpenApi as _;
 use utoipa::openapi::{OpenApi, Paths};
@@ -25,6 +25,8 @@ use utoipa_axum::routes;
 pub(super) struct Book {
     pages: OpenApiRouter<Arc<Edge>>,
     routes: Vec<&'static str>,
+    /// Those of the routes that are posted to.
+    posts: Vec<&'static str>,
 }
 
 /// What is served to the public.
@@ -40,20 +42,13 @@ pub fn http(edge: Edge) -> Router {
         protocol: Protocol::Http,
         metrics: Arc::clone(&edge.metrics),
     };
-    let known = book.routes.clone();
-    let (router, api) = book.split();
-    let posts: Vec<String> = api
-        .paths
-        .paths
-        .into_iter()
-        .filter(|(_, item)| item.post.is_some())
-        .map(|(path, _)| path)
-        .collect();
+    let (known, posts) = (book.routes.clone(), book.posts.clone());
+    let (router, _) = book.split();
     router
         .fallback(async move |request: Request| no_route(&request, &known))
         .method_not_allowed_fallback(async move |matched: MatchedPath, request: Request| {
             // No route takes both.
-            let allowed = if posts.iter().any(|path| path == matched.as_str()) {
+            let allowed = if posts.contains(&matched.as_str()) {
                 "POST"
             } else {
                 "GET"
@@ -82,19 +77,28 @@ pub(super) fn book() -> Book {
         .page(&["/v1/models"], routes!(models::list))
         .page(&["/v1/models/{id}"], routes!(models::one))
         .page(&["/health"], routes!(health::health))
-        .page(&["/livez", "/ping"], routes!(health::livez))
+        .page(
+            &["/livez", "/ping", "/v1/health/live"],
+            routes!(health::livez),
+        )
         .page(&["/readyz", "/v1/health/ready"], routes!(health::readyz))
-        .page(&["/metrics"], routes!(health::metrics))
+        .page(&["/metrics"], routes!(metrics::metrics))
         .page(&["/openapi.json"], routes!(docs::openapi_json))
         .page(&["/docs"], routes!(docs::docs))
         .page(&["/"], routes!(health::root))
         .part("/v1/models/{owner}/{name}", get(models::one_of_owner))
-        .part(
+        .posted_part(
             "/v1/retrieval/{owner}/{name}/reranking",
             post_to(nim::rank_by_owners),
         )
         .part("/docs/", get(docs::page))
         .part("/docs/{*path}", get(docs::asset))
+}
+
+/// Whether a route scores: those that are posted to do.
+pub(super) fn scores(route: &str) -> bool {
+    static POSTS: OnceLock<Vec<&str>> = OnceLock::new();
+    POSTS.get_or_init(|| book().posts).contains(&route)
 }
 
 /// No route: says which is meant, or which there are.
@@ -143,6 +147,7 @@ impl Book {
         Self {
             pages: OpenApiRouter::with_openapi(Preface::openapi()),
             routes: Vec::new(),
+            posts: Vec::new(),
         }
     }
 
@@ -150,6 +155,9 @@ impl Book {
     fn page(mut self, paths: &[&'static str], page: UtoipaMethodRouter<Arc<Edge>>) -> Self {
         for &path in paths {
             let (schemas, documented, handler) = page.clone();
+            if documented.paths.values().any(|item| item.post.is_some()) {
+                self.posts.push(path);
+            }
             self.pages = self.pages.routes((schemas, at(path, documented), handler));
             self.routes.push(path);
         }
@@ -161,6 +169,12 @@ impl Book {
         self.pages = self.pages.route(path, handler);
         self.routes.push(path);
         self
+    }
+
+    /// The same, posted to.
+    fn posted_part(mut self, path: &'static str, handler: MethodRouter<Arc<Edge>>) -> Self {
+        self.posts.push(path);
+        self.part(path, handler)
     }
 
     pub(super) fn split(self) -> (Router<Arc<Edge>>, OpenApi) {

@@ -13,6 +13,8 @@ pub(super) enum Overflow {
     Truncate,
     /// The request is refused.
     Error,
+    /// The same, as too large: so TEI says it.
+    TooLarge,
     /// The document is read in windows, and the best one counts.
     ChunkMax,
 }
@@ -38,13 +40,13 @@ impl Overflow {
     /// tokenized, and told with the scores: to be refused costs as much as to be answered.
     ///
     /// # Errors
-    /// `Invalid`, naming the query or the first document.
+    /// `Invalid` or `TooLarge`, naming the query or the first document.
     pub(super) fn check(
         self,
         response: &ScoreResponse,
         row_tokens_max: usize,
     ) -> Result<(), ScoreError> {
-        if self != Self::Error {
+        if !matches!(self, Self::Error | Self::TooLarge) {
             return Ok(());
         }
         let param = match (response.query_truncated, response.truncated.first()) {
@@ -54,9 +56,12 @@ impl Overflow {
         };
         let why = format!(
             "is too long for the model, which takes {row_tokens_max} tokens of query and document \
-             together; send a shorter one, or overflow \"truncate\""
+             together; send a shorter one, or let it be cut"
         );
-        Err(ScoreError::invalid(param, why))
+        Err(match self {
+            Self::TooLarge => ScoreError::TooLarge { param, why },
+            _ => ScoreError::Invalid { param, why },
+        })
     }
 }
 

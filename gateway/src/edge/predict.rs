@@ -117,7 +117,9 @@ pub(super) struct Found {
     label: String,
     /// Of each label, in the model's order.
     probabilities: Vec<f32>,
-    text: String,
+    /// Absent where one text stands beside a list of pairs: an answer is not many times as large as its request.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     text_pair: Option<String>,
 }
@@ -261,11 +263,15 @@ fn found(
     labels: &[String],
 ) -> Vec<Found> {
     let logits = response.logits.chunks_exact(response.n_labels);
+    let is_shared = matches!(rows, [first, second, ..] if first.shares_query(second));
     let found = |(logits, row): (&[f32], &Texts)| {
         let best = ranking(logits)[0];
         let (text, text_pair) = match &row.query {
-            None => (&row.document, None),
-            Some(text) => (text, Some(row.document.to_string())),
+            None => (Some(&row.document), None),
+            Some(text) => (
+                Some(text).filter(|_| !is_shared),
+                Some(row.document.to_string()),
+            ),
         };
         Found {
             prediction: match logits {
@@ -275,7 +281,7 @@ fn found(
             },
             label: labels[best].clone(),
             probabilities: activation.apply(logits),
-            text: text.to_string(),
+            text: text.map(ToString::to_string),
             text_pair,
         }
     };

@@ -1,5 +1,6 @@
 //! Text Embeddings Inference's dialect: `texts` in, a bare array out, and `/info`.
 
+mod inputs;
 pub(super) mod predict;
 
 use super::Edge;
@@ -191,7 +192,7 @@ fn read(body: &[u8]) -> Result<Asked, Refusal> {
         model: body.model,
         form,
         overflow: match body.truncate {
-            Some(false) => Overflow::Error,
+            Some(false) => Overflow::TooLarge,
             _ => Overflow::Truncate,
         },
         n_results: n_results("top_n", body.top_n, texts.len())?,

@@ -4,11 +4,14 @@
 mod distributed;
 mod keys;
 mod observed;
+mod series;
 mod swapping;
 
 pub use distributed::DistributedMetrics;
+pub use series::{Figure, Series, Spread};
 
 use crate::load::{CacheState, Catalog, Origins};
+use crate::score::Times;
 use backend_api::Phases;
 use keys::KeyInstruments;
 use observed::{CACHE_GAUGES, COUNTS, GAUGES, Gauge, HOST_GAUGES};
@@ -246,6 +249,11 @@ impl Metrics {
             .unwrap_or_else(|error| format!("# the metrics cannot be written: {error}\n"))
     }
 
+    /// The same as numbers.
+    pub fn series(&self) -> Vec<Series> {
+        series::series(&self.registry.gather())
+    }
+
     /// A call was answered at the edge. `route` must come from a fixed set.
     pub fn request(&self, protocol: &'static str, route: &str, status: u16, took: Duration) {
         let labels = [
@@ -288,12 +296,19 @@ impl ModelMetrics {
         }
     }
 
-    /// A scored request spent this long in a stage.
-    pub fn stage(&self, stage: &'static str, took: Duration) {
-        self.metrics.stage_seconds.record(
-            took.as_secs_f64(),
-            &[self.model.clone(), KeyValue::new("stage", stage)],
-        );
+    /// Where a scored request's time went.
+    pub fn times(&self, times: &Times) {
+        let stages = [
+            ("tokenize", times.tokenize),
+            ("queue", times.queue),
+            ("inference", times.inference),
+        ];
+        for (stage, took) in stages {
+            let labels = [self.model.clone(), KeyValue::new("stage", stage)];
+            self.metrics
+                .stage_seconds
+                .record(took.as_secs_f64(), &labels);
+        }
     }
 
     /// A batch was computed.

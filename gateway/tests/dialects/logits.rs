@@ -161,41 +161,75 @@ fn every_dialect_gives_the_same_logits() {
         ("model.backend", "cpu-int8"),
         ("model.options", "{}"),
         ("model.activation", "sigmoid"),
+        // What one dialect has asked, the others find: if they ask the same.
+        ("cache.enabled", "true"),
     ];
     let server = Server::start("{}", &settings);
-    for n in 0..N_REQUESTS {
-        let (query, documents) = request(n);
-        let mut wanted: Option<Vec<f64>> = None;
-        // Logits first: they are what the others are compared with.
-        for dialect in DIALECTS.iter().rev() {
-            let body = (dialect.body)(&query, &documents);
-            let answer = server.post(dialect.path, &body);
-            assert_eq!(answer.status, 200, "{}: {answer:?}", dialect.path);
-            let answer: Value = serde_json::from_str(&answer.text).expect("JSON");
-            let mut scores = (dialect.scores)(&answer);
-            scores.sort_by_key(|(index, _)| *index);
-            assert_eq!(scores.len(), documents.len(), "{}", dialect.path);
-            let logits: Vec<f64> = scores
-                .iter()
-                .map(|(_, score)| match dialect.shown {
-                    Shown::Logit => *score,
-                    Shown::Sigmoid => (score / (1.0 - score)).ln(),
-                })
-                .collect();
-            let wanted = wanted.get_or_insert_with(|| logits.clone());
-            for (found, wanted) in logits.iter().zip(wanted) {
-                let tolerance = match dialect.shown {
-                    // Bit for bit.
-                    Shown::Logit => 0.0,
-                    // A probability in f32 has 24 bits, of which a logit of 5 leaves 17.
-                    Shown::Sigmoid => 1e-4,
-                };
-                assert!(
-                    (found - *wanted).abs() <= tolerance,
-                    "request {n}: {} {body}: {found} for {wanted}",
-                    dialect.path
-                );
-            }
+    let n_documents: usize = (0..N_REQUESTS).map(|n| check(&server, n)).sum();
+    let n_computed = server.metric_of("crossgate_cache_rows_total", "outcome=\"miss\"");
+    assert!(
+        0.0 < n_computed && n_computed <= n_documents as f64,
+        "{n_computed} rows were computed for {n_documents} documents: a dialect asks something else"
+    );
+    // What the server counted meanwhile.
+    let summary: Value =
+        serde_json::from_str(&server.get("/metrics?format=json").text).expect("JSON");
+    assert_eq!(
+        summary["total_requests"],
+        N_REQUESTS * DIALECTS.len(),
+        "{summary}"
+    );
+    assert_eq!(summary["success_rate"], 1.0);
+    assert!(
+        summary["p99_process_time_ms"].as_f64() > Some(0.0),
+        "{summary}"
+    );
+}
+
+/// One request in every dialect, logits first: they are what the others are compared with. How many documents it has.
+fn check(server: &Server, n: usize) -> usize {
+    let (query, documents) = request(n);
+    let mut wanted: Option<Vec<f64>> = None;
+    for dialect in DIALECTS.iter().rev() {
+        let body = (dialect.body)(&query, &documents);
+        let answer = server.post(dialect.path, &body);
+        assert_eq!(answer.status, 200, "{}: {answer:?}", dialect.path);
+        let answer: Value = serde_json::from_str(&answer.text).expect("JSON");
+        let mut scores = (dialect.scores)(&answer);
+        scores.sort_by_key(|(index, _)| *index);
+        let logits: Vec<f64> = scores
+            .into_iter()
+            .map(|(_, score)| dialect.shown.logit(score))
+            .collect();
+        let wanted = wanted.get_or_insert_with(|| logits.clone());
+        assert_eq!(logits.len(), documents.len(), "{}", dialect.path);
+        for (found, wanted) in logits.iter().zip(wanted) {
+            assert!(
+                (found - *wanted).abs() <= dialect.shown.tolerance(),
+                "request {n}: {} {body}: {found} for {wanted}",
+                dialect.path
+            );
+        }
+    }
+    documents.len()
+}
+
+// === impl Shown ===
+
+impl Shown {
+    fn logit(self, score: f64) -> f64 {
+        match self {
+            Self::Logit => score,
+            Self::Sigmoid => (score / (1.0 - score)).ln(),
+        }
+    }
+
+    fn tolerance(self) -> f64 {
+        match self {
+            // Bit for bit.
+            Self::Logit => 0.0,
+            // A probability has 24 bits, of which a logit of 5 leaves 17.
+            Self::Sigmoid => 1e-4,
         }
     }
 }

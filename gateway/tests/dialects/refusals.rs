@@ -1,7 +1,8 @@
 //! What each dialect refuses, in its own words and shape.
 
-use crate::fixture::{Fixture, JSON, USUAL, ask, check_all, check_in};
+use crate::fixture::{Fixture, JSON, USUAL, ask, block_on, check_all, check_in, send};
 use gateway::intake::Bounds;
+use serde_json::json;
 
 #[test]
 fn score() {
@@ -137,6 +138,8 @@ fn classes() {
     400 {"error":"~inputs","error_type":"Empty"}
 {"inputs":[["a","b","c"]]}
     422 {"error":"~inputs[0]: has more than two texts","error_type":"Validation"}
+{"inputs":"a","parameters":{"function_to_apply":"tanh"}}
+    422 {"error":"~parameters.function_to_apply"}
 {"inputs":[["backend","b"]]}
     424 {"error":"~the reason","error_type":"Backend"}
 "#,
@@ -193,4 +196,20 @@ fn documents_are_counted_first() {
         let wanted = r#"{"error":"~intake.documents_max = 2","error_type":"Validation"}"#;
         check_in(&fixture, &format!("POST {line}"), JSON, body, 413, wanted);
     }
+}
+
+/// A long text beside many pairs comes back in none of their results.
+#[test]
+fn answers_do_not_repeat_what_all_results_share() {
+    let text = "long ".repeat(1_000);
+    let pairs = vec!["1"; 100];
+    let body = json!({"texts": text, "text_pairs": pairs}).to_string();
+    let reply = block_on(send(
+        Fixture::within(USUAL).http(),
+        "POST /predict",
+        JSON,
+        body,
+    ));
+    assert_eq!(reply.json()["results"].as_array().map(Vec::len), Some(100));
+    assert!(!reply.text.contains("long"), "{} bytes", reply.text.len());
 }

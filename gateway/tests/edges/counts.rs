@@ -1,6 +1,7 @@
 //! What was counted, for tests to see.
 
 use gateway::edge::Exposition;
+use gateway::telemetry::metrics::Series;
 use std::sync::Mutex;
 
 /// Remembers what was counted.
@@ -9,11 +10,17 @@ pub(crate) struct FakeMetrics(
     pub(crate) Mutex<Vec<(&'static str, &'static str, u16)>>,
     /// By key: its name, what became of the call, and its documents.
     pub(crate) Mutex<Vec<(String, &'static str, usize)>>,
+    /// What is exposed as figures.
+    pub(crate) Vec<Series>,
 );
 
 impl Exposition for FakeMetrics {
     fn text(&self) -> String {
         "# TYPE crossgate_requests_total counter\n".to_owned()
+    }
+
+    fn series(&self) -> Vec<Series> {
+        self.2.clone()
     }
 
     fn request(&self, protocol: &'static str, route: &'static str, status: u16, _seconds: f64) {

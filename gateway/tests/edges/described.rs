@@ -78,8 +78,9 @@ fn answers_as_said(api: &Value, line: &str, operation: &Value, reply: &Reply) {
     let said = &operation["responses"][reply.status.to_string()];
     let is_fine = said.is_object() && reply.status < 400;
     assert!(is_fine, "{line}: {} {}", reply.status, reply.text);
-    let schema = &said["content"]["application/json"]["schema"];
-    if schema.is_object() {
+    let media_type = reply.header("content-type").split(';').next();
+    if media_type == Some("application/json") {
+        let schema = &said["content"]["application/json"]["schema"];
         conforms(api, schema, &reply.json(), line);
     }
 }

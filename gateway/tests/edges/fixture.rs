@@ -157,10 +157,9 @@ fn answer(request: &ScoreRequest) -> Result<ScoreResponse, ScoreError> {
     };
     let logit = |document: &str| document.parse().unwrap_or(document.len() as f32);
     let logits = request.rows.iter().flat_map(|row| {
-        let first = if request.query() == "nan" {
-            f32::NAN
-        } else {
-            logit(&row.document)
+        let first = match request.query() {
+            "nan" => f32::NAN,
+            _ => logit(&row.document),
         };
         [first, 0.0].into_iter().take(n_labels)
     });

@@ -179,7 +179,7 @@ fn tei_clients_are_told_what_was_cut() {
 {"query":"q","texts":["a"],"truncation_direction":"up"}
     422 {"error":"~no \"up\"; use \"right\" or \"left\""}
 {"query":"long document","texts":["a","b"],"truncate":false}
-    422 {"error":"~texts[1]: is too long"}
+    413 {"error":"~texts[1]: is too long"}
 {"query":"q","texts":["a"],"truncate":"perhaps"}
     422 {"error":"~truncate"}
 "#,
