@@ -19,6 +19,7 @@ mod source;
 mod starter;
 mod template;
 mod tokenizer;
+mod wanted;
 mod weights;
 
 pub use geometry::{Geometry, Operations};
@@ -26,6 +27,7 @@ pub use info::ModelInfo;
 pub use prompt::{Answers, Prompt, Reading, Token};
 pub use source::Source;
 pub use tokenizer::{Cut, Query, TokenRows, Tokenizer};
+pub use wanted::{Reads, Wanted};
 pub use weights::Format;
 
 use hub::Settings;
@@ -45,16 +47,20 @@ pub struct Folder {
 }
 
 /// Brings the model's files to a local folder: nothing to do for a folder, unpacking for the
-/// starter, a download for a hub id. Reads no file's content beyond what choosing files needs.
+/// starter, a download for a hub id, where of the weights only what is wanted comes. Reads no file's content
+/// beyond what choosing files needs.
 pub fn fetch(
     source: &Source,
+    wanted: &Wanted,
     settings: &Settings,
     progress: &dyn Progress,
 ) -> Result<Folder, ModelError> {
     match source {
         Source::Starter => starter::install(settings.own_dir()),
         Source::Folder(path) => local(path),
-        Source::Hub { repo, revision } => hub::fetch(repo, revision.as_deref(), settings, progress),
+        Source::Hub { repo, revision } => {
+            hub::fetch(repo, revision.as_deref(), wanted, settings, progress)
+        }
     }
 }
 

@@ -7,8 +7,10 @@ use std::thread;
 
 use gateway::model::hub::Settings;
 use gateway::model::progress::Log;
-use gateway::model::{Cause, Folder, Format, ModelError, ModelInfo, Source, fetch};
+use gateway::model::{Cause, Folder, ModelError, ModelInfo, Source, Wanted, fetch};
 
+#[path = "hub/graphs.rs"]
+mod graphs;
 #[path = "hub/lookalike.rs"]
 mod lookalike;
 
@@ -144,24 +146,6 @@ fn what_cannot_be_served_is_refused_before_its_weights() {
         Cause::Unfit,
         &["only as pytorch_model.bin", "name"],
     );
-}
-
-#[test]
-fn a_model_without_named_weights_comes_as_a_graph_with_its_data() {
-    let mut files = model_with(WEIGHTS, None);
-    files.push(("onnx/model.onnx_data", b"data".to_vec()));
-    files.push(("onnx/model_int8.onnx", b"other".to_vec()));
-    let hub = Hub::start(&files);
-    let folder = hub.fetch(None, &[]).unwrap();
-    let has = |name: &str| folder.path.join(name).is_file();
-    assert!(has("onnx/model.onnx") && has("onnx/model.onnx_data"));
-    assert!(!has("onnx/model_int8.onnx"));
-    let info = ModelInfo::read(&folder).unwrap();
-    assert_eq!(info.format, Format::Onnx);
-    assert_eq!(info.num_parameters, 0);
-    // What was fetched once is there without the hub.
-    let again = hub.fetch(None, &[("HF_HUB_OFFLINE", "1")]).unwrap();
-    assert_eq!(again.path, folder.path);
 }
 
 #[test]
@@ -411,8 +395,9 @@ fn a_folder_is_taken_as_it_is() {
     let hub = Hub::start(&model());
     let fetched = hub.fetch(None, &[]).unwrap();
     let settings = Settings::from_env(|_| None).unwrap();
+    let any = Wanted::default();
     let source = Source::Folder(fetched.path.clone());
-    let folder = fetch(&source, &settings, &Log).unwrap();
+    let folder = fetch(&source, &any, &settings, &Log).unwrap();
     let (by_name, by_path) = (
         ModelInfo::read(&fetched).unwrap(),
         ModelInfo::read(&folder).unwrap(),
@@ -421,13 +406,13 @@ fn a_folder_is_taken_as_it_is() {
     assert_eq!(by_name.num_parameters, by_path.num_parameters);
     let nowhere = Source::Folder("/no/such/folder".into());
     check_error(
-        fetch(&nowhere, &settings, &Log),
+        fetch(&nowhere, &any, &settings, &Log),
         Cause::NotFound,
         &["/no/such/folder"],
     );
     let file = Source::Folder(fetched.path.join("config.json"));
     check_error(
-        fetch(&file, &settings, &Log),
+        fetch(&file, &any, &settings, &Log),
         Cause::NotFound,
         &["is a file"],
     );

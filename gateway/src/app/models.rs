@@ -8,11 +8,12 @@ use crate::generation::probation::FaultBounds;
 use crate::generation::queue::{BatchBounds, QueueBounds};
 use crate::generation::{Facts, Generation, Slots, Start, WorkerBounds, golden_rows};
 use crate::host::{Host, Opened};
-use crate::model::{self, ModelInfo, Source, Token, TokenRows, Tokenizer, hub, progress};
+use crate::model::progress::{self, Progress};
+use crate::model::{self, ModelInfo, Reads, Source, Token, TokenRows, Tokenizer, Wanted, hub};
 use crate::runtime::{Runtime, aside_of_all};
 use crate::score::Activation;
 use crate::telemetry::Metrics;
-use backend_api::{OpenRequest, PluginLibrary};
+use backend_api::{OpenRequest, PluginCard, PluginLibrary};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -78,7 +79,9 @@ impl Loader {
                 number: slots.next_number(&named.name),
             };
             let by = By::Name(settings.backend.clone());
-            let loaded = self.read(recipe).and_then(|read| self.open(read, &by));
+            let cards = self.host.cards(settings.backend.as_deref());
+            let read = self.read(recipe, &cards, &*progress::for_stderr());
+            let loaded = read.and_then(|read| self.open(read, &by));
             let generation = loaded.map_err(|error| match error {
                 StartError::Other(why) => {
                     StartError::Other(format!("the model {} does not load: {why}", named.name))
@@ -97,13 +100,23 @@ impl Loader {
         Ok(())
     }
 
-    /// Fetches and reads a model.
+    /// Fetches and reads a model, for plugins with these cards.
     ///
     /// # Errors
     /// Which step failed, and what to do.
-    pub(super) fn read(&self, recipe: Recipe) -> Result<Read, StartError> {
+    pub(super) fn read(
+        &self,
+        recipe: Recipe,
+        cards: &[PluginCard],
+        progress: &dyn Progress,
+    ) -> Result<Read, StartError> {
         let name = recipe.name.as_str();
-        let folder = model::fetch(&recipe.source, &self.hub, &*progress::for_stderr())
+        let reads = cards.iter().map(|card| Reads {
+            formats: &card.formats,
+            files: &card.files,
+        });
+        let wanted = Wanted::by(reads, &recipe.dtype, &recipe.options);
+        let folder = model::fetch(&recipe.source, &wanted, &self.hub, progress)
             .map_err(StartError::other)?;
         let info = ModelInfo::read(&folder).map_err(StartError::other)?;
         for warning in &info.warnings {
@@ -216,7 +229,7 @@ impl Loader {
             }
             By::Library(library, sha256) => {
                 // Others are being served meanwhile.
-                let opened = aside_of_all(|| Opened::by(library, sha256, request));
+                let opened = aside_of_all(|| self.host.open_by(library, sha256, request));
                 let name = &library.card().name;
                 let opened = opened
                     .ok_or_else(|| StartError::Other(format!("{name}: no thread opens the model")))?
@@ -386,11 +399,6 @@ impl Read {
     /// The encoder's own.
     pub(super) fn golden_rows(&self) -> Result<TokenRows, String> {
         golden_rows(&self.tokenizer)
-    }
-
-    /// Of the files that scores depend on.
-    pub(super) fn fingerprint(&self) -> &[u8; 32] {
-        &self.info.fingerprint
     }
 
     /// What its folder says.

@@ -11,8 +11,8 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::Path;
 
 use super::progress::Progress;
-use super::weights::{self, GRAPHS, INDEX, SINGLE};
-use super::{Cause, Folder, ModelError, info};
+use super::weights::{self, INDEX};
+use super::{Cause, Folder, ModelError, Wanted, info};
 
 mod answers;
 mod cache;
@@ -42,10 +42,11 @@ const SMALL_FILES: [&str; 10] = [
     "chat_template.json",
 ];
 
-/// The cached commit of `revision` (default `main`), fetched where it is not complete.
+/// The cached commit of `revision` (default `main`), fetched where it lacks what is wanted.
 pub(super) fn fetch(
     repo: &str,
     revision: Option<&str>,
+    wanted: &Wanted,
     settings: &Settings,
     progress: &dyn Progress,
 ) -> Result<Folder, ModelError> {
@@ -55,7 +56,7 @@ pub(super) fn fetch(
     check_revision(revision).map_err(invalid)?;
 
     let cache = Cache::new(settings.cache_dir(), repo);
-    let cached = cache.complete_commit(revision);
+    let cached = cache.complete_commit(revision, wanted);
     let folder = |commit: String, warnings| Folder {
         path: cache.snapshot(&commit),
         name: repo.to_owned(),
@@ -63,11 +64,18 @@ pub(super) fn fetch(
         warnings,
     };
     match cached {
-        Some(commit) if settings.is_offline() || cache.is_final(&commit, revision) => {
+        Some(commit) if settings.is_offline() || cache.is_final(&commit, revision, wanted) => {
             Ok(folder(commit, Vec::new()))
         }
-        None if settings.is_offline() => Err(not_cached(repo, revision, &cache)),
-        cached => match online(repo, revision, settings, &cache, cached.is_some(), progress) {
+        None if settings.is_offline() => Err(not_cached(repo, revision, wanted, &cache)),
+        cached => match online(
+            (repo, revision),
+            wanted,
+            settings,
+            &cache,
+            cached.is_some(),
+            progress,
+        ) {
             Ok(commit) => Ok(folder(commit, Vec::new())),
             Err(error) => match cached {
                 Some(commit) if may_fall_back(error.cause) => {
@@ -97,12 +105,12 @@ pub(super) fn noise() -> u64 {
     RandomState::new().build_hasher().finish()
 }
 
-fn not_cached(repo: &str, revision: &str, cache: &Cache) -> ModelError {
+fn not_cached(repo: &str, revision: &str, wanted: &Wanted, cache: &Cache) -> ModelError {
     ModelError::new(
         Cause::NotFound,
         format!(
-            "{repo} at {revision} is not complete in the cache {}, and HF_HUB_OFFLINE forbids to \
-             fetch it",
+            "{repo} at {revision} is not complete in the cache {}: it needs config.json, \
+             tokenizer.json and {wanted}, and HF_HUB_OFFLINE forbids to fetch what is missing",
             cache.root().display()
         ),
         "start once without HF_HUB_OFFLINE, or copy the model there, or name a folder",
@@ -111,8 +119,8 @@ fn not_cached(repo: &str, revision: &str, cache: &Cache) -> ModelError {
 
 /// Makes the snapshot complete and returns its commit.
 fn online(
-    repo: &str,
-    revision: &str,
+    (repo, revision): (&str, &str),
+    wanted: &Wanted,
     settings: &Settings,
     cache: &Cache,
     has_fallback: bool,
@@ -121,7 +129,7 @@ fn online(
     let client = Client::new(settings, repo)?;
     let listing = client.listing(revision, has_fallback)?;
     let place = format!("{repo} at {revision}");
-    let (small, weight) = choose(&listing, &place)?;
+    let (small, weight) = choose(&listing, wanted, &place)?;
     let commit = &listing.commit;
     let ensure = |name: &str| download::ensure(&client, cache, commit, name, progress);
 
@@ -129,11 +137,12 @@ fn online(
         ensure(name)?;
     }
     info::check_scores(&cache.snapshot(commit), repo)?;
-    ensure(weight)?;
-    // A graph that is too large for its own format has its data beside it.
+    // A graph that is too large for its own format has its data beside it. They come before it: a graph that is there
+    // says that all of it is.
     for name in listing.names.iter().filter(|name| is_data_of(name, weight)) {
         ensure(name)?;
     }
+    ensure(weight)?;
     if weight == INDEX {
         for name in shards(&cache.snapshot(commit).join(INDEX), &listing, &place)? {
             ensure(&name)?;
@@ -145,11 +154,12 @@ fn online(
 }
 
 /// The small files and the one that is or names the weights. Everything else stays on the hub:
-/// other frameworks' weights, pictures, and where there are named weights ONNX exports.
+/// other frameworks' weights, other graphs, pictures.
 fn choose<'a>(
     listing: &'a Listing,
+    wanted: &'a Wanted,
     place: &str,
-) -> Result<(Vec<&'a str>, &'static str), ModelError> {
+) -> Result<(Vec<&'a str>, &'a str), ModelError> {
     let has = |name: &str| listing.names.iter().any(|there| there == name);
     if !has("config.json") {
         return Err(info::no_config(place));
@@ -157,14 +167,9 @@ fn choose<'a>(
     if !has("tokenizer.json") {
         return Err(info::no_tokenizer(place));
     }
-    let weight = match (has(SINGLE), has(INDEX)) {
-        (true, _) => SINGLE,
-        (false, true) => INDEX,
-        (false, false) => GRAPHS
-            .into_iter()
-            .find(|graph| has(graph))
-            .ok_or_else(|| weights::none_found(place, &listing.names))?,
-    };
+    let weight = wanted
+        .choose(has)
+        .ok_or_else(|| wanted.none_found(place, &listing.names))?;
     let is_small = |name: &&str| SMALL_FILES.contains(name) || is_module_config(name);
     Ok((
         listing
@@ -180,7 +185,7 @@ fn choose<'a>(
 /// `onnx/model.onnx_data` and `onnx/model.onnx.data` are of `onnx/model.onnx`.
 fn is_data_of(name: &str, graph: &str) -> bool {
     let rest = name.strip_prefix(graph);
-    GRAPHS.contains(&graph) && rest.is_some_and(|rest| rest.starts_with(['_', '.']))
+    graph.ends_with(".onnx") && rest.is_some_and(|rest| rest.starts_with(['_', '.']))
 }
 
 /// The configuration of a sentence-transformers module: `1_Dense/config.json`.
@@ -205,6 +210,7 @@ fn shards(index: &Path, listing: &Listing, place: &str) -> Result<Vec<String>, M
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::weights::SINGLE;
 
     #[track_caller]
     fn check_choice(names: &[&str], want: Result<(&[&str], &str), &str>) {
@@ -213,7 +219,8 @@ mod tests {
             commit: "c".into(),
             names,
         };
-        match (choose(&listing, "a/b at main"), want) {
+        let wanted = Wanted::default();
+        match (choose(&listing, &wanted, "a/b at main"), want) {
             (Ok((small, weight)), Ok(want)) => assert_eq!((small.as_slice(), weight), want),
             (Err(got), Err(want)) => assert!(got.to_string().contains(want), "{got}: {want:?}"),
             (got, want) => panic!("{got:?}, expected {want:?}"),
@@ -268,14 +275,6 @@ mod tests {
             &["config.json", "vocab.txt", SINGLE],
             Err("only fast tokenizers"),
         );
-        let exports = [
-            "model.onnx",
-            "onnx/model.onnx",
-            "onnx/model_int8.onnx",
-            "x.bin",
-        ];
-        let graphs = [&["config.json", "tokenizer.json"], &exports[..]].concat();
-        check_choice(&graphs, Ok((both, "onnx/model.onnx")));
         assert!(is_data_of("onnx/model.onnx_data", "onnx/model.onnx"));
         assert!(!is_data_of("onnx/model_int8.onnx", "onnx/model.onnx"));
         assert!(!is_data_of("model.safetensors.index.json", SINGLE));

@@ -126,6 +126,13 @@ impl ModelInfo {
             warnings,
         })
     }
+
+    /// Whether both are of the same weights: the same files, or the same commit of a repository, of which different
+    /// files may have been fetched.
+    pub fn has_weights_of(&self, other: &Self) -> bool {
+        let is_same_commit = self.revision.is_some() && self.revision == other.revision;
+        self.fingerprint == other.fingerprint || (is_same_commit && self.name == other.name)
+    }
 }
 
 /// Says no before gigabytes of weights are fetched for nothing.

@@ -49,9 +49,6 @@ struct Tensor {
     data_offsets: [u64; 2],
 }
 
-/// Graphs in the model's own precision, by the names that exporters give them, best first.
-pub(super) const GRAPHS: [&str; 2] = ["onnx/model.onnx", "model.onnx"];
-
 /// How a model's weights are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
@@ -97,7 +94,8 @@ fn graphs(folder: &Path) -> Vec<PathBuf> {
     graphs
 }
 
-fn locate(folder: &Path) -> Result<Vec<PathBuf>, ModelError> {
+/// The files of weights by name.
+pub(super) fn locate(folder: &Path) -> Result<Vec<PathBuf>, ModelError> {
     let single = folder.join(SINGLE);
     if single.is_file() {
         return Ok(vec![single]);
