@@ -6,7 +6,7 @@ use std::path::Path;
 use std::thread;
 
 use gateway::model::hub::Settings;
-use gateway::model::progress::Log;
+use gateway::model::progress::{Log, Progress};
 use gateway::model::{Cause, Folder, ModelError, ModelInfo, Source, Wanted, fetch};
 
 #[path = "hub/graphs.rs"]
@@ -215,6 +215,38 @@ fn a_download_that_was_given_up_is_continued_by_the_next() {
             .flatten()
             .any(|entry| { entry.file_name().to_string_lossy().ends_with(".incomplete") })
     );
+}
+
+/// Waits for nothing.
+struct Unwanted;
+
+impl Progress for Unwanted {
+    fn begin(&self, _name: &str, _bytes_total: Option<u64>) {}
+    fn at(&self, _bytes_done: u64) {}
+    fn end(&self) {}
+    fn is_wanted(&self) -> bool {
+        false
+    }
+}
+
+#[test]
+fn a_download_that_nobody_waits_for_ends_and_keeps_what_it_has() {
+    let hub = Hub::start(&model());
+    let source = Source::Hub {
+        repo: "org/name".into(),
+        revision: None,
+    };
+    let got = fetch(&source, &Wanted::default(), &hub.settings(&[]), &Unwanted);
+    let says = ["config.json is not wanted any more", "order it again"];
+    check_error(got, Cause::Unreachable, &says);
+    assert_eq!(
+        hub.asked()
+            .iter()
+            .filter(|asked| asked.method == "GET")
+            .count(),
+        2
+    );
+    hub.check_content(&hub.fetch(None, &[]).unwrap());
 }
 
 #[test]

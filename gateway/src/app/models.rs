@@ -7,7 +7,7 @@ use crate::generation::hold::HoldBounds;
 use crate::generation::probation::FaultBounds;
 use crate::generation::queue::{BatchBounds, QueueBounds};
 use crate::generation::{Facts, Generation, Slots, Start, WorkerBounds, golden_rows};
-use crate::host::{Host, Opened};
+use crate::host::Host;
 use crate::model::progress::{self, Progress};
 use crate::model::{self, ModelInfo, Reads, Source, Token, TokenRows, Tokenizer, Wanted, hub};
 use crate::runtime::{Runtime, aside_of_all};

@@ -115,7 +115,7 @@ pub struct Probed {
 /// The child's last word.
 #[derive(Serialize, Deserialize)]
 enum Report {
-    Passed(Probed),
+    Passed(Box<Probed>),
     Failed(String),
 }
 
@@ -192,7 +192,7 @@ impl Prober {
             let said = said.join().ok().flatten().unwrap_or_default();
             let status = status?;
             match report {
-                Some(Report::Passed(probed)) if status.success() => Ok(probed),
+                Some(Report::Passed(probed)) if status.success() => Ok(*probed),
                 Some(Report::Failed(why)) => Err(why),
                 _ => Err(format!(
                     "its process {}{}",
@@ -288,7 +288,7 @@ pub fn run() -> Result<(), String> {
     })?;
     end_with_server();
     let report = match attempt(&task) {
-        Ok(probed) => Report::Passed(probed),
+        Ok(probed) => Report::Passed(Box::new(probed)),
         Err(why) => Report::Failed(why),
     };
     let report = serde_json::to_string(&report).map_err(|error| error.to_string())?;

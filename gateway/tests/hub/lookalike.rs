@@ -1,5 +1,6 @@
 //! A hub that knows one model, and a storage host for its large files, on two ports of this
 //! machine. Each takes one request per connection, writes it down, and fails as it is told.
+#![allow(dead_code, reason = "each test uses a part of it")]
 
 use std::collections::HashMap;
 use std::fs;
