@@ -24,7 +24,7 @@ use std::marker::PhantomData;
 /// Changes when something that crosses stops meaning what it meant.
 pub const ABI_MAJOR: u32 = 1;
 /// Grows with every addition.
-pub const ABI_MINOR: u32 = 2;
+pub const ABI_MINOR: u32 = 3;
 /// The name of the symbol that tells a plugin from any other library.
 pub const STAMP_SYMBOL: &str = "CROSSGATE_PLUGIN_ABI";
 /// `"CROSSGTE"` read as a little-endian number.

@@ -14,6 +14,7 @@ use crate::{
     RowControl, RowStatus, Scores,
 };
 use abi_stable::std_types::RSlice;
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
@@ -52,6 +53,17 @@ pub fn run(subject: &Subject<'_>) {
     assert!(
         !card.devices.is_empty() && !card.dtypes.is_empty(),
         "the card lacks devices or dtypes: {card:?}"
+    );
+    let is_known = |file: &String| {
+        let is_of = |(dtype, path): (&str, &str)| {
+            card.dtypes.iter().any(|known| known == dtype) && Path::new(path).is_relative()
+        };
+        file.split_once(':').is_some_and(is_of)
+    };
+    assert!(
+        card.files.iter().all(is_known),
+        "the card lists a file that is not dtype:path in one of its dtypes: {:?}",
+        card.files
     );
     let backend = open(subject);
     let described = backend.description();

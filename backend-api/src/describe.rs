@@ -58,6 +58,11 @@ facts! {
         /// Of several plugins that serve a model on the same kind of device, a host that was given no name
         /// asks the one with the largest number first.
         preference: u32 = 100,
+        /// Where a model comes in several files of which one is opened: those that this plugin would take on this
+        /// machine, as `dtype:path` with the path below the model's folder, best first. `auto` is the first one's data
+        /// type. A file that the option `file` names is taken in their place. Empty: all weights in its formats are
+        /// read.
+        files: Vec<String> = Vec::new(),
     }
 }
 
@@ -90,6 +95,9 @@ facts! {
         /// The id of the token that says that it is not: the score is the difference of both logits. `None` for the
         /// first one's logit alone.
         no_token: Option<u32> = None,
+        /// The folder in which users put the plugin, and what it needs beside it: the library that runs may be a copy.
+        /// Empty where the host does not know.
+        plugin_dir: PathBuf = PathBuf::new(),
     }
 }
 

@@ -89,6 +89,25 @@ impl Plugin for Nameless {
     }
 }
 
+/// Lists a file in a data type that it does not have.
+struct Mislabelled;
+
+impl Plugin for Mislabelled {
+    fn card() -> PluginCard {
+        PluginCard {
+            files: vec![
+                "f32:model.onnx".to_owned(),
+                "int8:model_int8.onnx".to_owned(),
+            ],
+            ..Crooked::card()
+        }
+    }
+
+    fn open(request: &OpenRequest) -> Result<Box<dyn Backend>, Fault> {
+        Crooked::open(request)
+    }
+}
+
 impl Backend for CrookedBackend {
     fn description(&self) -> Description {
         let opened = self.counter.load(Ordering::Relaxed);
@@ -267,4 +286,9 @@ fn options_that_are_not_read_are_named() {
 #[test]
 fn a_card_without_a_name_is_named() {
     check_found::<Nameless>("{}", "the card lacks a name or a version");
+}
+
+#[test]
+fn a_file_in_no_dtype_of_the_card_is_named() {
+    check_found::<Mislabelled>("{}", "not dtype:path in one of its dtypes");
 }

@@ -85,6 +85,8 @@ pub struct ShadowOrder {
 pub enum SwapState {
     /// The plugin's file is there.
     Found,
+    /// Files of the model that the plugin needs are being fetched.
+    Preparing,
     /// It is what was ordered, and has done its work in a process of its own.
     Verified,
     /// There is no memory for both: what served is gone, requests wait for what is to come.
@@ -151,8 +153,9 @@ impl SwapOrder {
 
 impl SwapState {
     /// Every one of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Found,
+        Self::Preparing,
         Self::Verified,
         Self::Draining,
         Self::Loaded,
@@ -170,6 +173,7 @@ impl SwapState {
     pub fn name(self) -> &'static str {
         match self {
             Self::Found => "found",
+            Self::Preparing => "preparing",
             Self::Verified => "verified",
             Self::Draining => "draining",
             Self::Loaded => "loaded",

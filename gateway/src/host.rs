@@ -73,6 +73,8 @@ pub struct Opened {
 struct Candidate {
     library: Arc<PluginLibrary>,
     sha256: String,
+    // Where its file lies, or lay.
+    path: Option<PathBuf>,
 }
 
 // === impl Host ===
@@ -111,8 +113,8 @@ impl Host {
 
     fn look_at(&self, path: &Path, is_tried: bool) -> PluginFile {
         let (sha256, found) = self.store.load(path, |copy| {
-            let named = is_tried.then(|| self.prober.name(copy));
-            named.transpose().map(drop)
+            let read = is_tried.then(|| self.prober.card(copy));
+            read.transpose().map(drop)
         });
         let file = PluginFile {
             path: path.to_owned(),
@@ -142,7 +144,7 @@ impl Host {
         rows: TokenRows,
     ) -> Result<(String, Probed), String> {
         let (sha256, copy) = self.store.stage(path)?;
-        let probed = self.prober.probe(&copy, request, rows);
+        let probed = self.prober.probe(&copy, &beside(path, request), rows);
         Ok((sha256, self.tried(probed, &copy, path)?))
     }
 
@@ -192,18 +194,18 @@ impl Host {
             .ok_or_else(|| self.no_plugin(&format!("there is no plugin {name:?}")))
     }
 
-    /// The SHA-256 of a file as it is now, and the name of the plugin in it. One that nobody has looked at is looked
+    /// The SHA-256 of a file as it is now, and the card of the plugin in it. One that nobody has looked at is looked
     /// at in a process of its own. Blocks.
     ///
     /// # Errors
     /// What is wrong with the file, or how its process ended.
-    pub fn identify(&self, path: &Path) -> Result<(String, String), String> {
+    pub fn identify(&self, path: &Path) -> Result<(String, PluginCard), String> {
         let (sha256, copy) = self.store.stage(path)?;
-        let name = match self.by_hash(&sha256) {
-            Some(library) => library.card().name.clone(),
-            None => self.tried(self.prober.name(&copy), &copy, path)?,
+        let card = match self.by_hash(&sha256) {
+            Some(library) => library.card().clone(),
+            None => self.tried(self.prober.card(&copy), &copy, path)?,
         };
-        Ok((sha256, name))
+        Ok((sha256, card))
     }
 
     /// Where the file of an image lies, or lay when it was mapped: a new build of it has come to its place.
@@ -255,12 +257,19 @@ impl Host {
         candidates.into_iter().map(|found| found.library).collect()
     }
 
+    /// What the plugins of this name say of themselves; with none, all.
+    pub fn cards(&self, backend: Option<&str>) -> Vec<PluginCard> {
+        let named = self.named(backend);
+        named.iter().map(|plugin| plugin.card().clone()).collect()
+    }
+
     fn candidates(&self, is_one: impl Fn(&PluginCard) -> bool) -> Vec<Candidate> {
         let files = self.known();
         let plugins = files.iter().filter_map(|file| {
             Some(Candidate {
                 library: Arc::clone(file.found.as_ref().ok()?),
                 sha256: file.sha256.clone()?,
+                path: Some(file.path.clone()),
             })
         });
         plugins
@@ -290,25 +299,25 @@ impl Host {
         let candidates = self.choose(backend, model).map_err(NoBackend::new)?;
         let (mut why, mut is_by_options) = (Vec::new(), false);
         let mut candidates = candidates.into_iter();
-        while let Some(Candidate { library, sha256 }) = candidates.next() {
-            match Opened::by(&library, &sha256, request) {
+        while let Some(candidate) = candidates.next() {
+            match candidate.open(request) {
                 Ok(opened) => {
-                    let device = device_rank(library.card());
+                    let device = device_rank(candidate.library.card());
                     let is_like = move |other: &Candidate| {
                         backend.is_none() && device_rank(other.library.card()) == device
                     };
                     let others = candidates.filter(is_like).collect::<Vec<_>>().into_iter();
                     let open = |other: Candidate| {
-                        Opened::by(&other.library, &other.sha256, request)
-                            .map_err(|fault| format!("{}: {fault}", other.library.card().name))
+                        let opened = other.open(request);
+                        opened.map_err(|fault| format!("{}: {fault}", other.library.card().name))
                     };
                     return Ok((opened, others.map(open)));
                 }
                 Err(fault) => {
                     why.push(format!(
                         "{}: {fault}{}",
-                        library.card().name,
-                        reads(&library, model)
+                        candidate.library.card().name,
+                        reads(&candidate.library, model)
                     ));
                     is_by_options |= fault.code == FaultCode::BadRequest;
                     // Another plugin may serve what this one does not; it will not mend a broken file.
@@ -322,6 +331,24 @@ impl Host {
             }
         }
         Err(NoBackend { why, is_by_options })
+    }
+
+    /// Opens a model by the plugin of a file with this SHA-256.
+    ///
+    /// # Errors
+    /// The plugin's own.
+    pub fn open_by(
+        &self,
+        library: &Arc<PluginLibrary>,
+        sha256: &str,
+        request: &OpenRequest,
+    ) -> Result<Opened, Fault> {
+        let candidate = Candidate {
+            library: Arc::clone(library),
+            sha256: sha256.to_owned(),
+            path: self.file_of(sha256),
+        };
+        candidate.open(request)
     }
 
     /// The name of the plugin that a model is opened with.
@@ -407,24 +434,30 @@ impl Host {
     }
 }
 
-impl Opened {
-    /// Opens a model by the plugin of a file with this SHA-256.
-    ///
-    /// # Errors
-    /// The plugin's own.
-    pub fn by(
-        library: &Arc<PluginLibrary>,
-        sha256: &str,
-        request: &OpenRequest,
-    ) -> Result<Self, Fault> {
-        Ok(Self {
-            backend: library.open(request)?,
-            library: Arc::clone(library),
-            sha256: sha256.to_owned(),
-            request: request.clone(),
+impl Candidate {
+    fn open(&self, request: &OpenRequest) -> Result<Opened, Fault> {
+        let request = match &self.path {
+            Some(path) => beside(path, request),
+            None => request.clone(),
+        };
+        Ok(Opened {
+            backend: self.library.open(&request)?,
+            library: Arc::clone(&self.library),
+            sha256: self.sha256.clone(),
+            request,
         })
     }
+}
 
+/// The request, to the plugin whose file lies at `path`: it runs as a copy, and may need what users put beside it.
+fn beside(path: &Path, request: &OpenRequest) -> OpenRequest {
+    OpenRequest {
+        plugin_dir: path.parent().unwrap_or(path).to_owned(),
+        ..request.clone()
+    }
+}
+
+impl Opened {
     /// A function that opens the same model by the same plugin again.
     pub fn reopen(&self) -> impl Fn() -> Result<OpenBackend, Fault> + Send + Sync + use<> {
         let (library, request) = (Arc::clone(&self.library), self.request.clone());

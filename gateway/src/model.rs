@@ -21,6 +21,7 @@ mod source;
 mod starter;
 mod template;
 mod tokenizer;
+mod wanted;
 mod weights;
 mod windows;
 
@@ -31,6 +32,7 @@ pub use prompt::{Answers, Prompt, Reading, Token};
 pub use rows::TokenRows;
 pub use source::Source;
 pub use tokenizer::{Query, Tokenizer};
+pub use wanted::{Reads, Wanted};
 pub use weights::Format;
 pub use windows::Windows;
 
@@ -46,32 +48,28 @@ pub struct Folder {
     pub name: String,
     /// The commit on the hub, where it came from one.
     pub revision: Option<String>,
-    /// The GGUF file that holds the weights, where one was named: a folder may hold several.
-    pub file: Option<String>,
+    /// Which of its weights will be opened.
+    pub wanted: Wanted,
     /// What an operator should know, for example that the hub could not be asked.
     pub warnings: Vec<String>,
 }
 
 /// Brings the model's files to a local folder: nothing to do for a folder, unpacking for the
-/// starter, a download for a hub id. `file` names the GGUF file that is meant, instead of other weights. Reads no
-/// file's content beyond what choosing files needs.
+/// starter, a download for a hub id, where of the weights only what is wanted comes. Reads no file's content
+/// beyond what choosing files needs.
 pub fn fetch(
     source: &Source,
-    file: Option<&str>,
+    wanted: &Wanted,
     settings: &Settings,
     progress: &dyn Progress,
 ) -> Result<Folder, ModelError> {
     match source {
         Source::Starter => starter::install(settings.own_dir()),
-        Source::Folder(path) => local(path),
+        Source::Folder(path) => local(path, wanted),
         Source::Hub { repo, revision } => {
-            hub::fetch(repo, revision.as_deref(), file, settings, progress)
+            hub::fetch(repo, revision.as_deref(), wanted, settings, progress)
         }
     }
-    .map(|folder| Folder {
-        file: file.map(str::to_owned),
-        ..folder
-    })
 }
 
 /// Why there is no model, and what to do about it. Shown to operators, never to clients.
@@ -135,14 +133,14 @@ impl fmt::Display for ModelError {
 
 impl std::error::Error for ModelError {}
 
-fn local(path: &Path) -> Result<Folder, ModelError> {
+fn local(path: &Path, wanted: &Wanted) -> Result<Folder, ModelError> {
     let name = path.display().to_string();
     if path.is_dir() {
         return Ok(Folder {
             path: path.into(),
             name,
             revision: None,
-            file: None,
+            wanted: wanted.clone(),
             warnings: Vec::new(),
         });
     }

@@ -1,5 +1,9 @@
 //! Several families at once, each by the plugin that serves it, with the scores of its reference.
 
+#[path = "families/graphs.rs"]
+mod graphs;
+#[path = "hub/lookalike.rs"]
+mod lookalike;
 #[path = "serve/server.rs"]
 mod server;
 
@@ -20,6 +24,11 @@ fn start(sources: &str) -> Server {
 }
 
 fn start_with(sources: &str, more: &[(&str, &str)]) -> Server {
+    Server::start("{}", &with(sources, more))
+}
+
+/// These settings for these sources.
+fn with<'a>(sources: &'a str, more: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
     let mut settings = vec![
         ("model.sources", sources),
         ("model.backend", "auto"),
@@ -27,7 +36,7 @@ fn start_with(sources: &str, more: &[(&str, &str)]) -> Server {
         ("threads.total", "1"),
     ];
     settings.extend(more);
-    Server::start("{}", &settings)
+    settings
 }
 
 /// Ends the clients, also when the test fails.
@@ -145,24 +154,6 @@ fn a_model_goes_from_one_plugin_to_another_under_load() {
     assert!(proof.contains("as generation 2"), "{proof}");
 }
 
-/// A model of graphs alone: the seeded BERT of the plugins' tests, with a tokenizer of a few words.
-fn graphs() -> tempfile::TempDir {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../plugins");
-    let dir = tempfile::tempdir().unwrap();
-    std::fs::create_dir(dir.path().join("onnx")).unwrap();
-    for (from, to) in [
-        ("golden/bert/config.json", "config.json"),
-        (
-            "ort-coreml/tests/models/bert/onnx/model.onnx",
-            "onnx/model.onnx",
-        ),
-    ] {
-        std::fs::copy(root.join(from), dir.path().join(to)).unwrap();
-    }
-    write_tokenizer(dir.path());
-    dir
-}
-
 /// Writes a tokenizer of a few words.
 fn write_tokenizer(dir: &Path) {
     let words = [
@@ -191,47 +182,6 @@ fn write_tokenizer(dir: &Path) {
         "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "[UNK]"}
     });
     std::fs::write(dir.join("tokenizer.json"), tokenizer.to_string()).unwrap();
-}
-
-#[test]
-fn a_model_of_graphs_alone_is_served_by_the_plugin_that_reads_them() {
-    let library = server::plugin_dir().parent().unwrap().join("onnxruntime");
-    if !library.is_dir() && std::env::var_os("ORT_DYLIB_PATH").is_none() {
-        assert!(
-            std::env::var_os("ONNXRUNTIME_REQUIRED").is_none(),
-            "there is no ONNX Runtime: run `make onnxruntime`"
-        );
-        eprintln!(
-            "SKIPPED: there is no ONNX Runtime in {}: run `make onnxruntime`",
-            library.display()
-        );
-        return;
-    }
-    let dir = graphs();
-    let server = start("starter");
-    let order = json!({"source": dir.path().display().to_string()});
-    let answer = server.order("/models/graphs/load", &order);
-    assert_eq!(answer.status, 200, "{answer:?}");
-    let models = models(&server);
-    assert_eq!(models["graphs"]["backend"], "ort-coreml", "{models}");
-    let body = json!({"model": "graphs", "query": "plants", "documents": ["the light", "cars"]});
-    assert_eq!(server.rerank(&body).results().len(), 2);
-    // The same weights by name, for who computes them itself: the same scores.
-    let named = server.rerank(&body);
-    let weights =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../plugins/golden/bert/model.safetensors");
-    std::fs::copy(weights, dir.path().join("model.safetensors")).unwrap();
-    let order = json!({"source": dir.path().display().to_string(), "plugin": "candle-cpu"});
-    let answer = server.order("/models/named/load", &order);
-    assert_eq!(answer.status, 200, "{answer:?}");
-    let mut other = body.clone();
-    other["model"] = "named".into();
-    let other = server.rerank(&other);
-    for (a, b) in named.results().iter().zip(other.results()) {
-        assert_eq!(a["index"], b["index"]);
-        let score = |result: &Value| result["relevance_score"].as_f64().unwrap();
-        assert!((score(a) - score(&b)).abs() < 1e-4, "{a} {b}");
-    }
 }
 
 /// A seeded RoBERTa of the plugins' tests, as llama.cpp writes it.

@@ -6,9 +6,13 @@ use std::path::Path;
 use std::thread;
 
 use gateway::model::hub::Settings;
-use gateway::model::progress::Log;
-use gateway::model::{Cause, Folder, Format, ModelError, ModelInfo, Source, fetch};
+use gateway::model::progress::{Log, Progress};
+use gateway::model::{Cause, Folder, ModelError, ModelInfo, Source, Wanted, fetch};
 
+#[path = "hub/gguf.rs"]
+mod gguf;
+#[path = "hub/graphs.rs"]
+mod graphs;
 #[path = "hub/lookalike.rs"]
 mod lookalike;
 
@@ -147,72 +151,6 @@ fn what_cannot_be_served_is_refused_before_its_weights() {
 }
 
 #[test]
-fn a_model_without_named_weights_comes_as_a_graph_with_its_data() {
-    let mut files = model_with(WEIGHTS, None);
-    files.push(("onnx/model.onnx_data", b"data".to_vec()));
-    files.push(("onnx/model_int8.onnx", b"other".to_vec()));
-    let hub = Hub::start(&files);
-    let folder = hub.fetch(None, &[]).unwrap();
-    let has = |name: &str| folder.path.join(name).is_file();
-    assert!(has("onnx/model.onnx") && has("onnx/model.onnx_data"));
-    assert!(!has("onnx/model_int8.onnx"));
-    let info = ModelInfo::read(&folder).unwrap();
-    assert_eq!(info.format, Format::Onnx);
-    assert_eq!(info.num_parameters, 0);
-    // What was fetched once is there without the hub.
-    let again = hub.fetch(None, &[("HF_HUB_OFFLINE", "1")]).unwrap();
-    assert_eq!(again.path, folder.path);
-}
-
-#[test]
-fn a_gguf_file_is_the_weights_where_there_is_nothing_else_or_it_is_named() {
-    let mut files = model_with(WEIGHTS, None);
-    files.retain(|(name, _)| *name != "onnx/model.onnx");
-    files.push(("model-q8_0.gguf", weights()));
-    let hub = Hub::start(&files);
-    let folder = hub.fetch(None, &[]).unwrap();
-    let info = ModelInfo::read(&folder).unwrap();
-    assert_eq!(info.format, Format::Gguf);
-    assert_eq!(
-        fs::read(folder.path.join("model-q8_0.gguf")).unwrap(),
-        weights()
-    );
-
-    files.push(("model-q4_k.gguf", b"less".to_vec()));
-    let hub = Hub::start(&files);
-    let words = ["model-q4_k.gguf", "model-q8_0.gguf", "--backend-options"];
-    check_error(hub.fetch(None, &[]), Cause::Unfit, &words);
-    assert!(!hub.asked().iter().any(|asked| asked.at == "cdn"));
-    let named = |name| hub.fetch_file(None, Some(name), &[]);
-    check_error(named("x.gguf"), Cause::Unfit, &["no x.gguf", "q4_k"]);
-    let folder = named("model-q4_k.gguf").unwrap();
-    assert!(!folder.path.join("model-q8_0.gguf").exists());
-    let small = ModelInfo::read(&folder).unwrap();
-    // Another file is another model, also where both are there by now.
-    let folder = named("model-q8_0.gguf").unwrap();
-    let large = ModelInfo::read(&folder).unwrap();
-    assert_eq!((small.format, large.format), (Format::Gguf, Format::Gguf));
-    assert_ne!(small.fingerprint, large.fingerprint);
-    assert_eq!(large.fingerprint, info.fingerprint);
-
-    // Beside other weights it counts when it is named.
-    let mut files = model();
-    files.push(("model.gguf", weights()));
-    let hub = Hub::start(&files);
-    let format = |file| {
-        let folder = hub.fetch_file(None, file, &[]).unwrap();
-        ModelInfo::read(&folder).unwrap().format
-    };
-    assert_eq!(format(None), Format::Safetensors);
-    assert_eq!(format(Some("model.gguf")), Format::Gguf);
-
-    // Most repositories of GGUF files hold nothing else.
-    let hub = Hub::start(&[("README.md", Vec::new()), ("model.gguf", weights())]);
-    let words = ["no config.json", "that it was converted from"];
-    check_error(hub.fetch(None, &[]), Cause::Unfit, &words);
-}
-
-#[test]
 fn names_that_leave_the_folder_are_refused() {
     // Listed, it is left out.
     let hub = Hub::start(&model_with("../../../evil/config.json", Some(CONFIG)));
@@ -279,6 +217,38 @@ fn a_download_that_was_given_up_is_continued_by_the_next() {
             .flatten()
             .any(|entry| { entry.file_name().to_string_lossy().ends_with(".incomplete") })
     );
+}
+
+/// Waits for nothing.
+struct Unwanted;
+
+impl Progress for Unwanted {
+    fn begin(&self, _name: &str, _bytes_total: Option<u64>) {}
+    fn at(&self, _bytes_done: u64) {}
+    fn end(&self) {}
+    fn is_wanted(&self) -> bool {
+        false
+    }
+}
+
+#[test]
+fn a_download_that_nobody_waits_for_ends_and_keeps_what_it_has() {
+    let hub = Hub::start(&model());
+    let source = Source::Hub {
+        repo: "org/name".into(),
+        revision: None,
+    };
+    let got = fetch(&source, &Wanted::default(), &hub.settings(&[]), &Unwanted);
+    let says = ["config.json is not wanted any more", "order it again"];
+    check_error(got, Cause::Unreachable, &says);
+    assert_eq!(
+        hub.asked()
+            .iter()
+            .filter(|asked| asked.method == "GET")
+            .count(),
+        2
+    );
+    hub.check_content(&hub.fetch(None, &[]).unwrap());
 }
 
 #[test]
@@ -459,8 +429,9 @@ fn a_folder_is_taken_as_it_is() {
     let hub = Hub::start(&model());
     let fetched = hub.fetch(None, &[]).unwrap();
     let settings = Settings::from_env(|_| None).unwrap();
+    let any = Wanted::default();
     let source = Source::Folder(fetched.path.clone());
-    let folder = fetch(&source, None, &settings, &Log).unwrap();
+    let folder = fetch(&source, &any, &settings, &Log).unwrap();
     let (by_name, by_path) = (
         ModelInfo::read(&fetched).unwrap(),
         ModelInfo::read(&folder).unwrap(),
@@ -469,19 +440,19 @@ fn a_folder_is_taken_as_it_is() {
     assert_eq!(by_name.num_parameters, by_path.num_parameters);
     let nowhere = Source::Folder("/no/such/folder".into());
     check_error(
-        fetch(&nowhere, None, &settings, &Log),
+        fetch(&nowhere, &any, &settings, &Log),
         Cause::NotFound,
         &["/no/such/folder"],
     );
     let file = Source::Folder(fetched.path.join("config.json"));
     check_error(
-        fetch(&file, None, &settings, &Log),
+        fetch(&file, &any, &settings, &Log),
         Cause::NotFound,
         &["is a file"],
     );
     let file = Source::Folder("./model.gguf".into());
     check_error(
-        fetch(&file, None, &settings, &Log),
+        fetch(&file, &any, &settings, &Log),
         Cause::NotFound,
         &["model.gguf", "make a folder"],
     );

@@ -15,7 +15,7 @@ use gateway::generation::queue::{BatchBounds, QueueBounds};
 use gateway::generation::{Facts, Generation, Slots, Start, WorkerBounds};
 use gateway::intake::{Bounds, Intake};
 use gateway::load::Load;
-use gateway::model::{Folder, ModelInfo, Tokenizer};
+use gateway::model::{Folder, ModelInfo, Tokenizer, Wanted};
 use gateway::runtime::{Runtime, now};
 use gateway::score::{Form, Priority, RequestId, ScoreError, ScoreRequest, ScoreResponse, Texts};
 use gateway::telemetry::Metrics;
@@ -157,7 +157,7 @@ fn generation(
         path: Path::new(env!("CARGO_MANIFEST_DIR")).join("starter"),
         name: name.to_owned(),
         revision: None,
-        file: None,
+        wanted: Wanted::default(),
         warnings: Vec::new(),
     });
     let info = info.unwrap();

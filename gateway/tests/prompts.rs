@@ -1,6 +1,6 @@
 //! Rerankers that generate, as sentence-transformers writes and reads them (tests/prompts/make_prompts.py).
 
-use gateway::model::{Folder, ModelInfo, Token, TokenRows, Tokenizer};
+use gateway::model::{Folder, ModelInfo, Token, TokenRows, Tokenizer, Wanted};
 use gateway::score::{Form, ScoreError};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ fn info(name: &str) -> ModelInfo {
         path: folder(name),
         name: name.to_owned(),
         revision: None,
-        file: None,
+        wanted: Wanted::default(),
         warnings: Vec::new(),
     });
     read.unwrap()

@@ -4,7 +4,7 @@
 #[path = "serve/server.rs"]
 mod server;
 
-use gateway::model::{Folder, ModelInfo, TokenRows, Tokenizer};
+use gateway::model::{Folder, ModelInfo, TokenRows, Tokenizer, Wanted};
 use gateway::score::{Form, Side};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -71,7 +71,7 @@ fn info(dir: &TempDir) -> Result<ModelInfo, String> {
         path: dir.path().to_owned(),
         name: "it".to_owned(),
         revision: None,
-        file: None,
+        wanted: Wanted::default(),
         warnings: Vec::new(),
     };
     ModelInfo::read(&folder).map_err(|error| error.to_string())

@@ -7,12 +7,13 @@ use crate::generation::hold::HoldBounds;
 use crate::generation::probation::FaultBounds;
 use crate::generation::queue::{BatchBounds, QueueBounds};
 use crate::generation::{Facts, Generation, Slots, Start, WorkerBounds, golden_rows};
-use crate::host::{Host, Opened};
-use crate::model::{self, ModelInfo, Source, Token, TokenRows, Tokenizer, hub, progress};
+use crate::host::Host;
+use crate::model::progress::{self, Progress};
+use crate::model::{self, ModelInfo, Reads, Source, Token, TokenRows, Tokenizer, Wanted, hub};
 use crate::runtime::{Runtime, aside_of_all};
 use crate::score::Activation;
 use crate::telemetry::Metrics;
-use backend_api::{OpenRequest, PluginLibrary};
+use backend_api::{OpenRequest, PluginCard, PluginLibrary};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -78,7 +79,9 @@ impl Loader {
                 number: slots.next_number(&named.name),
             };
             let by = By::Name(settings.backend.clone());
-            let loaded = self.read(recipe).and_then(|read| self.open(read, &by));
+            let cards = self.host.cards(settings.backend.as_deref());
+            let read = self.read(recipe, &cards, &*progress::for_stderr());
+            let loaded = read.and_then(|read| self.open(read, &by));
             let generation = loaded.map_err(|error| match error {
                 StartError::Other(why) => {
                     StartError::Other(format!("the model {} does not load: {why}", named.name))
@@ -97,15 +100,23 @@ impl Loader {
         Ok(())
     }
 
-    /// Fetches and reads a model.
+    /// Fetches and reads a model, for plugins with these cards.
     ///
     /// # Errors
     /// Which step failed, and what to do.
-    pub(super) fn read(&self, recipe: Recipe) -> Result<Read, StartError> {
+    pub(super) fn read(
+        &self,
+        recipe: Recipe,
+        cards: &[PluginCard],
+        progress: &dyn Progress,
+    ) -> Result<Read, StartError> {
         let name = recipe.name.as_str();
-        let file = named_file(&recipe.options);
-        let progress = progress::for_stderr();
-        let folder = model::fetch(&recipe.source, file.as_deref(), &self.hub, &*progress)
+        let reads = cards.iter().map(|card| Reads {
+            formats: &card.formats,
+            files: &card.files,
+        });
+        let wanted = Wanted::by(reads, &recipe.dtype, &recipe.options);
+        let folder = model::fetch(&recipe.source, &wanted, &self.hub, progress)
             .map_err(StartError::other)?;
         let info = ModelInfo::read(&folder).map_err(StartError::other)?;
         for warning in &info.warnings {
@@ -218,7 +229,7 @@ impl Loader {
             }
             By::Library(library, sha256) => {
                 // Others are being served meanwhile.
-                let opened = aside_of_all(|| Opened::by(library, sha256, request));
+                let opened = aside_of_all(|| self.host.open_by(library, sha256, request));
                 let name = &library.card().name;
                 let opened = opened
                     .ok_or_else(|| StartError::Other(format!("{name}: no thread opens the model")))?
@@ -381,13 +392,6 @@ fn answer(tokenizer: &Tokenizer, token: Option<&Token>) -> Result<Option<u32>, S
     id.map_err(|why| StartError::Other(format!("the token by which it answers: {why}")))
 }
 
-/// The GGUF file that a plugin's options name, which is then the one to be fetched; other files are the plugin's affair.
-fn named_file(options: &str) -> Option<String> {
-    let options: serde_json::Value = serde_json::from_str(options).ok()?;
-    let file = options.get("file")?.as_str()?;
-    file.ends_with(".gguf").then(|| file.to_owned())
-}
-
 fn count(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
 }
@@ -401,11 +405,6 @@ impl Read {
     /// The encoder's own.
     pub(super) fn golden_rows(&self) -> Result<TokenRows, String> {
         golden_rows(&self.tokenizer)
-    }
-
-    /// Of the files that scores depend on.
-    pub(super) fn fingerprint(&self) -> &[u8; 32] {
-        &self.info.fingerprint
     }
 
     /// What its folder says.

@@ -14,7 +14,7 @@ use crate::cache::Levels;
 use crate::config::{MODELS_MAX, NamedSource};
 use crate::control::{SwapError, SwapOrder, SwapState, SwapStep};
 use crate::generation::{Facts, Generation, Slots};
-use crate::model::Source;
+use crate::model::{Source, progress};
 use crate::runtime::{Runtime, now};
 use crate::score::ScoreError;
 use std::collections::BTreeMap;
@@ -234,12 +234,13 @@ impl Swaps {
             options: facts.request.options.clone(),
             number: self.slots.next_number(&facts.name),
         };
+        let cards = [library.card().clone()];
         let by = By::Library(library, image.clone());
         let read = self
             .loader
-            .read(recipe)
+            .read(recipe, &cards, &*progress::for_stderr())
             .map_err(|error| error.to_string())?;
-        if read.fingerprint() != &facts.info.fingerprint {
+        if !read.info().has_weights_of(&facts.info) {
             return Err(format!("{} holds other weights by now", facts.source));
         }
         let opened = self.loader.open(read, &by);

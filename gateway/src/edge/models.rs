@@ -66,7 +66,7 @@ pub(super) struct Model {
 /// What a swap has reached.
 #[derive(Serialize, ToSchema)]
 pub(super) struct LastSwap {
-    /// `found`, `verified`, `loaded`, `draining`, `warm`, `proven`, `shadow`, `live`, `confirmed`, `refused`, `rolled_back`.
+    /// `found`, `preparing`, `verified`, `loaded`, `draining`, `warm`, `proven`, `shadow`, `live`, `confirmed`, `refused`, `rolled_back`.
     #[schema(example = "confirmed")]
     state: &'static str,
     /// What there is to say of it: for a refusal why. For operators only: it may name files.

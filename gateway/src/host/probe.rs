@@ -7,7 +7,7 @@
 use super::image;
 use crate::model::TokenRows;
 use crate::runtime::step_back;
-use backend_api::{Description, OpenRequest, OpenWorker, RaggedBatch, RowControl};
+use backend_api::{Description, OpenRequest, OpenWorker, PluginCard, RaggedBatch, RowControl};
 use rustix::process::{
     Pid, Resource, Rlimit, Signal, kill_current_process_group, kill_process_group, setrlimit,
 };
@@ -75,13 +75,29 @@ struct RequestDef {
     options: String,
     yes_token: Option<u32>,
     no_token: Option<u32>,
+    plugin_dir: PathBuf,
+}
+
+/// How a card is written down.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "PluginCard")]
+struct CardDef {
+    name: String,
+    version: String,
+    devices: Vec<String>,
+    dtypes: Vec<String>,
+    architectures: Vec<String>,
+    formats: Vec<String>,
+    preference: u32,
+    files: Vec<String>,
 }
 
 /// How it went.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Probed {
-    /// The plugin's name.
-    pub name: String,
+    /// What the plugin says of itself.
+    #[serde(with = "CardDef")]
+    pub card: PluginCard,
     /// Bytes that the plugin says it takes.
     pub memory_bytes: u64,
     /// As the plugin describes it.
@@ -99,7 +115,7 @@ pub struct Probed {
 /// The child's last word.
 #[derive(Serialize, Deserialize)]
 enum Report {
-    Passed(Probed),
+    Passed(Box<Probed>),
     Failed(String),
 }
 
@@ -120,12 +136,12 @@ impl Prober {
         self.run(copy, Some(Trial { request, rows }))
     }
 
-    /// The name of the plugin at `copy`. Blocks.
+    /// The card of the plugin at `copy`. Blocks.
     ///
     /// # Errors
     /// Why it is none, or how its process ended.
-    pub fn name(&self, copy: &Path) -> Result<String, String> {
-        Ok(self.run(copy, None)?.name)
+    pub fn card(&self, copy: &Path) -> Result<PluginCard, String> {
+        Ok(self.run(copy, None)?.card)
     }
 
     fn run(&self, copy: &Path, trial: Option<Trial>) -> Result<Probed, String> {
@@ -176,7 +192,7 @@ impl Prober {
             let said = said.join().ok().flatten().unwrap_or_default();
             let status = status?;
             match report {
-                Some(Report::Passed(probed)) if status.success() => Ok(probed),
+                Some(Report::Passed(probed)) if status.success() => Ok(*probed),
                 Some(Report::Failed(why)) => Err(why),
                 _ => Err(format!(
                     "its process {}{}",
@@ -272,7 +288,7 @@ pub fn run() -> Result<(), String> {
     })?;
     end_with_server();
     let report = match attempt(&task) {
-        Ok(probed) => Report::Passed(probed),
+        Ok(probed) => Report::Passed(Box::new(probed)),
         Err(why) => Report::Failed(why),
     };
     let report = serde_json::to_string(&report).map_err(|error| error.to_string())?;
@@ -305,14 +321,14 @@ fn attempt(task: &Task) -> Result<Probed, String> {
         let _ = setrlimit(Resource::Data, limit);
     }
     let library = image::open(&task.library)?;
-    let name = library.card().name.clone();
+    let card = library.card().clone();
     let Some(trial) = &task.trial else {
         return Ok(Probed {
-            name,
+            card,
             ..Probed::default()
         });
     };
-    let of_plugin = |fault: backend_api::Fault| format!("{name}: {fault}");
+    let of_plugin = |fault: backend_api::Fault| format!("{}: {fault}", card.name);
     let backend = library.open(&trial.request).map_err(of_plugin)?;
     let mut worker = backend.worker().map_err(of_plugin)?;
     let logits = score(&mut worker, &trial.rows)?;
@@ -327,7 +343,7 @@ fn attempt(task: &Task) -> Result<Probed, String> {
     drop(worker);
     drop(backend);
     Ok(Probed {
-        name,
+        card,
         memory_bytes,
         numerics_id,
         dtype,

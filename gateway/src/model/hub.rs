@@ -11,8 +11,8 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::Path;
 
 use super::progress::Progress;
-use super::weights::{self, GRAPHS, INDEX, SINGLE, gguf};
-use super::{Cause, Folder, ModelError, info};
+use super::weights::{self, INDEX, gguf};
+use super::{Cause, Folder, ModelError, Wanted, info};
 
 mod answers;
 mod cache;
@@ -42,11 +42,11 @@ const SMALL_FILES: [&str; 10] = [
     "chat_template.json",
 ];
 
-/// The cached commit of `revision` (default `main`), fetched where it is not complete.
+/// The cached commit of `revision` (default `main`), fetched where it lacks what is wanted.
 pub(super) fn fetch(
     repo: &str,
     revision: Option<&str>,
-    file: Option<&str>,
+    wanted: &Wanted,
     settings: &Settings,
     progress: &dyn Progress,
 ) -> Result<Folder, ModelError> {
@@ -55,26 +55,28 @@ pub(super) fn fetch(
     check_repo(repo).map_err(invalid)?;
     check_revision(revision).map_err(invalid)?;
 
-    let wanted = Wanted {
-        repo,
-        revision,
-        file,
-    };
     let cache = Cache::new(settings.cache_dir(), repo);
-    let cached = cache.complete_commit(revision, file);
+    let cached = cache.complete_commit(revision, wanted);
     let folder = |commit: String, warnings| Folder {
         path: cache.snapshot(&commit),
         name: repo.to_owned(),
         revision: Some(commit),
-        file: None,
+        wanted: wanted.clone(),
         warnings,
     };
     match cached {
-        Some(commit) if settings.is_offline() || cache.is_final(&commit, revision) => {
+        Some(commit) if settings.is_offline() || cache.is_final(&commit, revision, wanted) => {
             Ok(folder(commit, Vec::new()))
         }
-        None if settings.is_offline() => Err(not_cached(repo, revision, &cache)),
-        cached => match online(&wanted, settings, &cache, cached.is_some(), progress) {
+        None if settings.is_offline() => Err(not_cached(repo, revision, wanted, &cache)),
+        cached => match online(
+            (repo, revision),
+            wanted,
+            settings,
+            &cache,
+            cached.is_some(),
+            progress,
+        ) {
             Ok(commit) => Ok(folder(commit, Vec::new())),
             Err(error) => match cached {
                 Some(commit) if may_fall_back(error.cause) => {
@@ -104,43 +106,31 @@ pub(super) fn noise() -> u64 {
     RandomState::new().build_hasher().finish()
 }
 
-fn not_cached(repo: &str, revision: &str, cache: &Cache) -> ModelError {
+fn not_cached(repo: &str, revision: &str, wanted: &Wanted, cache: &Cache) -> ModelError {
     ModelError::new(
         Cause::NotFound,
         format!(
-            "{repo} at {revision} is not complete in the cache {}, and HF_HUB_OFFLINE forbids to \
-             fetch it",
+            "{repo} at {revision} is not complete in the cache {}: it needs config.json, \
+             tokenizer.json and {wanted}, and HF_HUB_OFFLINE forbids to fetch what is missing",
             cache.root().display()
         ),
         "start once without HF_HUB_OFFLINE, or copy the model there, or name a folder",
     )
 }
 
-/// What is to be fetched.
-struct Wanted<'a> {
-    repo: &'a str,
-    revision: &'a str,
-    /// The GGUF file that holds the weights, where one is named.
-    file: Option<&'a str>,
-}
-
 /// Makes the snapshot complete and returns its commit.
 fn online(
-    wanted: &Wanted<'_>,
+    (repo, revision): (&str, &str),
+    wanted: &Wanted,
     settings: &Settings,
     cache: &Cache,
     has_fallback: bool,
     progress: &dyn Progress,
 ) -> Result<String, ModelError> {
-    let &Wanted {
-        repo,
-        revision,
-        file,
-    } = wanted;
     let client = Client::new(settings, repo)?;
     let listing = client.listing(revision, has_fallback)?;
     let place = format!("{repo} at {revision}");
-    let (small, weight) = choose(&listing, file, &place)?;
+    let (small, weight) = choose(&listing, wanted, &place)?;
     let commit = &listing.commit;
     let ensure = |name: &str| download::ensure(&client, cache, commit, name, progress);
 
@@ -148,15 +138,16 @@ fn online(
         ensure(name)?;
     }
     info::check_scores(&cache.snapshot(commit), repo)?;
+    // A graph that is too large for its own format has its data beside it. They come before it: a graph that is there
+    // says that all of it is.
+    for name in listing.names.iter().filter(|name| is_data_of(name, weight)) {
+        ensure(name)?;
+    }
     ensure(weight)?;
     if weight.ends_with(gguf::ENDING) {
         let found = std::fs::metadata(cache.snapshot(commit).join(weight));
         let bytes = found.map_or(0, |found| found.len());
         tracing::info!(repo, file = weight, bytes, "a GGUF file holds the weights");
-    }
-    // A graph that is too large for its own format has its data beside it.
-    for name in listing.names.iter().filter(|name| is_data_of(name, weight)) {
-        ensure(name)?;
     }
     if weight == INDEX {
         for name in shards(&cache.snapshot(commit).join(INDEX), &listing, &place)? {
@@ -169,10 +160,10 @@ fn online(
 }
 
 /// The small files and the one that is or names the weights. Everything else stays on the hub:
-/// other frameworks' weights, pictures, and where there are named weights ONNX exports.
+/// other frameworks' weights, other graphs, pictures.
 fn choose<'a>(
     listing: &'a Listing,
-    file: Option<&str>,
+    wanted: &'a Wanted,
     place: &str,
 ) -> Result<(Vec<&'a str>, &'a str), ModelError> {
     let has = |name: &str| listing.names.iter().any(|there| there == name);
@@ -182,12 +173,7 @@ fn choose<'a>(
     if !has("tokenizer.json") {
         return Err(gguf::or_needed(info::no_tokenizer(place), &listing.names));
     }
-    let others = [SINGLE, INDEX].into_iter().chain(GRAPHS);
-    let weight = match others.into_iter().find(|name| has(name)) {
-        Some(name) if file.is_none() => name,
-        _ => gguf::choose(&listing.names, file, place)?
-            .ok_or_else(|| weights::none_found(place, &listing.names))?,
-    };
+    let weight = wanted.choose(&listing.names, place)?;
     let is_small = |name: &&str| SMALL_FILES.contains(name) || is_module_config(name);
     Ok((
         listing
@@ -203,7 +189,7 @@ fn choose<'a>(
 /// `onnx/model.onnx_data` and `onnx/model.onnx.data` are of `onnx/model.onnx`.
 fn is_data_of(name: &str, graph: &str) -> bool {
     let rest = name.strip_prefix(graph);
-    GRAPHS.contains(&graph) && rest.is_some_and(|rest| rest.starts_with(['_', '.']))
+    graph.ends_with(".onnx") && rest.is_some_and(|rest| rest.starts_with(['_', '.']))
 }
 
 /// The configuration of a sentence-transformers module: `1_Dense/config.json`.
@@ -228,6 +214,7 @@ fn shards(index: &Path, listing: &Listing, place: &str) -> Result<Vec<String>, M
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{Reads, weights::SINGLE};
 
     #[track_caller]
     fn check_choice(names: &[&str], want: Result<(&[&str], &str), &str>) {
@@ -236,7 +223,16 @@ mod tests {
             commit: "c".into(),
             names,
         };
-        match (choose(&listing, None, "a/b at main"), want) {
+        let (formats, files) = (
+            ["safetensors", "onnx", "gguf"].map(str::to_owned),
+            ["f32:model.onnx".to_owned()],
+        );
+        let reads = Reads {
+            formats: &formats,
+            files: &files,
+        };
+        let wanted = Wanted::by([reads], "auto", "{}");
+        match (choose(&listing, &wanted, "a/b at main"), want) {
             (Ok((small, weight)), Ok(want)) => assert_eq!((small.as_slice(), weight), want),
             (Err(got), Err(want)) => assert!(got.to_string().contains(want), "{got}: {want:?}"),
             (got, want) => panic!("{got:?}, expected {want:?}"),
@@ -291,14 +287,6 @@ mod tests {
             &["config.json", "vocab.txt", SINGLE],
             Err("only fast tokenizers"),
         );
-        let exports = [
-            "model.onnx",
-            "onnx/model.onnx",
-            "onnx/model_int8.onnx",
-            "x.bin",
-        ];
-        let graphs = [&["config.json", "tokenizer.json"], &exports[..]].concat();
-        check_choice(&graphs, Ok((both, "onnx/model.onnx")));
         assert!(is_data_of("onnx/model.onnx_data", "onnx/model.onnx"));
         assert!(!is_data_of("onnx/model_int8.onnx", "onnx/model.onnx"));
         assert!(!is_data_of("model.safetensors.index.json", SINGLE));

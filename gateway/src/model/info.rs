@@ -9,7 +9,7 @@ use crate::score::{Activation, Side};
 use super::config::{Config, SentenceTransformers, TokenizerConfig};
 use super::fingerprint;
 use super::prompt::Reading;
-use super::weights::{self, Format, Summary, gguf, names_in, read_bounded};
+use super::weights::{self, Format, gguf, names_in, read_bounded};
 use super::{Folder, Geometry, ModelError};
 
 /// Configuration files are a few kilobytes; classifiers with thousands of labels a few hundred.
@@ -72,11 +72,8 @@ impl ModelInfo {
             return Err(gguf::or_needed(missing, &names_in(path)));
         }
         weights::refuse_pointer(&tokenizer_path)?;
-        let (format, weights) = weights::find(path, folder.file.as_deref())?;
-        let summary = match format {
-            Format::Safetensors => weights::summarize(&weights)?,
-            Format::Onnx | Format::Gguf => Summary::default(),
-        };
+        let weights = weights::find(path, &folder.wanted)?;
+        let summary = weights.summary;
 
         let in_config = |why: String| {
             ModelError::unfit(
@@ -99,7 +96,7 @@ impl ModelInfo {
             .map_err(in_config)?;
         let beside_weights = [CONFIG, TOKENIZER, TOKENIZER_CONFIG].map(|name| path.join(name));
         let files = beside_weights.into_iter().filter(|path| path.is_file());
-        let files = files.chain(Reading::files(path)).chain(weights);
+        let files = files.chain(Reading::files(path)).chain(weights.files);
         let fingerprint = fingerprint::of_files(files.collect())?;
         if let (Some(source), true) = (&reading.source, reading.answers.is_none()) {
             warnings.push(format!("pairs are read in a prompt: {source}"));
@@ -118,7 +115,7 @@ impl ModelInfo {
             truncation_side: tokenizer_config.truncation_side(),
             type_vocab_size: config.type_vocab_size,
             vocab_size: config.vocab_size,
-            format,
+            format: weights.format,
             num_parameters: summary.num_parameters,
             geometry: Geometry::of(&read_json(&path.join(CONFIG))?),
             path: path.clone(),
@@ -129,6 +126,13 @@ impl ModelInfo {
             fingerprint,
             warnings,
         })
+    }
+
+    /// Whether both are of the same weights: the same files, or the same commit of a repository, of which different
+    /// files may have been fetched.
+    pub fn has_weights_of(&self, other: &Self) -> bool {
+        let is_same_commit = self.revision.is_some() && self.revision == other.revision;
+        self.fingerprint == other.fingerprint || (is_same_commit && self.name == other.name)
     }
 }
 
@@ -216,6 +220,7 @@ mod tests {
     use std::fs;
 
     use super::*;
+    use crate::model::Wanted;
 
     const CONFIG_TEXT: &str = r#"{"architectures":["BertForSequenceClassification"],
         "model_type":"bert","id2label":{"0":"LABEL_0"},"max_position_embeddings":512}"#;
@@ -246,7 +251,7 @@ mod tests {
         ModelInfo::read(&Folder {
             path: folder.path().into(),
             name: "m".into(),
-            file: None,
+            wanted: Wanted::default(),
             revision: None,
             warnings: vec!["from fetch".into()],
         })

@@ -13,6 +13,10 @@ pub trait Progress {
     fn at(&self, bytes_done: u64);
     /// The file is complete, or was given up.
     fn end(&self);
+    /// Whether anybody still waits for it. Asked again and again on the way.
+    fn is_wanted(&self) -> bool {
+        true
+    }
 }
 
 /// A bar on standard error where a person sees it, else a log line per file.

@@ -7,7 +7,7 @@ use std::io::Read;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use super::{Cause, Folder, ModelError};
+use super::{Cause, Folder, ModelError, Wanted};
 
 /// Mode bits by which the group and everybody may write.
 const OTHERS_WRITE: u32 = 0o022;
@@ -58,7 +58,7 @@ fn install_files(
         path,
         name: "starter".into(),
         revision: None,
-        file: None,
+        wanted: Wanted::default(),
         warnings,
     };
     let own = own_dir.join(&leaf);

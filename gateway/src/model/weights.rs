@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::ModelError;
 use super::hub::check_file_name;
+use super::{ModelError, Wanted};
 
 pub(super) mod gguf;
 
@@ -17,6 +17,8 @@ pub(super) mod gguf;
 const HEADER_BYTES_MAX: u64 = 100_000_000;
 /// `model.safetensors.index.json` of the largest models is a few hundred kilobytes.
 pub(super) const INDEX_BYTES_MAX: u64 = 16 << 20;
+/// Names that a refusal lists of weights that nobody reads.
+const NAMES_MAX: usize = 3;
 /// Files one model is cut into.
 const SHARDS_MAX: usize = 1_000;
 
@@ -51,9 +53,6 @@ struct Tensor {
     data_offsets: [u64; 2],
 }
 
-/// Graphs in the model's own precision, by the names that exporters give them, best first.
-pub(super) const GRAPHS: [&str; 2] = ["onnx/model.onnx", "model.onnx"];
-
 /// How a model's weights are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
@@ -66,6 +65,9 @@ pub enum Format {
 }
 
 impl Format {
+    /// In the order in which a model that has several is opened, where all will do.
+    pub(super) const ALL: [Self; 3] = [Self::Safetensors, Self::Onnx, Self::Gguf];
+
     /// As plugins' cards spell it.
     pub fn name(self) -> &'static str {
         match self {
@@ -76,28 +78,55 @@ impl Format {
     }
 }
 
-/// How the weights are written, and the files that hold them, in name order; an error if one is missing. Graphs
-/// count where there are no safetensors, a GGUF file where there is neither, or if it is named as `file`.
-pub(super) fn find(
-    folder: &Path,
-    file: Option<&str>,
-) -> Result<(Format, Vec<PathBuf>), ModelError> {
-    let named = locate(folder);
-    let graphs = graphs(folder);
-    match named {
-        Ok(paths) if file.is_none() => return Ok((Format::Safetensors, paths)),
-        Err(_) if file.is_none() && !graphs.is_empty() => return Ok((Format::Onnx, graphs)),
-        _ => {}
-    }
-    let names = names_in(folder);
-    match gguf::choose(&names, file, &folder.display().to_string())? {
-        Some(name) => {
-            let path = folder.join(name);
-            refuse_pointer(&path)?;
-            Ok((Format::Gguf, vec![path]))
+/// The weights of a folder.
+pub(super) struct Found {
+    /// How those are written that will be opened.
+    pub format: Format,
+    /// By which the model is known, in name order. Graphs were made of the weights by name that are beside them: whoever
+    /// opens either serves the same model.
+    pub files: Vec<PathBuf>,
+    /// Nothing of weights that are not by name.
+    pub summary: Summary,
+}
+
+/// What is wanted of a folder's weights, else whatever else is there, which is for the plugin to refuse; an error if
+/// there are none.
+pub(super) fn find(folder: &Path, wanted: &Wanted) -> Result<Found, ModelError> {
+    let (place, names) = (folder.display().to_string(), names_in(folder));
+    let (named, graphs) = (locate(folder), graphs(folder));
+    let find = |format: Format| match format {
+        Format::Safetensors => named.clone().ok().map(Ok),
+        Format::Onnx if graphs.is_empty() => None,
+        Format::Onnx => Some(Ok(named.clone().unwrap_or_else(|_| graphs.clone()))),
+        Format::Gguf => {
+            let file = match wanted.reads(format) {
+                true => wanted.gguf(&names, &place).transpose(),
+                false => gguf::all(&names).next().map(Ok),
+            };
+            file.map(|name| name.map(|name| vec![folder.join(name)]))
         }
-        None => named.map(|paths| (Format::Safetensors, paths)),
+    };
+    let mut formats = Format::ALL;
+    formats.sort_by_key(|format| !wanted.reads(*format));
+    let found = formats
+        .into_iter()
+        .find_map(|format| Some((format, find(format)?)));
+    let (format, files) = match found {
+        Some((format, files)) => (format, files?),
+        None => (Format::Safetensors, named.clone()?),
+    };
+    let summary = match (format, named) {
+        (Format::Safetensors | Format::Onnx, Ok(named)) => summarize(&named)?,
+        _ => Summary::default(),
+    };
+    if format == Format::Gguf {
+        files.iter().try_for_each(|path| refuse_pointer(path))?;
     }
+    Ok(Found {
+        format,
+        files,
+        summary,
+    })
 }
 
 /// Every graph with the files of its data, in name order.
@@ -114,7 +143,8 @@ fn graphs(folder: &Path) -> Vec<PathBuf> {
     graphs
 }
 
-fn locate(folder: &Path) -> Result<Vec<PathBuf>, ModelError> {
+/// The files of weights by name.
+pub(super) fn locate(folder: &Path) -> Result<Vec<PathBuf>, ModelError> {
     let single = folder.join(SINGLE);
     if single.is_file() {
         return Ok(vec![single]);
@@ -142,18 +172,7 @@ fn locate(folder: &Path) -> Result<Vec<PathBuf>, ModelError> {
 
 /// Says which other weights are there instead. `place` is a folder or a repository.
 pub(super) fn none_found(place: &str, names: &[String]) -> ModelError {
-    let others: Vec<&str> = names
-        .iter()
-        .map(String::as_str)
-        .filter(|name| {
-            [
-                ".bin", ".onnx", ".h5", ".msgpack", ".gguf", ".pt", ".ckpt", ".ot",
-            ]
-            .iter()
-            .any(|ending| name.ends_with(ending))
-        })
-        .take(3)
-        .collect();
+    let others = of_weights(names);
     if others.is_empty() {
         return ModelError::unfit(
             format!("{place} holds no {SINGLE} and no {INDEX}"),
@@ -167,6 +186,26 @@ pub(super) fn none_found(place: &str, names: &[String]) -> ModelError {
         ),
         CONVERT_WEIGHTS,
     )
+}
+
+/// The first few names that are those of weights, in any form.
+pub(super) fn of_weights(names: &[String]) -> Vec<&str> {
+    const ENDINGS: [&str; 9] = [
+        ".safetensors",
+        ".bin",
+        ".onnx",
+        ".h5",
+        ".msgpack",
+        ".gguf",
+        ".pt",
+        ".ckpt",
+        ".ot",
+    ];
+    let names = names.iter().map(String::as_str);
+    names
+        .filter(|name| ENDINGS.iter().any(|ending| name.ends_with(ending)))
+        .take(NAMES_MAX)
+        .collect()
 }
 
 /// The different shards that an index names, each checked to be a plain file name.

@@ -1,5 +1,6 @@
 //! A hub that knows one model, and a storage host for its large files, on two ports of this
 //! machine. Each takes one request per connection, writes it down, and fails as it is told.
+#![allow(dead_code, reason = "each test uses a part of it")]
 
 use std::collections::HashMap;
 use std::fs;
@@ -12,7 +13,7 @@ use std::time::Duration;
 
 use gateway::model::hub::Settings;
 use gateway::model::progress::Log;
-use gateway::model::{Folder, ModelError, Source, fetch};
+use gateway::model::{Folder, ModelError, Source, Wanted, fetch};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
@@ -81,15 +82,24 @@ impl Hub {
         revision: Option<&str>,
         env: &[(&str, &str)],
     ) -> Result<Folder, ModelError> {
-        self.fetch_file(revision, None, env)
+        self.fetch_wanted(&Wanted::default(), revision, env)
     }
 
-    pub(crate) fn fetch_file(
+    pub(crate) fn fetch_wanted(
         &self,
+        wanted: &Wanted,
         revision: Option<&str>,
-        file: Option<&str>,
         env: &[(&str, &str)],
     ) -> Result<Folder, ModelError> {
+        let source = Source::Hub {
+            repo: "org/name".into(),
+            revision: revision.map(str::to_owned),
+        };
+        fetch(&source, wanted, &self.settings(env), &Log)
+    }
+
+    /// Of whoever fetches from it, with these variables.
+    pub(crate) fn settings(&self, env: &[(&str, &str)]) -> Settings {
         let mut env: HashMap<String, String> = env
             .iter()
             .map(|(name, value)| (name.to_string(), value.to_string()))
@@ -98,12 +108,7 @@ impl Hub {
             .or_insert(format!("http://{}", self.address));
         env.insert("HF_HOME".into(), self.cache.path().display().to_string());
         let settings = Settings::from_env(|name| env.get(name).cloned()).unwrap();
-        let settings = settings.with_retry_pause(Duration::from_millis(1));
-        let source = Source::Hub {
-            repo: "org/name".into(),
-            revision: revision.map(str::to_owned),
-        };
-        fetch(&source, file, &settings, &Log)
+        settings.with_retry_pause(Duration::from_millis(1))
     }
 
     pub(crate) fn repo(&self) -> PathBuf {

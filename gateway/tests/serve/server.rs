@@ -73,6 +73,22 @@ impl Server {
     /// keys of the configuration.
     pub(crate) fn start(options: &str, settings: &[(&str, &str)]) -> Self {
         let dir = tempfile::tempdir().unwrap();
+        let hub = hub::Settings::from_env(|_| None).unwrap();
+        let hub = hub.with_cache_dir(dir.path().join("cache"));
+        Self::start_in(dir, hub, options, settings)
+    }
+
+    /// The same, with models from this hub.
+    pub(crate) fn start_from(hub: hub::Settings, options: &str, settings: &[(&str, &str)]) -> Self {
+        Self::start_in(tempfile::tempdir().unwrap(), hub, options, settings)
+    }
+
+    fn start_in(
+        dir: tempfile::TempDir,
+        hub: hub::Settings,
+        options: &str,
+        settings: &[(&str, &str)],
+    ) -> Self {
         let hold = dir.path().join("hold");
         let mut options: Value = serde_json::from_str(options).unwrap();
         options["hold"] = hold.display().to_string().into();
@@ -92,10 +108,6 @@ impl Server {
         ];
         all.extend(settings);
         let config = Config::of(&all).unwrap_or_else(|error| panic!("{error}"));
-        let cache = dir.path().join("cache");
-        let hub = hub::Settings::from_env(|_| None)
-            .unwrap()
-            .with_cache_dir(cache);
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let app = runtime.block_on(async {
             let mut app = App::start(&config, hub)

@@ -218,7 +218,7 @@ fn a_copy_that_was_not_tried_is_tried_before_it_is_mapped() {
     fs::remove_file(&library).unwrap();
     crate::put(plugins.path(), "fake", "");
     let good = plugins.path().join(file_name("fake"));
-    assert_eq!(first.identify(&good).unwrap().1, "fake");
+    assert_eq!(first.identify(&good).unwrap().1.name, "fake");
     let again = host(plugins.path(), images.path(), "/no/such/program");
     assert!(again.files()[0].found.is_ok());
 }

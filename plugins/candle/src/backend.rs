@@ -57,6 +57,7 @@ pub fn card(name: &str, version: &str, place: Place) -> PluginCard {
             .to_vec(),
         formats: ["safetensors", "gguf"].map(str::to_owned).to_vec(),
         preference: PREFERENCE,
+        ..PluginCard::default()
     }
 }
 

@@ -35,6 +35,7 @@ impl Plugin for OrtCoreMl {
             // Whatever was exported as a classifier.
             architectures: Vec::new(),
             formats: vec!["onnx".to_owned()],
+            files: files::on_card(),
             ..PluginCard::default()
         }
     }
@@ -56,7 +57,7 @@ impl Plugin for OrtCoreMl {
         }
         let config = Config::read(&request.model_dir)?;
         let file = files::choose(&request.model_dir, options.file.as_deref(), dtype)?;
-        let runtime = library::load(options.library.as_deref())?;
+        let runtime = library::load(options.library.as_deref(), &request.plugin_dir)?;
         let open = Open {
             runtime: &runtime,
             file: &file,

@@ -88,6 +88,12 @@ impl Dtype {
         })
     }
 
+    /// Where graphs in this type lie below a model's folder, best first.
+    fn paths(self, isa: Isa) -> impl Iterator<Item = PathBuf> {
+        let names = self.file_names(isa).into_iter();
+        names.flat_map(|name| FOLDERS.map(|folder| Path::new(folder).join(name)))
+    }
+
     /// The names of files in this type, best first.
     fn file_names(self, isa: Isa) -> Vec<&'static str> {
         match self {
@@ -96,6 +102,17 @@ impl Dtype {
             Self::Int8 => isa.int8_files().iter().chain(&INT8).copied().collect(),
         }
     }
+}
+
+/// What [`choose`] takes on this processor, for the card: a host that fetches models fetches that one.
+#[must_use]
+pub fn on_card() -> Vec<String> {
+    let isa = Isa::detect();
+    let of_type = |dtype: Dtype| {
+        let paths = dtype.paths(isa);
+        paths.map(move |path| format!("{}:{}", dtype.name(), path.display()))
+    };
+    Dtype::ALL.into_iter().flat_map(of_type).collect()
 }
 
 /// Picks the graph of a model's folder and reads it through.
@@ -163,10 +180,7 @@ fn named(dir: &Path, file: &Path) -> Result<PathBuf, Fault> {
 
 /// The best file in this type.
 fn listed(dir: &Path, dtype: Dtype, isa: Isa) -> Result<PathBuf, Fault> {
-    let names = dtype.file_names(isa);
-    let paths = names
-        .iter()
-        .flat_map(|name| FOLDERS.map(|folder| dir.join(folder).join(name)));
+    let paths = dtype.paths(isa).map(|path| dir.join(path));
     let mut there = paths.filter(|path| path.is_file());
     there.next().ok_or_else(|| {
         Fault::unsupported(format!(
@@ -174,7 +188,7 @@ fn listed(dir: &Path, dtype: Dtype, isa: Isa) -> Result<PathBuf, Fault> {
             dir.display(),
             dtype.name(),
             isa.name(),
-            names.join(", "),
+            dtype.file_names(isa).join(", "),
             there_are(dir)
         ))
     })
@@ -242,6 +256,25 @@ mod tests {
         "onnx/model_quint8_avx2.onnx",
         "onnx/model_fp16.onnx",
     ];
+
+    /// What a host fetches is what is opened then.
+    #[test]
+    fn the_card_lists_what_is_chosen() {
+        let card = on_card();
+        assert_eq!(card[..2], ["f32:onnx/model.onnx", "f32:model.onnx"]);
+        for dtype in Dtype::ALL {
+            let prefix = format!("{}:", dtype.name());
+            let files: Vec<_> = card
+                .iter()
+                .filter_map(|file| file.strip_prefix(&prefix))
+                .collect();
+            assert!(!files.is_empty());
+            // Whatever worse there is beside it.
+            for (at, best) in files.iter().enumerate() {
+                check(&files[at..], dtype, Isa::detect(), Some(best));
+            }
+        }
+    }
 
     #[test]
     fn the_folder_of_exports_comes_first() {

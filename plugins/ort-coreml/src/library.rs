@@ -46,12 +46,13 @@ struct Candidate {
 /// `ort` loads one library in a process and one environment, whichever comes first.
 static LOADED: Mutex<Option<Runtime>> = Mutex::new(None);
 
-/// The ONNX Runtime of this process, loaded by the first call that finds one. `option` is the file that the plugin's options name.
+/// The ONNX Runtime of this process, loaded by the first call that finds one. `option` is the file that the plugin's options name,
+/// `plugin_dir` the folder in which the plugin was found, empty where nobody knows.
 ///
 /// # Errors
 /// `BadRequest` if the options name a file that is none, or another than the one that was loaded before; else `Unsupported` with
 /// every place that was looked at, and why each is none.
-pub fn load(option: Option<&Path>) -> Result<Runtime, Fault> {
+pub fn load(option: Option<&Path>, plugin_dir: &Path) -> Result<Runtime, Fault> {
     let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(runtime) = &*loaded {
         return match option {
@@ -63,7 +64,7 @@ pub fn load(option: Option<&Path>) -> Result<Runtime, Fault> {
             _ => Ok(runtime.clone()),
         };
     }
-    let runtime = find(option)?;
+    let runtime = find(option, plugin_dir)?;
     *loaded = Some(runtime.clone());
     Ok(runtime)
 }
@@ -72,9 +73,9 @@ fn is_same(a: &Path, b: &Path) -> bool {
     a == b || matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
 }
 
-fn find(option: Option<&Path>) -> Result<Runtime, Fault> {
+fn find(option: Option<&Path>, plugin_dir: &Path) -> Result<Runtime, Fault> {
     let mut refusals = String::new();
-    for Candidate { path, by } in candidates(option) {
+    for Candidate { path, by } in candidates(option, plugin_dir) {
         match open(&path) {
             Ok(runtime) => return Ok(runtime),
             Err(why) => {
@@ -87,8 +88,8 @@ fn find(option: Option<&Path>) -> Result<Runtime, Fault> {
     } else {
         FaultCode::Unsupported
     };
-    let looked = "options.library, ORT_DYLIB_PATH, libonnxruntime beside the program and in onnxruntime/ there and above, \
-                  Python's site-packages, the system's loader";
+    let looked = "options.library, ORT_DYLIB_PATH, libonnxruntime beside the plugin and in onnxruntime/ there, beside the program and \
+                  in onnxruntime/ there and above, Python's site-packages, the system's loader";
     Err(Fault::new(
         code,
         format!(
@@ -120,7 +121,7 @@ fn open(path: &Path) -> Result<Runtime, String> {
 }
 
 /// The files to try, best first. Who names a file means that one: nothing else is tried then.
-fn candidates(option: Option<&Path>) -> Vec<Candidate> {
+fn candidates(option: Option<&Path>, plugin_dir: &Path) -> Vec<Candidate> {
     let only = |path: PathBuf, by| vec![Candidate { path, by }];
     if let Some(path) = option {
         return only(path.to_owned(), "options.library");
@@ -136,6 +137,10 @@ fn candidates(option: Option<&Path>) -> Vec<Candidate> {
                 .map(|path| Candidate { path, by }),
         );
     };
+    if !plugin_dir.as_os_str().is_empty() {
+        add(plugin_dir, "beside the plugin");
+        add(&plugin_dir.join("onnxruntime"), "beside the plugin");
+    }
     let program = std::env::current_exe().and_then(std::fs::canonicalize).ok();
     if let Some(dir) = program.as_deref().and_then(Path::parent) {
         add(dir, "beside the program");
@@ -266,7 +271,7 @@ mod tests {
     #[test]
     fn who_is_named_is_the_only_one() {
         let named = Path::new("/some/libonnxruntime.so");
-        let found = candidates(Some(named));
+        let found = candidates(Some(named), Path::new("/plugins"));
         assert_eq!(
             found,
             [Candidate {

@@ -4,7 +4,7 @@
 
 mod common;
 
-use backend_api::FaultCode;
+use backend_api::{FaultCode, OpenRequest};
 use common::{BERT, has_runtime, open, refused, request};
 use ort_coreml::library;
 use std::path::{Path, PathBuf};
@@ -12,6 +12,8 @@ use std::process::Command;
 
 /// Tells the test that it is the child, and the options to open with.
 const CHILD: &str = "CROSSGATE_TEST_OPTIONS";
+/// The folder in which it says that the plugin was found.
+const PLUGIN_DIR: &str = "CROSSGATE_TEST_PLUGIN_DIR";
 
 /// What the child does; in the parent, nothing.
 #[test]
@@ -20,7 +22,11 @@ fn child() {
         return;
     };
     let dir = BERT.dir();
-    let line = match open(&request(dir.path(), "f32", &options)) {
+    let request = OpenRequest {
+        plugin_dir: std::env::var_os(PLUGIN_DIR).unwrap_or_default().into(),
+        ..request(dir.path(), "f32", &options)
+    };
+    let line = match open(&request) {
         Ok(backend) => format!("opened {}", backend.description().numerics_id),
         Err(fault) => format!("refused {fault}"),
     };
@@ -46,6 +52,11 @@ fn opened(program: &Path, options: &str, variables: &[(&str, &Path)]) -> String 
         String::from_utf8_lossy(&done.stderr)
     );
     std::fs::read_to_string(output.path()).unwrap()
+}
+
+/// The library that this process finds.
+fn loaded() -> PathBuf {
+    library::load(None, Path::new("")).unwrap().path
 }
 
 fn this() -> PathBuf {
@@ -161,7 +172,7 @@ fn an_option_comes_before_the_variable() {
     if !has_runtime() {
         return;
     }
-    let path = library::load(None).unwrap().path;
+    let path = loaded();
     let options = format!("{{\"library\":{:?}}}", path.display().to_string());
     let said = opened(
         &this(),
@@ -177,7 +188,7 @@ fn places_are_tried_in_order() {
     if !has_runtime() {
         return;
     }
-    let path = library::load(None).unwrap().path.canonicalize().unwrap();
+    let path = loaded().canonicalize().unwrap();
     let dir = tempfile::tempdir().unwrap();
     let capi = dir
         .path()
@@ -210,6 +221,41 @@ fn places_are_tried_in_order() {
     }
 }
 
+/// The host runs a copy of the plugin, and says where users have put it.
+#[test]
+fn what_lies_beside_the_plugin_comes_before_the_program_s() {
+    if !has_runtime() {
+        return;
+    }
+    let path = loaded().canonicalize().unwrap();
+    let name = path.file_name().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let (bin, plugins) = (dir.path().join("bin"), dir.path().join("plugins"));
+    let folder = plugins.join("onnxruntime");
+    std::fs::create_dir_all(&bin).unwrap();
+    std::fs::create_dir_all(&folder).unwrap();
+    let program = bin.join("program");
+    std::fs::copy(this(), &program).unwrap();
+    std::fs::write(bin.join("libonnxruntime.so"), "broken").unwrap();
+    let said = |library: &Path| {
+        std::os::unix::fs::symlink(&path, library).unwrap();
+        let said = opened(&program, "{}", &[(PLUGIN_DIR, &plugins)]);
+        std::fs::remove_file(library).unwrap();
+        said
+    };
+    check(&said(&plugins.join(name)), &["opened ort-coreml-"]);
+    check(&said(&folder.join(name)), &["opened ort-coreml-"]);
+    // What is none is passed over, and named in its place.
+    std::fs::write(plugins.join("libonnxruntime.so"), "broken").unwrap();
+    check(&said(&folder.join(name)), &["opened ort-coreml-"]);
+    let said = opened(&program, "{}", &[(PLUGIN_DIR, &plugins)]);
+    if said.starts_with("refused") {
+        let first = said.find("plugins/libonnxruntime.so (beside the plugin)");
+        let second = said.find("bin/libonnxruntime.so (beside the program)");
+        assert!(first.is_some() && first < second, "{said}");
+    }
+}
+
 /// `ort` keeps the first library for ever.
 #[test]
 fn a_second_library_is_refused() {
@@ -217,7 +263,7 @@ fn a_second_library_is_refused() {
         return;
     }
     let dir = BERT.dir();
-    let loaded = library::load(None).unwrap().path;
+    let loaded = loaded();
     let same = format!("{{\"library\":{:?}}}", loaded.display().to_string());
     assert!(open(&request(dir.path(), "f32", &same)).is_ok());
     refused(

@@ -115,8 +115,8 @@ impl Swaps {
         let (host, file) = (self.loader.host.clone(), path.to_owned());
         let looked = move || host.identify(&file);
         match self.runtime.blocking(looked).await.ok()? {
-            Ok((sha256, name)) => Some(Arrived {
-                name,
+            Ok((sha256, card)) => Some(Arrived {
+                name: card.name,
                 sha256,
                 tried: BTreeSet::new(),
             }),

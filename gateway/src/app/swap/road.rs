@@ -9,8 +9,10 @@ use crate::generation::{Facts, Generation, Golden, Tolerance};
 use crate::host::{self, Probed};
 use crate::load::{Learned, Totals};
 use crate::model::Source;
+use crate::model::progress::{self, Progress};
 use crate::runtime::now;
 use backend_api::PluginLibrary;
+use std::cell::Cell;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -64,6 +66,48 @@ pub(super) struct Proven {
     pub(super) detail: String,
 }
 
+/// Tells that files are being fetched, and ends that when the swap is not wanted any more.
+struct Preparing<'a> {
+    swap: &'a Swap,
+    shown: Box<dyn Progress>,
+    is_told: Cell<bool>,
+}
+
+// === impl Preparing ===
+
+impl<'a> Preparing<'a> {
+    fn of(swap: &'a Swap) -> Self {
+        Self {
+            swap,
+            shown: progress::for_stderr(),
+            is_told: Cell::new(false),
+        }
+    }
+}
+
+impl Progress for Preparing<'_> {
+    fn begin(&self, name: &str, bytes_total: Option<u64>) {
+        // Once: a model may be cut into more files than whoever listens can hear of.
+        if !self.is_told.replace(true) {
+            let what = format!("{name} is being fetched, and whatever else the plugin needs");
+            self.swap.tell(SwapState::Preparing, what);
+        }
+        self.shown.begin(name, bytes_total);
+    }
+
+    fn at(&self, bytes_done: u64) {
+        self.shown.at(bytes_done);
+    }
+
+    fn end(&self) {
+        self.shown.end();
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.swap.check_wanted().is_ok()
+    }
+}
+
 // === impl Serves ===
 
 impl Serves {
@@ -92,7 +136,7 @@ impl Swap {
         let facts = facts.as_deref();
         let found = self.find(facts)?;
         let read = self.read(&found, facts)?;
-        let has_its_weights = facts.filter(|facts| &facts.info.fingerprint == read.fingerprint());
+        let has_its_weights = facts.filter(|facts| read.info().has_weights_of(&facts.info));
         if facts.is_some() && has_its_weights.is_none() && !self.order.expect_change {
             return Err(
                 "it has other weights than what serves, so nothing can tell whether its scores are right; say \
@@ -140,7 +184,8 @@ impl Swap {
     /// The plugin that would be chosen for a model at the start.
     fn choose(&self) -> Result<String, String> {
         let loader = &self.all.loader;
-        let read = loader.read(self.recipe(None, false)?);
+        let cards = loader.host.cards(None);
+        let read = loader.read(self.recipe(None, false)?, &cards, &Preparing::of(self));
         let read = read.map_err(|error| error.to_string())?;
         loader.host.chosen(read.info())
     }
@@ -186,11 +231,10 @@ impl Swap {
     /// The model, read as it will be opened.
     fn read(&self, found: &Found, facts: Option<&Facts>) -> Result<Read, String> {
         let loader = &self.all.loader;
-        let is_same_plugin = match facts {
-            Some(facts) => loader.host.identify(&found.0)?.1 == facts.plugin.0,
-            None => false,
-        };
-        let read = loader.read(self.recipe(facts, is_same_plugin)?);
+        let (_, card) = loader.host.identify(&found.0)?;
+        let is_same_plugin = facts.is_some_and(|facts| facts.plugin.0 == card.name);
+        let recipe = self.recipe(facts, is_same_plugin)?;
+        let read = loader.read(recipe, &[card], &Preparing::of(self));
         read.map_err(|error| error.to_string())
     }
 

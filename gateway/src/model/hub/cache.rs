@@ -13,7 +13,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::model::weights;
-use crate::model::{Cause, ModelError};
+use crate::model::{Cause, ModelError, Wanted};
 
 use super::names::is_commit;
 
@@ -62,8 +62,8 @@ impl Cache {
         self.repo.join("blobs").join(format!("{blob}.incomplete"))
     }
 
-    /// The commit that `revision` meant when last seen, if its snapshot can be served.
-    pub(super) fn complete_commit(&self, revision: &str, file: Option<&str>) -> Option<String> {
+    /// The commit that `revision` meant when last seen, if its snapshot can be served and holds what is wanted.
+    pub(super) fn complete_commit(&self, revision: &str, wanted: &Wanted) -> Option<String> {
         let commit = if is_commit(revision) {
             revision.to_owned()
         } else {
@@ -76,18 +76,18 @@ impl Cache {
             && ["config.json", "tokenizer.json"]
                 .iter()
                 .all(|name| snapshot.join(name).is_file())
-            && weights::find(&snapshot, file).is_ok();
+            && wanted.is_in(&snapshot);
         whole.then_some(commit)
     }
 
     /// Whether a complete snapshot needs no further question: a commit does not change, but
-    /// Python may have stopped before the optional files, so the usual one must be there.
-    pub(super) fn is_final(&self, commit: &str, revision: &str) -> bool {
+    /// Python may have stopped before the optional files, so the usual one must be there; and the
+    /// repository may have better weights than those that were fetched for somebody else.
+    pub(super) fn is_final(&self, commit: &str, revision: &str, wanted: &Wanted) -> bool {
+        let snapshot = self.snapshot(commit);
         commit == revision
-            && self
-                .snapshot(commit)
-                .join("tokenizer_config.json")
-                .is_file()
+            && snapshot.join("tokenizer_config.json").is_file()
+            && wanted.is_best_in(&snapshot)
     }
 
     pub(super) fn write_ref(&self, revision: &str, commit: &str) -> Result<(), ModelError> {

@@ -16,7 +16,7 @@ use super::answers::Metadata;
 use super::cache::Cache;
 use super::client::{Client, Failure};
 
-/// One shard of weights; the largest on the hub have 50 GB.
+/// One shard of weights, a graph or its data; the largest on the hub have 50 GB.
 const WEIGHT_BYTES_MAX: u64 = 64 << 30;
 /// Any other file; the largest tokenizers have 35 MB.
 const SMALL_BYTES_MAX: u64 = 256 << 20;
@@ -139,6 +139,9 @@ impl Transfer<'_> {
             if n_read == 0 {
                 break;
             }
+            if !progress.is_wanted() {
+                return Err(Failure::Final(given_up(self.name)));
+            }
             n_done += n_read as u64;
             if n_max < n_done {
                 let error = corrupt(self.name, &format!("it has more than {n_max} bytes"));
@@ -197,7 +200,8 @@ fn transient(problem: String) -> Failure {
 }
 
 fn bytes_max(name: &str) -> u64 {
-    if name.ends_with(".safetensors") || name.ends_with(gguf::ENDING) {
+    let by_name = [".safetensors", gguf::ENDING];
+    if by_name.iter().any(|ending| name.ends_with(ending)) || name.contains(".onnx") {
         WEIGHT_BYTES_MAX
     } else {
         SMALL_BYTES_MAX
@@ -255,6 +259,14 @@ fn corrupt(name: &str, why: &str) -> ModelError {
         Cause::Corrupt,
         format!("{name} arrived wrong: {why}"),
         "start again; if it happens again, a proxy or mirror alters the file",
+    )
+}
+
+fn given_up(name: &str) -> ModelError {
+    ModelError::new(
+        Cause::Unreachable,
+        format!("{name} is not wanted any more"),
+        "order it again: what has arrived is kept",
     )
 }
 

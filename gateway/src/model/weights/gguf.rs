@@ -19,6 +19,9 @@ pub(in crate::model) fn choose<'a>(
 ) -> Result<Option<&'a str>, ModelError> {
     let files: Vec<&str> = all(names).collect();
     let listed = || {
+        if files.is_empty() {
+            return "none".to_owned();
+        }
         let more = match files.len().saturating_sub(NAMES_MAX) {
             0 => String::new(),
             more => format!(" and {more} more"),
@@ -57,7 +60,7 @@ pub(in crate::model) fn or_needed(mut error: ModelError, names: &[String]) -> Mo
 }
 
 /// Those beside config.json: folders within a repository hold other things.
-fn all(names: &[String]) -> impl Iterator<Item = &str> {
+pub(in crate::model) fn all(names: &[String]) -> impl Iterator<Item = &str> {
     let names = names.iter().map(String::as_str);
     names.filter(|name| name.ends_with(ENDING) && !name.contains('/'))
 }
@@ -89,7 +92,8 @@ mod tests {
         check(&["a.gguf", "b.gguf"], None, Err(&both));
         let other = ["here holds no c.gguf", "a.gguf, b.gguf"];
         check(&["a.gguf", "b.gguf"], Some("c.gguf"), Err(&other));
-        check(&["x/y.gguf"], Some("x/y.gguf"), Err(&["no x/y.gguf"]));
+        let none = ["no x/y.gguf", "its GGUF files: none"];
+        check(&["x/y.gguf"], Some("x/y.gguf"), Err(&none));
         let many: Vec<String> = (0..14).map(|at| format!("{at}.gguf")).collect();
         let many: Vec<&str> = many.iter().map(String::as_str).collect();
         check(&many, None, Err(&["11.gguf and 2 more"]));
