@@ -98,12 +98,7 @@ pub async fn run(
         core.threads,
     );
     let (intake, runtime) = (core.intake.clone(), core.runtime.clone());
-    core.load()
-        .await
-        .unwrap_or_else(|error| Err(StartError::Other(format!("loading failed: {error}"))))?;
-    let generation = slots
-        .live(None)
-        .map_err(|error| StartError::Other(error.to_string()))?;
+    let generation = core.load_first().await?;
     let rows = tokenize(&pool, &generation, &requests)
         .await
         .map_err(StartError::Other)?;

@@ -5,6 +5,7 @@
 
 mod admin;
 mod bench;
+mod offline;
 mod swap;
 
 use swap::Deed;
@@ -15,6 +16,7 @@ use crate::config::raw::Raw;
 use crate::config::setting::{Kind, Setting};
 use crate::config::table::{GROUPS, SETTINGS};
 use crate::config::{Config, ConfigError, show, value};
+use crate::offline::rerank;
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches};
 use std::ffi::OsString;
@@ -34,6 +36,8 @@ pub enum Command {
     Plugins(Box<Config>),
     /// Measure a stage and print what came of it.
     Bench(Box<Config>, Box<Options>),
+    /// Rank documents by a query and print them.
+    Rerank(Box<Config>, Box<rerank::Options>),
     /// Have a running server replace a model's backend.
     Swap(Box<Order>),
     /// Try a plugin out, for a server that asks for it.
@@ -79,22 +83,30 @@ where
     if matches.subcommand().is_some() {
         flags.extend(given(of_command));
     }
-    let raw = Raw::collect(&flags, env, read_file).map_err(ConfigError::new)?;
+    let mut raw = Raw::collect(&flags, env, read_file).map_err(ConfigError::new)?;
+    if command == "rerank" {
+        offline::hush(&mut raw);
+    }
     let config = Box::new(Config::check(&raw)?);
     Ok(match command {
         "config" if of_command.get_flag("json") => Command::Print(show::json(&raw)),
         "config" => Command::Print(show::text(&raw)),
         "plugins" => Command::Plugins(config),
-        "bench" => match bench::options(of_command) {
-            Some(options) => Command::Bench(config, Box::new(options)),
-            None => {
-                return Err(program()
-                    .error(ErrorKind::MissingRequiredArgument, "")
-                    .into());
-            }
-        },
+        "bench" => {
+            let options = bench::options(of_command).ok_or_else(missing)?;
+            Command::Bench(config, Box::new(options))
+        }
+        "rerank" => {
+            let options = offline::rerank_options(of_command).ok_or_else(missing)?;
+            Command::Rerank(config, Box::new(options))
+        }
         _ => Command::Serve(config),
     })
+}
+
+fn missing() -> CliError {
+    let error = program().error(ErrorKind::MissingRequiredArgument, "");
+    error.into()
 }
 
 /// The environment. What is not Unicode comes out with replacement characters, so that an error can
@@ -221,6 +233,12 @@ pub fn program() -> clap::Command {
             command("bench", bench::ABOUT)
                 .after_help(bench::EXAMPLES)
                 .args(bench::args())
+                .args(flags()),
+        )
+        .subcommand(
+            command("rerank", offline::RERANK_ABOUT)
+                .after_help(offline::RERANK_EXAMPLES)
+                .args(offline::rerank_args())
                 .args(flags()),
         )
         .subcommands(Deed::ALL.map(|deed| {

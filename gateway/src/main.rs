@@ -7,6 +7,7 @@ use gateway::config::Config;
 use gateway::config::raw::unknown_env;
 use gateway::host::{self, PluginFile};
 use gateway::model::hub;
+use gateway::offline::rerank;
 use gateway::telemetry::{self, LogFormat};
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
     match cli::parse(std::env::args_os(), cli::env) {
         Ok(Command::Serve(config)) => run(&config),
         Ok(Command::Bench(config, options)) => measure(&config, &options),
+        Ok(Command::Rerank(config, options)) => rank(&config, &options),
         Ok(Command::Plugins(config)) => {
             let found = hub_settings(&config).and_then(|hub| app::plugins(&config, &hub));
             match found {
@@ -62,6 +64,14 @@ fn measure(config: &Config, options: &bench::Options) -> ExitCode {
     match on_runtime(config, measured) {
         Ok(report) if options.is_json => print(&report.json()),
         Ok(report) => print(&report.to_string()),
+        Err(error) => fail(&error),
+    }
+}
+
+fn rank(config: &Config, options: &rerank::Options) -> ExitCode {
+    let ranked = async { rerank::run(config, hub_settings(config)?, options).await };
+    match on_runtime(config, ranked) {
+        Ok(text) => print(&text),
         Err(error) => fail(&error),
     }
 }
