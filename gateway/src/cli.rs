@@ -16,7 +16,7 @@ use crate::config::raw::Raw;
 use crate::config::setting::{Kind, Setting};
 use crate::config::table::{GROUPS, SETTINGS};
 use crate::config::{Config, ConfigError, show, value};
-use crate::offline::rerank;
+use crate::offline::{rerank, score};
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches};
 use std::ffi::OsString;
@@ -38,6 +38,8 @@ pub enum Command {
     Bench(Box<Config>, Box<Options>),
     /// Rank documents by a query and print them.
     Rerank(Box<Config>, Box<rerank::Options>),
+    /// Score a file's pairs and write them.
+    Score(Box<Config>, Box<score::Options>),
     /// Have a running server replace a model's backend.
     Swap(Box<Order>),
     /// Try a plugin out, for a server that asks for it.
@@ -84,7 +86,7 @@ where
         flags.extend(given(of_command));
     }
     let mut raw = Raw::collect(&flags, env, read_file).map_err(ConfigError::new)?;
-    if command == "rerank" {
+    if ["rerank", "score"].contains(&command) {
         offline::hush(&mut raw);
     }
     let config = Box::new(Config::check(&raw)?);
@@ -99,6 +101,10 @@ where
         "rerank" => {
             let options = offline::rerank_options(of_command).ok_or_else(missing)?;
             Command::Rerank(config, Box::new(options))
+        }
+        "score" => {
+            let options = offline::score_options(of_command).ok_or_else(missing)?;
+            Command::Score(config, Box::new(options))
         }
         _ => Command::Serve(config),
     })
@@ -239,6 +245,12 @@ pub fn program() -> clap::Command {
             command("rerank", offline::RERANK_ABOUT)
                 .after_help(offline::RERANK_EXAMPLES)
                 .args(offline::rerank_args())
+                .args(flags()),
+        )
+        .subcommand(
+            command("score", offline::SCORE_ABOUT)
+                .after_help(offline::SCORE_EXAMPLES)
+                .args(offline::score_args())
                 .args(flags()),
         )
         .subcommands(Deed::ALL.map(|deed| {

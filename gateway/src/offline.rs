@@ -6,9 +6,13 @@
 
 mod engine;
 mod flow;
+mod journal;
 mod line;
+mod pairs;
 pub mod rerank;
+pub mod score;
 mod text;
+mod watch;
 
 use crate::app::StartError;
 use crate::config::ConfigError;

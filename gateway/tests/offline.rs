@@ -1,7 +1,9 @@
-//! `crossgate rerank` as its users run it: the program itself, the starter, the fake and the real engine.
+//! `crossgate rerank` and `crossgate score` as their users run it: the program itself, the starter, the fake and the real engine.
 
 #[path = "offline/rerank.rs"]
 mod rerank;
+#[path = "offline/score.rs"]
+mod score;
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};

@@ -2,7 +2,7 @@
 
 use crate::config::raw::{Origin, Raw};
 use crate::offline::rerank::{self, Format};
-use crate::offline::{Input, Scoring};
+use crate::offline::{Input, Scoring, score};
 use crate::score::Form;
 use clap::builder::PossibleValue;
 use clap::{Arg, ArgAction, ArgMatches, value_parser};
@@ -71,6 +71,78 @@ pub(super) fn rerank_args() -> Vec<Arg> {
             .help("What a line is"),
     ];
     headed(args.into_iter().chain(scoring_args()))
+}
+
+pub(super) const SCORE_ABOUT: &str =
+    "Score the pairs of a file, however long, without a server; goes on where it was ended";
+
+pub(super) const SCORE_EXAMPLES: &str = r#"Examples:
+  crossgate score --input pairs.jsonl --output scores.jsonl
+  crossgate score -i pairs.jsonl -o scores.jsonl                 the same again goes on where it was ended
+  zcat pairs.jsonl.gz | crossgate score | gzip > scores.jsonl.gz
+  crossgate score -i texts.jsonl -o labels.jsonl --model ./my-classifier --on-error skip
+
+A line is one of
+  {"query": "…", "document": "…"}             answered by  {"line": 1, "score": 0.93}
+  {"text_1": "…", "text_2": "…"}                           the same
+  {"query": "…", "documents": ["…", …]}                    {"line": 2, "scores": [0.93, …]}
+  {"text": "…"}                                            {"line": 3, "score": …}, for models that take one text
+with an "id" of any kind, which the answer repeats; other fields are passed over, and empty lines. A model with
+several labels answers "labels": [{"label": "…", "score": …}, …] by falling score in place of the score. A document
+may be an object: see --fields. Lines of one query next to each other are read once, so sort by it. Equal pairs are
+computed once as long as the cache remembers them (--cache=false: never).
+
+A line of the output is a line of the input, in its order. Memory is bounded however long the file is. Beside the
+output stands OUTPUT.progress until all is done: the input's size and beginning, the model and the flags that scores
+depend on. Ended at any moment, by Ctrl-C or by kill -9, the same command goes on behind the last whole line, if all of
+them are the same; --restart begins anew. What comes in by a pipe cannot be gone on with.
+
+Every setting of `serve` that is about models holds, in the file and the environment as well.
+
+Exit codes: 0 all lines are done; 1 something failed; 2 a flag, a setting or a line of the input is wrong; 130 stopped
+by Ctrl-C or SIGTERM."#;
+
+pub(super) fn score_args() -> Vec<Arg> {
+    let path = |name: &'static str, letter: char, help: &'static str| {
+        Arg::new(name)
+            .long(name)
+            .short(letter)
+            .value_name("FILE")
+            .default_value("-")
+            .value_parser(value_parser!(PathBuf))
+            .help(help)
+    };
+    let on_error = [
+        PossibleValue::new("stop").help("the run ends with a message; what is done is kept"),
+        PossibleValue::new("skip").help("its answer is {\"line\": …, \"error\": \"…\"}"),
+    ];
+    let args = [
+        path("input", 'i', "Pairs, one a line; - for standard input"),
+        path("output", 'o', "Where the scores go; - for standard output"),
+        Arg::new("restart")
+            .long("restart")
+            .action(ArgAction::SetTrue)
+            .help("Write over what is there, instead of going on behind it"),
+        Arg::new("on-error")
+            .long("on-error")
+            .value_name("WHAT")
+            .default_value("stop")
+            .value_parser(on_error)
+            .help("What becomes of a line that cannot be scored"),
+    ];
+    headed(args.into_iter().chain(scoring_args()))
+}
+
+/// What was said; `None` never happens to arguments that clap has checked.
+pub(super) fn score_options(matches: &ArgMatches) -> Option<score::Options> {
+    let path = |name: &str| matches.get_one::<PathBuf>(name).cloned();
+    Some(score::Options {
+        input: Input::new(path("input")?),
+        output: path("output")?,
+        is_restart: matches.get_flag("restart"),
+        skips_errors: matches.get_one::<String>("on-error")? == "skip",
+        scoring: scoring(matches)?,
+    })
 }
 
 /// What both commands know.

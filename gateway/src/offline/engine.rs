@@ -1,6 +1,7 @@
 //! The model, loaded as for serving, and asked with patience: who waits for a file's end is not refused.
 
 use super::Scoring;
+use super::journal::Facts;
 use crate::app::StartError;
 use crate::app::core::{Core, Reuse};
 use crate::cache::Cache;
@@ -99,9 +100,34 @@ impl Engine {
         self.n_workers
     }
 
-    /// The model as it is loaded.
-    pub(super) fn generation(&self) -> &Generation {
-        &self.generation
+    /// The names of the logits of a row, in their order.
+    pub(super) fn labels(&self) -> &[String] {
+        &self.generation.facts().info.labels
+    }
+
+    /// What scores depend on, beside texts and how they are scored.
+    pub(super) fn facts(&self) -> Facts {
+        let generation = &self.generation;
+        let facts = generation.facts();
+        let hex = |bytes: &[u8; 32]| blake3::Hash::from_bytes(*bytes).to_hex().to_string();
+        let facts = [
+            ("model.source", facts.source.clone()),
+            ("model.files", hex(&facts.info.fingerprint)),
+            ("model.plugin", facts.plugin.0.clone()),
+            ("model.dtype", facts.description.dtype.clone()),
+            ("model.numerics", facts.description.numerics_id.clone()),
+            (
+                "model.activation",
+                generation.activation().name().to_owned(),
+            ),
+            (
+                "model.max_length",
+                generation.tokenizer().row_tokens_max().to_string(),
+            ),
+            // Of all that, and of how rows are made.
+            ("model.identity", hex(generation.identity().as_bytes())),
+        ];
+        facts.map(|(name, fact)| (name.to_owned(), fact)).into()
     }
 
     pub(super) fn counts(&self) -> &Counts {
@@ -133,7 +159,7 @@ impl Engine {
             match self.ask(&rows).await {
                 Ok(response) if !self.is_too_long(&response, n_rows) => Ok(self.rows(&response)),
                 Err(error) if is_final(&error) => Err(StartError::Other(error.to_string())),
-                Err(error) if n_rows == 1 => Ok(vec![Err(error.to_string())]),
+                Err(error) if n_rows == 1 => Ok(vec![Err(words(&error))]),
                 Ok(_) | Err(_) => {
                     let (mut first, second) = (rows, n_rows / 2);
                     let second = first.split_off(second);
@@ -210,6 +236,18 @@ impl Engine {
         if self.runtime.blocking(stop).await.is_err() {
             tracing::error!("the workers could not be waited for");
         }
+    }
+}
+
+/// Without the place among the rows that were asked for together.
+fn words(error: &ScoreError) -> String {
+    match error {
+        ScoreError::Invalid { param, why } | ScoreError::TooLarge { param, why }
+            if param.starts_with("documents") =>
+        {
+            why.clone()
+        }
+        error => error.to_string(),
     }
 }
 

@@ -26,8 +26,6 @@ pub(super) struct Group<T> {
     rows: Vec<Texts>,
     /// Items that end here, each behind so many rows.
     ends: Vec<(usize, T)>,
-    /// Bytes of the input up to here.
-    input_bytes: u64,
 }
 
 /// An item, with its rows' outcomes.
@@ -57,7 +55,6 @@ pub(super) struct Flow<T> {
     bytes: usize,
     /// Of an item that has not ended yet.
     pending: Vec<Row>,
-    input_bytes: u64,
     /// The input ended so, or without a fault.
     end: Option<Result<(), StartError>>,
 }
@@ -65,7 +62,6 @@ pub(super) struct Flow<T> {
 struct Flying<T> {
     answer: oneshot::Receiver<Result<Vec<Row>, StartError>>,
     ends: Vec<(usize, T)>,
-    input_bytes: u64,
     rows: usize,
     bytes: usize,
 }
@@ -93,7 +89,6 @@ pub(super) fn flow<T: Send + 'static>(
         rows: 0,
         bytes: 0,
         pending: Vec::new(),
-        input_bytes: 0,
         end: None,
     };
     (grouper, flow)
@@ -106,7 +101,6 @@ impl<T> Default for Group<T> {
         Self {
             rows: Vec::new(),
             ends: Vec::new(),
-            input_bytes: 0,
         }
     }
 }
@@ -114,16 +108,11 @@ impl<T> Default for Group<T> {
 // === impl Grouper ===
 
 impl<T> Grouper<T> {
-    /// An item with its rows, read up to so many bytes of the input. Blocks while enough is in flight.
+    /// An item with its rows. Blocks while enough is in flight.
     ///
     /// # Errors
     /// Nobody waits any more.
-    pub(super) fn push(
-        &mut self,
-        item: T,
-        rows: Vec<Texts>,
-        input_bytes: u64,
-    ) -> Result<(), Unwanted> {
+    pub(super) fn push(&mut self, item: T, rows: Vec<Texts>) -> Result<(), Unwanted> {
         // A text without a query takes another form: it goes with its like.
         let is_alone = |row: &Texts| row.query.is_none();
         let before = self.group.rows.last().map(is_alone);
@@ -139,7 +128,6 @@ impl<T> Grouper<T> {
             self.group.rows.push(row);
         }
         self.group.ends.push((self.group.rows.len(), item));
-        self.group.input_bytes = input_bytes;
         // Items without rows (faults that are passed over) are many sometimes.
         match self.is_full() || self.rows_max <= self.group.ends.len() {
             true => self.send(),
@@ -201,21 +189,12 @@ impl<T> Flow<T> {
         }
     }
 
-    /// Bytes of the input whose items have been given out.
-    pub(super) fn input_bytes(&self) -> u64 {
-        self.input_bytes
-    }
-
     fn has_room(&self) -> bool {
         self.window.is_empty() || (self.rows < self.rows_max && self.bytes < WINDOW_BYTES)
     }
 
     fn start(&mut self, group: Group<T>) {
-        let Group {
-            rows,
-            ends,
-            input_bytes,
-        } = group;
+        let Group { rows, ends } = group;
         let (n_rows, bytes) = (rows.len(), text_bytes(&rows));
         let (tell, answer) = oneshot::channel();
         let engine = Arc::clone(&self.engine);
@@ -228,7 +207,6 @@ impl<T> Flow<T> {
         self.window.push_back(Flying {
             answer,
             ends,
-            input_bytes,
             rows: n_rows,
             bytes,
         });
@@ -241,7 +219,6 @@ impl<T> Flow<T> {
         };
         self.rows -= landed.rows;
         self.bytes -= landed.bytes;
-        self.input_bytes = landed.input_bytes.max(self.input_bytes);
         let (mut done, mut start) = (Vec::with_capacity(landed.ends.len()), 0);
         for (end, item) in landed.ends {
             self.pending.extend(rows.by_ref().take(end - start));

@@ -131,7 +131,7 @@ fn push_all(
             line: content,
             is_json: format == Format::Json,
         };
-        if let Err(Unwanted) = grouper.push(document, rows, lines.bytes()) {
+        if let Err(Unwanted) = grouper.push(document, rows) {
             break;
         }
     }
