@@ -15,7 +15,7 @@ use crate::bench::Options;
 use crate::config::raw::Raw;
 use crate::config::setting::{Kind, Setting};
 use crate::config::table::{GROUPS, SETTINGS};
-use crate::config::{Config, ConfigError, show, value};
+use crate::config::{Config, ConfigError, older, show, value};
 use crate::offline::{rerank, score};
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches};
@@ -89,6 +89,11 @@ where
     if ["rerank", "score"].contains(&command) {
         offline::hush(&mut raw);
     }
+    for (flag, why) in older::FLAGS {
+        if matches.get_flag(flag) || of_command.get_flag(flag) {
+            raw.note(older::passed_over(flag, why));
+        }
+    }
     let config = Box::new(Config::check(&raw)?);
     Ok(match command {
         "config" if of_command.get_flag("json") => Command::Print(show::json(&raw)),
@@ -106,7 +111,10 @@ where
             let options = offline::score_options(of_command).ok_or_else(missing)?;
             Command::Score(config, Box::new(options))
         }
-        _ => Command::Serve(config),
+        _ => match bench::older_options(of_command).or_else(|| bench::older_options(&matches)) {
+            Some(options) => Command::Bench(config, Box::new(options)),
+            None => Command::Serve(config),
+        },
     })
 }
 
@@ -195,6 +203,7 @@ Examples:
   crossgate -m small=cross-encoder/ms-marco-MiniLM-L6-v2 -m large=BAAI/bge-reranker-v2-m3
                                                 two models of the hub, by names of your choice
   crossgate --config crossgate.yaml --threads 4
+  crossgate rerank --query energy notes.txt     lines by relevance, without a server; also `crossgate score`
   crossgate config --port 8080                  what would hold, and where it comes from
 
 Each setting is a flag, a variable of the environment, or a key of the file, in this order:
@@ -219,12 +228,14 @@ pub fn program() -> clap::Command {
         .version(VERSION)
         .after_help(EXAMPLES)
         .args(flags())
+        .args(bench::older_args())
         .subcommand(
             command(
                 "serve",
                 "Serve until told to stop; what happens without a command",
             )
-            .args(flags()),
+            .args(flags())
+            .args(bench::older_args()),
         )
         .subcommand(
             command(
@@ -270,10 +281,15 @@ pub fn program() -> clap::Command {
 }
 
 fn flags() -> impl Iterator<Item = Arg> {
-    SETTINGS.iter().flat_map(|setting| {
+    let settings = SETTINGS.iter().flat_map(|setting| {
         let off = setting.off.iter().map(|name| off_flag(setting, name));
         [flag(setting)].into_iter().chain(off)
-    })
+    });
+    let older = older::FLAGS.map(|(name, _)| {
+        let arg = Arg::new(name).long(name).action(ArgAction::SetTrue);
+        arg.hide(true)
+    });
+    settings.chain(older)
 }
 
 /// A flag that needs no value: its name says no.
