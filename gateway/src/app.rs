@@ -203,7 +203,8 @@ fn sources(config: &Config) -> Result<Vec<Source>, StartError> {
     config.models().sources.iter().map(parse).collect()
 }
 
-fn bounds(config: &Config) -> Bounds {
+/// What one request may bring, as configured.
+pub(crate) fn bounds(config: &Config) -> Bounds {
     let intake = config.intake();
     Bounds {
         body_bytes_max: intake.body_bytes_max,

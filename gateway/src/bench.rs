@@ -8,6 +8,7 @@ mod rounds;
 mod workload;
 
 pub use report::Report;
+pub use workload::Workload;
 
 use crate::app::StartError;
 use crate::app::core::{Core, Reuse};
@@ -32,9 +33,9 @@ const JOIN_MAX: Duration = Duration::from_secs(5);
 pub struct Options {
     /// The part of a request's way.
     pub stage: Stage,
-    /// A file of requests.
-    pub workload: PathBuf,
-    /// The first ones of the workload that are sent, all in each round; at least 1.
+    /// Where requests come from.
+    pub workload: Workload,
+    /// The first ones of a file that are sent, all in each round; at least 1.
     pub requests: usize,
     /// Measured rounds; at least 1.
     pub rounds: usize,
@@ -84,7 +85,9 @@ pub async fn run(
     hub: hub::Settings,
     options: &Options,
 ) -> Result<Report, StartError> {
-    let requests = workload::read(&options.workload, options.requests)
+    let requests = options
+        .workload
+        .requests(options.requests)
         .map_err(|why| StartError::Config(ConfigError::new(vec![why])))?;
     if config.models().sources.len() > 1 {
         let why = "bench measures one model; name one";
@@ -98,12 +101,7 @@ pub async fn run(
         core.threads,
     );
     let (intake, runtime) = (core.intake.clone(), core.runtime.clone());
-    core.load()
-        .await
-        .unwrap_or_else(|error| Err(StartError::Other(format!("loading failed: {error}"))))?;
-    let generation = slots
-        .live(None)
-        .map_err(|error| StartError::Other(error.to_string()))?;
+    let generation = core.load_first().await?;
     let rows = tokenize(&pool, &generation, &requests)
         .await
         .map_err(StartError::Other)?;

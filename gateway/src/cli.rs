@@ -5,6 +5,7 @@
 
 mod admin;
 mod bench;
+mod offline;
 mod swap;
 
 use swap::Deed;
@@ -14,7 +15,8 @@ use crate::bench::Options;
 use crate::config::raw::Raw;
 use crate::config::setting::{Kind, Setting};
 use crate::config::table::{GROUPS, SETTINGS};
-use crate::config::{Config, ConfigError, show, value};
+use crate::config::{Config, ConfigError, older, show, value};
+use crate::offline::{rerank, score};
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches};
 use std::ffi::OsString;
@@ -34,6 +36,10 @@ pub enum Command {
     Plugins(Box<Config>),
     /// Measure a stage and print what came of it.
     Bench(Box<Config>, Box<Options>),
+    /// Rank documents by a query and print them.
+    Rerank(Box<Config>, Box<rerank::Options>),
+    /// Score a file's pairs and write them.
+    Score(Box<Config>, Box<score::Options>),
     /// Have a running server replace a model's backend.
     Swap(Box<Order>),
     /// Try a plugin out, for a server that asks for it.
@@ -79,22 +85,42 @@ where
     if matches.subcommand().is_some() {
         flags.extend(given(of_command));
     }
-    let raw = Raw::collect(&flags, env, read_file).map_err(ConfigError::new)?;
+    let mut raw = Raw::collect(&flags, env, read_file).map_err(ConfigError::new)?;
+    if ["rerank", "score"].contains(&command) {
+        offline::hush(&mut raw);
+    }
+    for (flag, why) in older::FLAGS {
+        if matches.get_flag(flag) || of_command.get_flag(flag) {
+            raw.note(older::passed_over(flag, why));
+        }
+    }
     let config = Box::new(Config::check(&raw)?);
     Ok(match command {
         "config" if of_command.get_flag("json") => Command::Print(show::json(&raw)),
         "config" => Command::Print(show::text(&raw)),
         "plugins" => Command::Plugins(config),
-        "bench" => match bench::options(of_command) {
+        "bench" => {
+            let options = bench::options(of_command).ok_or_else(missing)?;
+            Command::Bench(config, Box::new(options))
+        }
+        "rerank" => {
+            let options = offline::rerank_options(of_command).ok_or_else(missing)?;
+            Command::Rerank(config, Box::new(options))
+        }
+        "score" => {
+            let options = offline::score_options(of_command).ok_or_else(missing)?;
+            Command::Score(config, Box::new(options))
+        }
+        _ => match bench::older_options(of_command).or_else(|| bench::older_options(&matches)) {
             Some(options) => Command::Bench(config, Box::new(options)),
-            None => {
-                return Err(program()
-                    .error(ErrorKind::MissingRequiredArgument, "")
-                    .into());
-            }
+            None => Command::Serve(config),
         },
-        _ => Command::Serve(config),
     })
+}
+
+fn missing() -> CliError {
+    let error = program().error(ErrorKind::MissingRequiredArgument, "");
+    error.into()
 }
 
 /// The environment. What is not Unicode comes out with replacement characters, so that an error can
@@ -177,6 +203,7 @@ Examples:
   crossgate -m small=cross-encoder/ms-marco-MiniLM-L6-v2 -m large=BAAI/bge-reranker-v2-m3
                                                 two models of the hub, by names of your choice
   crossgate --config crossgate.yaml --threads 4
+  crossgate rerank --query energy notes.txt     lines by relevance, without a server; also `crossgate score`
   crossgate config --port 8080                  what would hold, and where it comes from
 
 Each setting is a flag, a variable of the environment, or a key of the file, in this order:
@@ -201,12 +228,14 @@ pub fn program() -> clap::Command {
         .version(VERSION)
         .after_help(EXAMPLES)
         .args(flags())
+        .args(bench::older_args())
         .subcommand(
             command(
                 "serve",
                 "Serve until told to stop; what happens without a command",
             )
-            .args(flags()),
+            .args(flags())
+            .args(bench::older_args()),
         )
         .subcommand(
             command(
@@ -221,6 +250,18 @@ pub fn program() -> clap::Command {
             command("bench", bench::ABOUT)
                 .after_help(bench::EXAMPLES)
                 .args(bench::args())
+                .args(flags()),
+        )
+        .subcommand(
+            command("rerank", offline::RERANK_ABOUT)
+                .after_help(offline::RERANK_EXAMPLES)
+                .args(offline::rerank_args())
+                .args(flags()),
+        )
+        .subcommand(
+            command("score", offline::SCORE_ABOUT)
+                .after_help(offline::SCORE_EXAMPLES)
+                .args(offline::score_args())
                 .args(flags()),
         )
         .subcommands(Deed::ALL.map(|deed| {
@@ -240,10 +281,15 @@ pub fn program() -> clap::Command {
 }
 
 fn flags() -> impl Iterator<Item = Arg> {
-    SETTINGS.iter().flat_map(|setting| {
+    let settings = SETTINGS.iter().flat_map(|setting| {
         let off = setting.off.iter().map(|name| off_flag(setting, name));
         [flag(setting)].into_iter().chain(off)
-    })
+    });
+    let older = older::FLAGS.map(|(name, _)| {
+        let arg = Arg::new(name).long(name).action(ArgAction::SetTrue);
+        arg.hide(true)
+    });
+    settings.chain(older)
 }
 
 /// A flag that needs no value: its name says no.

@@ -8,7 +8,7 @@ mod check;
 pub mod file;
 mod keys;
 mod nearest;
-mod older;
+pub(crate) mod older;
 pub mod raw;
 mod secret;
 pub mod setting;

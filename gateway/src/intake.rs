@@ -279,7 +279,11 @@ impl Bounds {
         Ok(())
     }
 
-    fn check_query(&self, param: &str, query: &str) -> Result<(), ScoreError> {
+    /// Whether this may be a query; `param` is the field's name.
+    ///
+    /// # Errors
+    /// `Invalid` for an empty one, `TooLarge`.
+    pub fn check_query(&self, param: &str, query: &str) -> Result<(), ScoreError> {
         if query.trim().is_empty() {
             let why = "is empty; send the text to compare the documents with";
             return Err(ScoreError::invalid(param, why));

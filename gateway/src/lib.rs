@@ -1,8 +1,8 @@
 //! Crossgate's gateway: text in, scores out, computed by a plugin behind a stable ABI.
 //!
 //! A request goes one way, down this list; only its scores come back. No module uses one that stands
-//! above it, except `app`, which puts all of them together, and `bench`, which measures what `app` put
-//! together (`tests/tidy.rs` checks).
+//! above it, except `app`, which puts all of them together, `bench`, which measures what `app` put
+//! together, and `offline`, which scores files with it (`tests/tidy.rs` checks).
 
 // Ground: nouns and instruments that every stage may use.
 pub(crate) mod digest;
@@ -43,3 +43,4 @@ pub mod host;
 pub mod app;
 pub mod bench;
 pub mod cli;
+pub mod offline;

@@ -7,6 +7,7 @@ use gateway::config::Config;
 use gateway::config::raw::unknown_env;
 use gateway::host::{self, PluginFile};
 use gateway::model::hub;
+use gateway::offline::{rerank, score};
 use gateway::telemetry::{self, LogFormat};
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -16,6 +17,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Usage and configuration are wrong in the same way: the user can mend both.
 const EXIT_USAGE: u8 = 2;
+/// Stopped by a signal, as shells have it: 128 and the number of SIGINT.
+const EXIT_STOPPED: u8 = 130;
 /// The drain timeout ended before every request was answered.
 const EXIT_UNANSWERED: u8 = 3;
 
@@ -26,6 +29,8 @@ fn main() -> ExitCode {
     match cli::parse(std::env::args_os(), cli::env) {
         Ok(Command::Serve(config)) => run(&config),
         Ok(Command::Bench(config, options)) => measure(&config, &options),
+        Ok(Command::Rerank(config, options)) => rank(&config, &options),
+        Ok(Command::Score(config, options)) => score_file(&config, &options),
         Ok(Command::Plugins(config)) => {
             let found = hub_settings(&config).and_then(|hub| app::plugins(&config, &hub));
             match found {
@@ -62,6 +67,27 @@ fn measure(config: &Config, options: &bench::Options) -> ExitCode {
     match on_runtime(config, measured) {
         Ok(report) if options.is_json => print(&report.json()),
         Ok(report) => print(&report.to_string()),
+        Err(error) => fail(&error),
+    }
+}
+
+fn rank(config: &Config, options: &rerank::Options) -> ExitCode {
+    let ranked = async { rerank::run(config, hub_settings(config)?, options).await };
+    match on_runtime(config, ranked) {
+        Ok(text) => print(&text),
+        Err(error) => fail(&error),
+    }
+}
+
+fn score_file(config: &Config, options: &score::Options) -> ExitCode {
+    let scored = async {
+        let mut signals = Signals::install()?;
+        let hub = hub_settings(config)?;
+        score::run(config, hub, options, signals.next()).await
+    };
+    match on_runtime(config, scored) {
+        Ok(score::Ended::Done) => ExitCode::SUCCESS,
+        Ok(score::Ended::Stopped) => ExitCode::from(EXIT_STOPPED),
         Err(error) => fail(&error),
     }
 }

@@ -8,7 +8,7 @@ use super::{StartError, bounds, sources};
 use crate::admit::Admit;
 use crate::cache::{Board, Cache, Levels, Store};
 use crate::config::{Config, Threads};
-use crate::generation::Slots;
+use crate::generation::{Generation, Slots};
 use crate::host::Host;
 use crate::intake::Intake;
 use crate::model::{Source, hub};
@@ -75,7 +75,7 @@ impl Core {
             .filter(|_| reuse == Reuse::AsConfigured);
         let shared = distributed.map(share).transpose()?;
         let levels = match reuse {
-            Reuse::AsConfigured => levels(config, shared.clone()),
+            Reuse::AsConfigured | Reuse::Alone => levels(config, shared.clone()),
             Reuse::Never => Levels::default(),
         };
         let pool = Pool::start(&runtime, threads.tokenizers, TOKENIZER_JOBS_MAX)
@@ -139,6 +139,19 @@ impl Core {
         } = self;
         runtime.blocking(move || loader.load_all(sources, &slots))
     }
+
+    /// Loads the first model, and waits until it serves.
+    ///
+    /// # Errors
+    /// That of loading it.
+    pub(crate) async fn load_first(self) -> Result<Arc<Generation>, StartError> {
+        let slots = Arc::clone(&self.slots);
+        self.load()
+            .await
+            .unwrap_or_else(|error| Err(StartError::Other(format!("loading failed: {error}"))))?;
+        let live = slots.live(None);
+        live.map_err(|error| StartError::Other(error.to_string()))
+    }
 }
 
 /// Whether scores may be used twice.
@@ -146,6 +159,8 @@ impl Core {
 pub(crate) enum Reuse {
     /// In the levels that are configured.
     AsConfigured,
+    /// In those of this process; others are not asked, and keep their share of what is bounded together.
+    Alone,
     /// Every request is computed.
     Never,
 }

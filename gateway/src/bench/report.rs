@@ -232,7 +232,7 @@ impl Load {
         let pairs = driver.rows.iter().map(|rows| rows.len()).sum();
         let tokens = driver.rows.iter().map(|rows| rows.input_ids.len()).sum();
         Self {
-            file: options.workload.display().to_string(),
+            file: options.workload.to_string(),
             requests: driver.requests.len(),
             in_flight: driver.in_flight,
             pairs,

@@ -1,19 +1,96 @@
-//! The requests that are measured: one JSON object a line.
+//! The requests that are measured: one JSON object a line of a file, or made here.
 
 use crate::score::Texts;
 use serde::Deserialize;
+use std::fmt;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A line is a request; the server itself takes bodies of a few megabytes unless configured otherwise.
 const LINE_BYTES_MAX: u64 = 64 << 20;
+
+/// Documents of a request that is made here.
+const MADE_DOCUMENTS: usize = 32;
+/// Words of a document that is made here: from so many, and so many more at most. Passages are as long.
+const MADE_WORDS: (usize, usize) = (24, 72);
+/// What it is made of. Nothing is said by it, and it takes as long as if there was.
+const WORDS: [&str; 48] = [
+    "the", "of", "and", "a", "in", "is", "to", "water", "which", "light", "by", "city", "with",
+    "plants", "their", "energy", "from", "river", "was", "history", "for", "people", "some",
+    "heat", "on", "market", "are", "cells", "often", "weather", "as", "music", "between", "engine",
+    "these", "health", "under", "stone", "many", "language", "after", "forest", "most", "winter",
+    "large", "ship", "than", "science",
+];
+
+/// Where requests come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Workload {
+    /// A file of them.
+    File(PathBuf),
+    /// So many documents, at least 1, of words at random that are the same every time.
+    Made {
+        /// Documents, in requests of 32.
+        texts: usize,
+    },
+}
 
 /// A query and its documents.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 pub(super) struct Request {
     pub(super) query: String,
     pub(super) documents: Vec<String>,
+}
+
+// === impl Workload ===
+
+impl Workload {
+    /// The first `requests_max` requests of a file; all that are made.
+    ///
+    /// # Errors
+    /// As [`read`].
+    pub(super) fn requests(&self, requests_max: usize) -> Result<Vec<Request>, String> {
+        match self {
+            Self::File(path) => read(path, requests_max),
+            Self::Made { texts } => Ok(make(*texts)),
+        }
+    }
+}
+
+/// As reports name it.
+impl fmt::Display for Workload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(f),
+            Self::Made { texts } => write!(f, "{texts} texts made of words"),
+        }
+    }
+}
+
+fn make(texts: usize) -> Vec<Request> {
+    // A linear congruence by Knuth's constants: its high bits are random enough to mix words.
+    let mut state = 1_u64;
+    let mut random = |below: usize| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % below
+    };
+    let mut text = |n_words: usize| {
+        let words: Vec<_> = (0..n_words).map(|_| WORDS[random(WORDS.len())]).collect();
+        words.join(" ")
+    };
+    let (least, more) = MADE_WORDS;
+    let mut request = |start: usize| Request {
+        query: text(6),
+        documents: (start..texts.min(start + MADE_DOCUMENTS))
+            .map(|n| text(least + n * 29 % (more + 1)))
+            .collect(),
+    };
+    (0..texts)
+        .step_by(MADE_DOCUMENTS)
+        .map(&mut request)
+        .collect()
 }
 
 // === impl Request ===
@@ -105,6 +182,22 @@ mod tests {
         assert_eq!(requests.len(), 2);
         assert_eq!(requests[0].row_bytes(), 5);
         assert_eq!(read_text(text, 1).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn texts_that_are_made_are_the_same_every_time() {
+        let made = Workload::Made { texts: 40 };
+        let requests = made.requests(1).unwrap();
+        assert_eq!(requests, made.requests(1).unwrap());
+        let n_documents: Vec<_> = requests.iter().map(|r| r.documents.len()).collect();
+        assert_eq!(n_documents, [32, 8]);
+        let (least, more) = MADE_WORDS;
+        let lengths = requests.iter().flat_map(|request| &request.documents);
+        let lengths: Vec<_> = lengths.map(|text| text.split(' ').count()).collect();
+        assert!(
+            lengths.iter().all(|n| (least..=least + more).contains(n)),
+            "{lengths:?}"
+        );
     }
 
     #[track_caller]

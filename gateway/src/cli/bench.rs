@@ -1,6 +1,6 @@
 //! The arguments of `crossgate bench`.
 
-use crate::bench::{Options, Stage};
+use crate::bench::{Options, Stage, Workload};
 use clap::builder::PossibleValue;
 use clap::{Arg, ArgAction, ArgMatches, value_parser};
 use std::path::PathBuf;
@@ -24,6 +24,7 @@ Examples:
   crossgate bench --stage inference --workload requests.jsonl
   crossgate bench --stage pipeline --workload requests.jsonl --models ./my-model --dtype f32 --threads 1
   crossgate bench --stage inference --workload requests.jsonl --rounds 7 --json > after.json
+  crossgate bench --stage pipeline --texts 1000                  without a workload of your own
 
 The workload is a request a line: {\"query\": \"…\", \"documents\": [\"…\", …]}. Its first requests are sent
 again in each round, a fixed number of them at a time; a round that is not measured goes first. Every setting
@@ -37,7 +38,43 @@ least seven times: machines are noisier than most changes.
 Exit codes: 0 measured; 1 something failed, or the answers are wrong; 2 a flag, a setting or the workload is
 wrong.";
 
-pub(super) fn args() -> [Arg; 7] {
+/// Of other servers, which measure by flags instead of a command.
+const OLDER: &str = "benchmark";
+const OLDER_TEXTS: &str = "benchmark-texts";
+/// What they measure with.
+const OLDER_TEXTS_DEFAULT: usize = 1_000;
+const TEXTS_MAX: i64 = 1_000_000;
+
+/// Flags that are this command.
+pub(super) fn older_args() -> [Arg; 2] {
+    let texts = Arg::new(OLDER_TEXTS)
+        .long(OLDER_TEXTS)
+        .value_parser(value_parser!(u32).range(1..=TEXTS_MAX));
+    let benchmark = Arg::new(OLDER).long(OLDER).action(ArgAction::SetTrue);
+    [benchmark, texts].map(|arg| arg.hide(true))
+}
+
+/// What flags of other servers ask for.
+pub(super) fn older_options(matches: &ArgMatches) -> Option<Options> {
+    let texts = matches.try_get_one::<u32>(OLDER_TEXTS).ok().flatten();
+    let is_asked = matches.try_get_one::<bool>(OLDER).ok().flatten();
+    if texts.is_none() && is_asked != Some(&true) {
+        return None;
+    }
+    Some(Options {
+        stage: Stage::Pipeline,
+        workload: Workload::Made {
+            texts: texts.map_or(OLDER_TEXTS_DEFAULT, |&texts| texts as usize),
+        },
+        requests: 0,
+        rounds: ROUNDS.parse().ok()?,
+        in_flight: IN_FLIGHT.parse().ok()?,
+        output: None,
+        is_json: false,
+    })
+}
+
+pub(super) fn args() -> [Arg; 8] {
     let stages = Stage::ALL.map(|stage| {
         PossibleValue::new(stage.name()).help(match stage {
             Stage::Inference => "from rows that were tokenized before to scores",
@@ -65,8 +102,14 @@ pub(super) fn args() -> [Arg; 7] {
             .value_parser(stages)
             .help("The part of a request's way that is measured"),
         path("workload")
-            .required(true)
+            .required_unless_present("texts")
+            .conflicts_with("texts")
             .help("The requests, one a line: {\"query\": \"…\", \"documents\": [\"…\", …]}"),
+        Arg::new("texts")
+            .long("texts")
+            .value_name("N")
+            .value_parser(value_parser!(u32).range(1..=TEXTS_MAX))
+            .help("Make so many documents of words, in requests of 32, instead of a workload"),
         count(
             "requests",
             REQUESTS,
@@ -100,7 +143,12 @@ pub(super) fn options(matches: &ArgMatches) -> Option<Options> {
     let stage = matches.get_one::<String>("stage")?;
     Some(Options {
         stage: Stage::ALL.into_iter().find(|known| known.name() == stage)?,
-        workload: matches.get_one::<PathBuf>("workload")?.clone(),
+        workload: match matches.get_one::<u32>("texts") {
+            Some(&texts) => Workload::Made {
+                texts: texts as usize,
+            },
+            None => Workload::File(matches.get_one::<PathBuf>("workload")?.clone()),
+        },
         requests: count("requests")?,
         rounds: count("rounds")?,
         in_flight: count("in-flight")?,

@@ -8,6 +8,27 @@ pub(super) const USE_MLX: &str = "USE_MLX";
 /// What it is part of.
 pub(super) const DEVICE_KEY: &str = "model.device";
 
+/// Flags that switched off what is not here, without their dashes, and what there is to say of each.
+pub(crate) const FLAGS: [(&str, &str); 3] = [
+    (
+        "disable-flash-attention",
+        "the plugin has one form of attention; another plugin is named by `model.backend`",
+    ),
+    (
+        "disable-compile",
+        "no model is compiled before it serves, but by plugins for Core ML; another plugin is named by `model.backend`",
+    ),
+    (
+        "disable-better-transformer",
+        "it is a part of PyTorch, which is not used; the plugin is named by `model.backend`",
+    ),
+];
+
+/// The sentence for the log about one of [`FLAGS`].
+pub(crate) fn passed_over(flag: &str, why: &str) -> String {
+    format!("--{flag} is passed over: {why}")
+}
+
 /// What became of a variable.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Mapped {

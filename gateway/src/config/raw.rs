@@ -128,7 +128,12 @@ impl Raw {
         Ok(raw)
     }
 
-    /// What became of variables that are no setting's own, a sentence each.
+    /// Adds a sentence to the [notices](Self::notices).
+    pub fn note(&mut self, notice: String) {
+        self.notices.push(notice);
+    }
+
+    /// What became of variables and flags that are no setting's own, a sentence each.
     #[must_use]
     pub fn notices(&self) -> &[String] {
         &self.notices

@@ -1,5 +1,6 @@
 //! The configuration as people and programs read it: what is set and by whom, and the reference.
 
+use super::older;
 use super::raw::{Raw, Said};
 use super::setting::Setting;
 use super::table::{GROUPS, SETTINGS};
@@ -44,6 +45,20 @@ pub const SHARED_NAMES: &[&str] = &[
     "--max-sequence-length",
     "--worker-timeout",
     "--max-retries",
+    "--disable-flash-attention",
+    "--disable-compile",
+    "--disable-better-transformer",
+    "--benchmark",
+    "--benchmark-texts",
+];
+
+/// Of those, the ones that are a command.
+const COMMANDS: [(&str, &str); 2] = [
+    (
+        "--benchmark",
+        "`crossgate bench --stage pipeline --texts 1000`",
+    ),
+    ("--benchmark-texts", "`crossgate bench --texts`"),
 ];
 
 /// Every key with its value and who said it, in columns.
@@ -173,7 +188,12 @@ fn shared_row(name: &str) -> String {
         None => setting.env.contains(&name),
     };
     let Some(setting) = SETTINGS.iter().find(is_its) else {
-        return format!("| `{name}` | none | | |\n");
+        let command = COMMANDS.iter().find(|(own, _)| *own == name);
+        let command = command.map(|(_, command)| (*command).to_owned());
+        let older = older::FLAGS.iter().find(|(own, _)| Some(*own) == flag);
+        let older = older.map(|(_, why)| format!("passed over: {why}"));
+        let leads = command.or(older).unwrap_or_else(|| "none".to_owned());
+        return format!("| `{name}` | {leads} | | |\n");
     };
     let key = match flag {
         Some(flag) if setting.off.contains(&flag) => format!("`{}` = false", setting.key),
@@ -194,7 +214,7 @@ const SHARED_START: &str = "
 
 A configuration that was written for another reranking server keeps its meaning; units and defaults are
 ours. `MAX_PARALLEL_REQUESTS` bounds what is computed at the same time, so it counts workers; requests that
-wait are `MAX_QUEUE_SIZE`, and `QUEUE_TIMEOUT_SECONDS` ends their waiting.
+wait are `MAX_QUEUE_SIZE`, and `QUEUE_TIMEOUT_SECONDS` ends their waiting. What is passed over says so in the log.
 
 | name | key | unit | default |
 |---|---|---|---|

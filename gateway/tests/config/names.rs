@@ -1,6 +1,8 @@
 //! Names that other servers know, and what the settings of queue and batch mean.
 
-use super::{check_error, print, serve, set};
+use super::{check_error, print, run, serve, set};
+use gateway::bench::{Stage, Workload};
+use gateway::cli::Command;
 use gateway::config::show::SHARED_NAMES;
 use gateway::config::{Config, show};
 use gateway::score::Priority;
@@ -74,10 +76,57 @@ fn every_name_leads_to_a_key() {
             .lines()
             .find(|line| line.starts_with(&format!("| `{name}` ")));
         assert!(
-            row.is_some_and(|row| row.contains(".") && !row.contains("none")),
+            row.is_some_and(|row| (row.contains('.') || row.contains("crossgate bench"))
+                && !row.contains("none")),
             "{name}: {row:?}"
         );
     }
+}
+
+/// What they switched off is not here.
+#[test]
+fn flags_without_effect_are_accepted_and_noted() {
+    for flag in [
+        "--disable-flash-attention",
+        "--disable-compile",
+        "--disable-better-transformer",
+    ] {
+        for line in [
+            format!("crossgate {flag}"),
+            format!("crossgate serve {flag}"),
+        ] {
+            let notices = serve(&line, &[]).notices().to_vec();
+            assert_eq!(notices.len(), 1, "{line}: {notices:?}");
+            assert!(notices[0].starts_with(&format!("{flag} is passed over: ")));
+        }
+    }
+    assert!(serve("crossgate", &[]).notices().is_empty());
+}
+
+#[test]
+fn a_benchmark_by_flags_is_the_command() {
+    let bench = |line: &str| match run(line, &[]) {
+        Ok(Command::Bench(config, options)) => (*config, *options),
+        other => panic!("{line}: {other:?}"),
+    };
+    for (line, texts) in [
+        ("crossgate --benchmark --port 1", 1_000),
+        ("crossgate --benchmark --benchmark-texts 50 --port 1", 50),
+        ("crossgate --benchmark-texts 50 --port 1", 50),
+        (
+            "crossgate serve --benchmark --benchmark-texts 50 --port 1",
+            50,
+        ),
+        ("crossgate bench --stage pipeline --texts 50 --port 1", 50),
+    ] {
+        let (config, options) = bench(line);
+        assert_eq!(config.server().port, 1);
+        assert_eq!(options.workload, Workload::Made { texts }, "{line}");
+        assert_eq!(options.stage, Stage::Pipeline);
+    }
+    let both = "crossgate bench --stage pipeline --texts 50 --workload x";
+    assert!(run(both, &[]).is_err());
+    assert!(run("crossgate bench --stage pipeline", &[]).is_err());
 }
 
 #[test]
