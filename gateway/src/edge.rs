@@ -20,6 +20,7 @@ mod health;
 mod http;
 mod json;
 mod key;
+mod kserve;
 mod layers;
 mod listen;
 mod models;

@@ -1,6 +1,8 @@
 //! What clients see: a request in, a status and a piece of the answer out. The core is a fake one,
 //! so that nothing but the edge is in question.
 
+#[path = "edges/catalog.rs"]
+mod catalog;
 #[path = "edges/fixture.rs"]
 mod fixture;
 #[path = "edges/grpc.rs"]
@@ -9,6 +11,10 @@ mod grpc;
 mod health;
 #[path = "edges/keys.rs"]
 mod keys;
+#[path = "edges/kserve.rs"]
+mod kserve;
+#[path = "edges/kserve_grpc.rs"]
+mod kserve_grpc;
 #[path = "edges/limits.rs"]
 mod limits;
 #[path = "edges/listen.rs"]
@@ -19,8 +25,14 @@ mod log;
 mod options;
 #[path = "edges/rerank.rs"]
 mod rerank;
+#[path = "edges/scoring.rs"]
+mod scoring;
 #[path = "edges/socket.rs"]
 mod socket;
+#[path = "edges/stream.rs"]
+mod stream;
+#[path = "edges/tei_grpc.rs"]
+mod tei_grpc;
 
 use axum::body::Body;
 use fixture::{BODY_BYTES_MAX, Fixture, JSON, ask, block_on, check, check_in, send};
@@ -440,7 +452,11 @@ fn every_documented_route_answers() {
                 method.to_uppercase(),
                 path.replace("{id}", "default")
             );
-            let reply = ask(&line, JSON, r#"{"query":"q","documents":["a"]}"#);
+            let body = match path.as_str() {
+                "/v2/models/{id}/infer" => kserve::INFER,
+                _ => r#"{"query":"q","documents":["a"]}"#,
+            };
+            let reply = ask(&line, JSON, body);
             let documented = &item[method]["responses"][reply.status.to_string()];
             assert!(
                 documented.is_object() && reply.status < 400,

@@ -1,6 +1,7 @@
 //! The HTTP listener: every route, once, with its documentation.
 
 use super::docs::Preface;
+use super::kserve::http as kserve;
 use super::layers::{Protocol, Watch, panic_error, watch};
 use super::problem::Problem;
 use super::wire::Refusal;
@@ -11,7 +12,7 @@ use axum::http::header::{AUTHORIZATION, RETRY_AFTER};
 use axum::http::{HeaderName, Method};
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodRouter, get};
+use axum::routing::{self, MethodRouter, get};
 use std::any::Any;
 use std::sync::Arc;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -72,11 +73,20 @@ pub(super) fn book() -> Book {
         .page(&["/health"], routes!(health::health))
         .page(&["/livez", "/ping"], routes!(health::livez))
         .page(&["/readyz", "/v1/health/ready"], routes!(health::readyz))
+        .page(&["/v2"], routes!(kserve::server))
+        .page(&["/v2/health/live"], routes!(kserve::live))
+        .page(&["/v2/health/ready"], routes!(kserve::ready))
+        .page(&["/v2/models/{id}"], routes!(kserve::model))
+        .page(&["/v2/models/{id}/ready"], routes!(kserve::model_ready))
+        .page(&["/v2/models/{id}/infer"], routes!(kserve::infer))
         .page(&["/metrics"], routes!(health::metrics))
         .page(&["/openapi.json"], routes!(docs::openapi_json))
         .page(&["/docs"], routes!(docs::docs))
         .page(&["/"], routes!(health::root))
         .part("/v1/models/{owner}/{name}", get(models::one_of_owner))
+        .part(kserve::VERSION, get(kserve::version))
+        .part(kserve::VERSION_READY, get(kserve::version_ready))
+        .part(kserve::VERSION_INFER, routing::post(kserve::version_infer))
         .part("/docs/", get(docs::page))
         .part("/docs/{*path}", get(docs::asset))
 }
