@@ -1,8 +1,6 @@
 //! What clients see: a request in, a status and a piece of the answer out. The core is a fake one,
 //! so that nothing but the edge is in question.
 
-#[path = "edges/catalog.rs"]
-mod catalog;
 #[path = "edges/fixture.rs"]
 mod fixture;
 #[path = "edges/grpc.rs"]
@@ -13,8 +11,6 @@ mod health;
 mod keys;
 #[path = "edges/kserve.rs"]
 mod kserve;
-#[path = "edges/kserve_grpc.rs"]
-mod kserve_grpc;
 #[path = "edges/limits.rs"]
 mod limits;
 #[path = "edges/listen.rs"]
@@ -25,14 +21,8 @@ mod log;
 mod options;
 #[path = "edges/rerank.rs"]
 mod rerank;
-#[path = "edges/scoring.rs"]
-mod scoring;
 #[path = "edges/socket.rs"]
 mod socket;
-#[path = "edges/stream.rs"]
-mod stream;
-#[path = "edges/tei_grpc.rs"]
-mod tei_grpc;
 
 use axum::body::Body;
 use fixture::{BODY_BYTES_MAX, Fixture, JSON, ask, block_on, check, check_in, send};

@@ -2,6 +2,7 @@
 //! and gRPC: `query` and `documents` of type BYTES become rows, and their scores a tensor of type FP32.
 
 pub(super) mod http;
+mod lists;
 
 use super::Edge;
 use super::call::Call;

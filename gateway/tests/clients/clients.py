@@ -15,6 +15,7 @@ import grpc
 from google.protobuf import descriptor_pool, message_factory
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
+import grpc_clients
 from server import serve
 
 QUERY = "how do plants make energy"
@@ -113,6 +114,7 @@ def main(binary):
         errors(http)
         cohere_client(http, scores)
         grpc_client(target, scores)
+        grpc_clients.clients(http, target)
 
 
 if __name__ == "__main__":

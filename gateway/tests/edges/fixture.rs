@@ -1,9 +1,12 @@
 //! A core whose answers follow from the request, and one `check` for lines of data.
 
-use crate::catalog::FakeCatalog;
+#[path = "catalog.rs"]
+mod catalog;
+
 use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, Request};
+use catalog::FakeCatalog;
 use gateway::control::{Control, SwapError, SwapOrder, SwapStep};
 use gateway::edge::{Core, Edge, Exposition, Settings};
 use gateway::intake::{Bounds, Door};

@@ -1,5 +1,14 @@
 //! What clients see over gRPC, on a real connection.
 
+#[path = "kserve_grpc.rs"]
+mod kserve;
+#[path = "scoring.rs"]
+mod scoring;
+#[path = "stream.rs"]
+mod stream;
+#[path = "tei_grpc.rs"]
+mod tei;
+
 use crate::fixture::{BODY_BYTES_MAX, Fixture, USUAL, block_on, core_for, send};
 use gateway::intake::Bounds;
 use gateway::runtime::Runtime;

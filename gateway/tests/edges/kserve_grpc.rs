@@ -204,7 +204,7 @@ async fn wrong_tensors_over_grpc() {
 }
 
 #[tokio::test]
-async fn servers_and_models_over_grpc() {
+async fn servers_over_grpc() {
     let fixture = Fixture::with_room_for(0);
     let (channel, _) = connect(&fixture).await;
     let mut client = Client::new(channel);
@@ -242,6 +242,13 @@ async fn servers_and_models_over_grpc() {
         (server.name.as_str(), server.version.as_str()),
         ("crossgate", "0.0.0-test")
     );
+}
+
+#[tokio::test]
+async fn models_over_grpc() {
+    // Without a pass.
+    let (channel, _) = connect(&Fixture::with_room_for(0)).await;
+    let mut client = Client::new(channel);
     let ready = ModelReadyRequest {
         name: "classes".to_owned(),
         version: "1".to_owned(),

@@ -311,6 +311,21 @@ async fn tokens_and_their_text() {
         .into_inner()
         .text;
     assert_eq!(text, "aß");
+}
+
+#[tokio::test]
+async fn tokens_of_many_texts() {
+    let (channel, _) = connect(&Fixture::new()).await;
+    let mut client = TokenizeClient::new(channel);
+    let asked = |inputs: &str| EncodeRequest {
+        inputs: inputs.to_owned(),
+        add_special_tokens: true,
+        prompt_name: None,
+    };
+    let ids = DecodeRequest {
+        ids: vec![97, 223, 0],
+        skip_special_tokens: true,
+    };
     let requests = [asked("a"), asked("bc")];
     let mut answers = client
         .tokenize_stream(tokio_stream::iter(requests))

@@ -9,6 +9,7 @@ use super::super::layers::Unready;
 use super::super::post::{JSON_BYTES, Post};
 use super::super::problem::{KserveErrorAnswer, Problem};
 use super::super::wire::Refusal;
+use super::lists::{Few, elements};
 use super::{
     ACTIVATION, Described, EXTENSIONS, FP32, Inference, Input, NAME, Output, PLATFORM, Parameters,
     SCORES, WARNINGS, find, pack, unpack,
@@ -21,12 +22,9 @@ use axum::extract::{Path, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::Response;
-use serde::de::{DeserializeOwned, DeserializeSeed, Error, SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
-use std::fmt;
-use std::marker::PhantomData;
 use std::sync::Arc;
 use utoipa::ToSchema;
 
@@ -35,10 +33,6 @@ pub(in crate::edge) const VERSION: &str = "/v2/models/{id}/versions/{version}";
 pub(in crate::edge) const VERSION_READY: &str = "/v2/models/{id}/versions/{version}/ready";
 pub(in crate::edge) const VERSION_INFER: &str = "/v2/models/{id}/versions/{version}/infer";
 
-/// Tensors in one request, and dimensions of one.
-const FEW: usize = 8;
-/// Lists inside one another in a tensor's data.
-const DEPTH_MAX: usize = FEW;
 /// Bytes of a score as text, about.
 const SCORE_BYTES: usize = 16;
 
@@ -425,102 +419,4 @@ fn of_path(edge: &Edge, named: &BTreeMap<String, String>) -> Result<ModelState, 
     let version = named.get("version").map_or("", String::as_str);
     let found = find(edge, model_of(named), version);
     found.map_err(|error| Problem::from(error).kserve())
-}
-
-// === impl Few ===
-
-/// A list of few elements: what is small on the way may be large in memory.
-pub(in crate::edge) struct Few<T>(Vec<T>);
-
-struct FewVisitor<T>(PhantomData<T>);
-
-impl<'de, T: DeserializeOwned> Deserialize<'de> for Few<T> {
-    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
-        input.deserialize_seq(FewVisitor(PhantomData))
-    }
-}
-
-impl<'de, T: DeserializeOwned> Visitor<'de> for FewVisitor<T> {
-    type Value = Few<T>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "a list of at most {FEW}")
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Few<T>, A::Error> {
-        let mut few = Vec::new();
-        while let Some(element) = list.next_element()? {
-            if few.len() == FEW {
-                return Err(A::Error::invalid_length(FEW + 1, &self));
-            }
-            few.push(element);
-        }
-        Ok(Few(few))
-    }
-}
-
-/// A tensor's texts, in the order in which they stand.
-fn elements(param: &str, data: &RawValue, most: usize) -> Result<Vec<String>, ScoreError> {
-    let mut texts = Vec::new();
-    let leaves = Leaves {
-        texts: &mut texts,
-        most,
-        depth: 0,
-    };
-    let read = leaves.deserialize(&mut serde_json::Deserializer::from_str(data.get()));
-    match read {
-        Ok(()) => Ok(texts),
-        Err(_) if most < texts.len() => Err(ScoreError::TooLarge {
-            param: param.to_owned(),
-            why: format!("more elements than intake.documents_max = {most}; send less"),
-        }),
-        Err(error) => Err(ScoreError::invalid(param, error.to_string())),
-    }
-}
-
-struct Leaves<'a> {
-    texts: &'a mut Vec<String>,
-    most: usize,
-    depth: usize,
-}
-
-impl<'de> DeserializeSeed<'de> for Leaves<'_> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, input: D) -> Result<(), D::Error> {
-        input.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Leaves<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("texts, in lists")
-    }
-
-    fn visit_str<E: Error>(self, text: &str) -> Result<(), E> {
-        self.texts.push(text.to_owned());
-        match self.texts.len() <= self.most {
-            true => Ok(()),
-            false => Err(E::custom("too many")),
-        }
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
-        let Self { texts, most, depth } = self;
-        if depth == DEPTH_MAX {
-            return Err(A::Error::custom("lists are too deep"));
-        }
-        loop {
-            let inner = Leaves {
-                texts: &mut *texts,
-                most,
-                depth: depth + 1,
-            };
-            if list.next_element_seed(inner)?.is_none() {
-                return Ok(());
-            }
-        }
-    }
 }
