@@ -75,14 +75,14 @@ impl Door {
         &self.bounds
     }
 
-    /// Lets a stream in, whose requests come in one by one. What has arrived of one that is not complete
-    /// yet weighs here.
+    /// Lets a stream in, whose requests come in one by one. It weighs nothing but what has arrived of a request
+    /// that is not complete yet, and keeps nobody from becoming idle.
     ///
     /// # Errors
-    /// `Overloaded` when there is no room for a byte more; `Unavailable` after [`close`](Self::close).
+    /// `Unavailable` after [`close`](Self::close).
     pub fn stream(&self) -> Result<Weight, ScoreError> {
         self.check_open()?;
-        let held = Arc::clone(&self.bytes).try_acquire_many_owned(1);
+        let held = Arc::clone(&self.bytes).try_acquire_many_owned(0);
         Ok(Weight {
             held: Mutex::new(held.map_err(|_| too_heavy(self.bounds.bytes_max))?),
             bytes_max: self.bounds.bytes_max,
@@ -179,6 +179,13 @@ impl Weight {
             held.merge(room);
         }
         Ok(())
+    }
+
+    /// Nothing has arrived that has not been handed on.
+    pub fn clear(&self) {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = held.num_permits();
+        drop(held.split(all));
     }
 
     /// The body had so many bytes: what was taken beyond them is given back.

@@ -4,6 +4,7 @@ use crate::server::Server;
 use crate::starter::ENGINE;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 use tokio_stream::StreamExt as _;
 use tonic::Code;
 use tonic::transport::Channel;
@@ -56,7 +57,13 @@ fn documents(n: usize) -> Vec<String> {
         "Bread is made of flour, water and salt.",
     ];
     (0..=n % 7)
-        .map(|idx| format!("{} {}", texts[(n + idx) % 3], "and so on ".repeat(idx * (n % 5))))
+        .map(|idx| {
+            format!(
+                "{} {}",
+                texts[(n + idx) % 3],
+                "and so on ".repeat(idx * (n % 5))
+            )
+        })
         .collect()
 }
 
@@ -356,7 +363,10 @@ fn a_stream_without_requests_does_not_hold_a_server_that_stops() {
         let opened = ScoringClient::new(channel).score_stream(requests).await;
         opened.unwrap().into_inner()
     });
+    let began = Instant::now();
     server.shut_down_later().join().unwrap();
+    // Not until the time for draining has passed, which is 30 s.
+    assert!(began.elapsed() < Duration::from_secs(15));
     let end = server.wait(answers.message());
     assert!(matches!(end, Ok(None)) || end.is_err_and(|end| end.code() != Code::Ok));
     drop(send);

@@ -279,3 +279,145 @@ fn named(error: ScoreError, name: &str) -> ScoreError {
         other => other,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::score::Priority;
+
+    const BOUNDS: Bounds = Bounds {
+        body_bytes_max: 1 << 20,
+        bytes_max: 1 << 20,
+        requests_max: 1,
+        documents_max: 4,
+        document_bytes_max: 1 << 20,
+        query_bytes_max: 1 << 20,
+        priority_max: Priority::High,
+    };
+    const STREAM: &str = "/crossgate.v1.Scoring/ScoreStream";
+    const INFER: &str = "/inference.GRPCInferenceService/ModelInfer";
+
+    fn shapes() -> Shapes {
+        let bytes = include_bytes!(concat!(env!("OUT_DIR"), "/crossgate_descriptor.bin"));
+        Shapes::read(bytes).expect("descriptors")
+    }
+
+    /// A field of bytes.
+    fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
+        let head = [
+            number << 3 | 2,
+            u8::try_from(bytes.len()).expect("a short field"),
+        ];
+        [&head, bytes].concat()
+    }
+
+    #[track_caller]
+    fn check(path: &str, message: &[u8], wanted: Result<(), &str>) {
+        let shape = shapes().of(path).expect("a method");
+        let found = shape
+            .check(&BOUNDS, message)
+            .map_err(|error| error.to_string());
+        match (found, wanted) {
+            (Ok(()), Ok(())) => {}
+            (Err(found), Err(wanted)) => assert!(found.starts_with(wanted), "{found}"),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn rows_are_counted_wherever_they_stand() {
+        let documents = |n: usize| field(3, b"").repeat(n);
+        let score = "/crossgate.v1.Scoring/Score";
+        check(score, &documents(4), Ok(()));
+        check(
+            score,
+            &documents(5),
+            Err("documents: 5 documents are more than"),
+        );
+        // What comes in two halves is put together.
+        let half = field(2, &documents(3));
+        check(STREAM, &half, Ok(()));
+        check(
+            STREAM,
+            &[half.clone(), half].concat(),
+            Err("documents: 6 documents"),
+        );
+        check(
+            "/tei.v1.Rerank/Rerank",
+            &field(2, b"").repeat(5),
+            Err("texts: 5 documents"),
+        );
+        let pairs = field(6, &field(1, b"q")).repeat(5);
+        check(score, &pairs, Err("pairs: 5 documents"));
+    }
+
+    #[test]
+    fn other_lists_have_bounds_of_their_own() {
+        let most = 2 * BOUNDS.documents_max + ELEMENTS_MAX;
+        // Two tensors, whose elements are counted together.
+        let tensors = |n: usize| {
+            let elements = field(8, b"").repeat(n / 2);
+            field(5, &field(5, &elements)).repeat(2)
+        };
+        check(INFER, &tensors(most - 2), Ok(()));
+        check(
+            INFER,
+            &tensors(most),
+            Err("bytes_contents: 74 elements of lists"),
+        );
+        check(
+            INFER,
+            &field(4, b"").repeat(most + 1),
+            Err("parameters: 73 elements"),
+        );
+        let packed = vec![1; NUMBERS_MAX + 1];
+        let length = [0x81, 0x80, 0x04];
+        let ids = [&[1 << 3 | 2], &length[..], &packed].concat();
+        check(
+            "/tei.v1.Tokenize/Decode",
+            &ids,
+            Err("ids: 65537 elements of lists"),
+        );
+        let one_by_one = [1 << 3, 7].repeat(NUMBERS_MAX + 1);
+        check(
+            "/tei.v1.Tokenize/Decode",
+            &one_by_one,
+            Err("ids: 65537 elements"),
+        );
+    }
+
+    #[test]
+    fn names_of_what_cannot_be_unpacked() {
+        let shape = shapes().of(STREAM).expect("a method");
+        let message = [field(1, b"first"), field(1, b"name"), vec![0xff, 0xff]].concat();
+        assert_eq!(shape.id(&message), "name");
+        assert_eq!(shape.id(&field(1, &[b'x'; 127])).len(), 127);
+        assert_eq!(
+            shapes().of(INFER).expect("a method").id(&field(3, b"7")),
+            "7"
+        );
+        assert!(shapes().of("/crossgate.v1.Scoring/None").is_err());
+    }
+
+    #[test]
+    fn whatever_comes_is_counted_without_a_panic() {
+        let shapes = shapes();
+        let mut state = 1_u64;
+        for round in 0..20_000 {
+            let bytes: Vec<u8> = (0..round % 40)
+                .map(|_| {
+                    state = state
+                        .wrapping_mul(6_364_136_223_846_793_005)
+                        .wrapping_add(1);
+                    // Small numbers are keys and lengths that make sense.
+                    (state >> 56) as u8 % [8, 64, 255][round % 3]
+                })
+                .collect();
+            for path in [STREAM, INFER] {
+                let shape = shapes.of(path).expect("a method");
+                _ = shape.check(&BOUNDS, &bytes);
+                _ = shape.id(&bytes);
+            }
+        }
+    }
+}

@@ -172,18 +172,19 @@ impl Stream {
             let (stream, handler) = (Arc::clone(&self), handler.clone());
             async move {
                 let (answers, ready) = mpsc::channel(STREAM_REQUESTS_MAX);
-                let runtime = stream.runtime.clone();
+                let (runtime, call) = (stream.runtime.clone(), stream.call.clone());
                 runtime.task(stream.read(request.into_inner(), answers, handler, finish));
                 // Who computes an answer and fails to give one has panicked.
-                let answers = ReceiverStream::new(ready).then(|ready| async {
-                    let ours = || ScoreError::Internal {
-                        why: "a request on a stream was not answered".to_owned(),
-                    };
-                    let (answer, _weight) = ready.await.unwrap_or_else(|_| {
-                        let call = Call::open(&axum::http::HeaderMap::new());
-                        (Err(status(&ours().into(), &call)), None)
-                    });
-                    answer
+                let answers = ReceiverStream::new(ready).then(move |ready| {
+                    let call = call.clone();
+                    async move {
+                        let (answer, _weight) = ready.await.unwrap_or_else(|_| {
+                            let why = "a request on a stream was not answered".to_owned();
+                            let ours = ScoreError::Internal { why };
+                            (Err(status(&ours.into(), &call)), None)
+                        });
+                        answer
+                    }
                 });
                 Ok(tonic::Response::new(answers))
             }
@@ -358,7 +359,7 @@ impl Arriving {
     /// at most, is not counted.
     fn taken(&self) {
         self.bytes.store(0, Ordering::Relaxed);
-        self.weight.settle(0);
+        self.weight.clear();
     }
 }
 

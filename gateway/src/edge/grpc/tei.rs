@@ -16,7 +16,11 @@ use std::time::Duration;
 use tonic_reflection::server::Error;
 
 /// What the core calls otherwise, of one text that stands alone or of two.
-const ONE_TEXT: Words = Words(&[("documents[0]", "inputs"), ("query", "inputs[0]")]);
+const ONE_TEXT: Words = Words(&[
+    ("documents[0]", "inputs"),
+    ("documents", "inputs"),
+    ("query", "inputs[0]"),
+]);
 
 /// Adds theirs.
 pub(super) fn methods(methods: Methods) -> Result<Methods, Error> {
