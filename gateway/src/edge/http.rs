@@ -44,6 +44,8 @@ pub fn http(edge: Edge) -> Router {
         .into_iter()
         .filter(|(_, item)| item.post.is_some())
         .map(|(path, _)| path)
+        // Parts that are like a page.
+        .chain([kserve::VERSION_INFER, kserve::OWNED_INFER].map(str::to_owned))
         .collect();
     router
         .fallback(async move |request: Request| no_route(&request, &known))
@@ -84,9 +86,12 @@ pub(super) fn book() -> Book {
         .page(&["/docs"], routes!(docs::docs))
         .page(&["/"], routes!(health::root))
         .part("/v1/models/{owner}/{name}", get(models::one_of_owner))
-        .part(kserve::VERSION, get(kserve::version))
-        .part(kserve::VERSION_READY, get(kserve::version_ready))
-        .part(kserve::VERSION_INFER, routing::post(kserve::version_infer))
+        .part(kserve::VERSION, get(kserve::model))
+        .part(kserve::VERSION_READY, get(kserve::model_ready))
+        .part(kserve::VERSION_INFER, routing::post(kserve::infer))
+        .part(kserve::OWNED, get(kserve::model))
+        .part(kserve::OWNED_READY, get(kserve::model_ready))
+        .part(kserve::OWNED_INFER, routing::post(kserve::infer))
         .part("/docs/", get(docs::page))
         .part("/docs/{*path}", get(docs::asset))
 }

@@ -41,6 +41,22 @@ fn what_serves() {
         ),
         ("GET /v2/models/none", 404, r#"{"error":"~default"}"#),
         (
+            "GET /v2/models/hub/none",
+            404,
+            r#"{"error":"~\"hub/none\""}"#,
+        ),
+        (
+            "GET /v2/models/hub/none/ready",
+            404,
+            r#"{"error":"~\"hub/none\""}"#,
+        ),
+        (
+            "GET /v2/models/hub%2Fnone/ready",
+            404,
+            r#"{"error":"~\"hub/none\""}"#,
+        ),
+        ("GET /v2/models/%ff", 422, r#"{"error":"~id: "}"#),
+        (
             "GET /v2/models/default",
             200,
             r#"{"name":"default","versions":["1"],"platform":"crossgate",
@@ -135,6 +151,12 @@ fn wrong_tensors_are_named() {
         r#"{"error":"~there is no model"}"#,
     );
     check(
+        "POST /v2/models/hub/none/infer",
+        INFER,
+        404,
+        r#"{"error":"~\"hub/none\""}"#,
+    );
+    check(
         "POST /v2/models/default/versions/9/infer",
         INFER,
         422,
@@ -145,6 +167,18 @@ fn wrong_tensors_are_named() {
         INFER,
         200,
         r#"{"model_version":"1"}"#,
+    );
+    check(
+        "GET /v2/models/default/infer",
+        "",
+        405,
+        r#"{"message":"~send POST"}"#,
+    );
+    check(
+        "GET /v2/models/hub/none/infer",
+        "",
+        405,
+        r#"{"message":"~send POST"}"#,
     );
     let form = &["content-type: text/plain"];
     check_in(

@@ -18,6 +18,7 @@ use crate::load::ModelState;
 use crate::runtime::aside;
 use crate::score::ScoreError;
 use axum::body::Body;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
@@ -36,8 +37,19 @@ pub(in crate::edge) const VERSION_INFER: &str = "/v2/models/{id}/versions/{versi
 /// Bytes of a score as text, about.
 const SCORE_BYTES: usize = 16;
 
+/// The same for names such as the hub has: `owner/name`. Clients leave the slash as it is.
+pub(in crate::edge) const OWNED: &str = "/v2/models/{owner}/{name}";
+pub(in crate::edge) const OWNED_READY: &str = "/v2/models/{owner}/{name}/ready";
+pub(in crate::edge) const OWNED_INFER: &str = "/v2/models/{owner}/{name}/infer";
+
+/// A path's parts, where they are text.
+type Parts = Result<Path<BTreeMap<String, String>>, PathRejection>;
+
 /// A path's model, and its version where it names one.
-type Named = Path<BTreeMap<String, String>>;
+struct Named {
+    model: String,
+    version: String,
+}
 
 /// What the server is.
 #[derive(Serialize, ToSchema)]
@@ -211,9 +223,9 @@ pub(in crate::edge) async fn ready(State(edge): State<Arc<Edge>>) -> Response {
 )]
 pub(in crate::edge) async fn model(
     State(edge): State<Arc<Edge>>,
-    Path(named): Named,
+    parts: Parts,
 ) -> Result<Response, Problem> {
-    let model = of_path(&edge, &named)?;
+    let model = of_path(&edge, parts)?;
     let described = |tensor: Described| Metadata {
         name: tensor.name,
         datatype: tensor.datatype,
@@ -240,9 +252,9 @@ pub(in crate::edge) async fn model(
 )]
 pub(in crate::edge) async fn model_ready(
     State(edge): State<Arc<Edge>>,
-    Path(named): Named,
+    parts: Parts,
 ) -> Result<Response, Problem> {
-    let model = of_path(&edge, &named)?;
+    let model = of_path(&edge, parts)?;
     let why = match super::is_ready(&model) {
         true => String::new(),
         false => format!("model {} is {}", model.name, model.state),
@@ -273,31 +285,28 @@ pub(in crate::edge) async fn model_ready(
 )]
 pub(in crate::edge) async fn infer(
     State(edge): State<Arc<Edge>>,
-    Path(named): Named,
+    parts: Parts,
     headers: HeaderMap,
     post: Result<Post, Problem>,
 ) -> Result<Response, Problem> {
     let post = post.map_err(Problem::kserve)?;
-    let outcome = inferred(&edge, &named, &headers, &post).await;
+    let named = Named::of(parts)?;
+    let outcome = inferred(&edge, named, &headers, &post).await;
     let response = outcome.map_err(|refusal| Problem::from(refusal).kserve())?;
     Ok(held(response, post.weight()))
 }
 
-pub(in crate::edge) use infer as version_infer;
-pub(in crate::edge) use model as version;
-pub(in crate::edge) use model_ready as version_ready;
-
 async fn inferred(
     edge: &Edge,
-    named: &BTreeMap<String, String>,
+    named: Named,
     headers: &HeaderMap,
     post: &Post,
 ) -> Result<Response, Refusal> {
     let most = edge.door.bounds().documents_max;
     let (inference, id, is_binary) = aside(post.body.len(), || read(&post.body, headers, most))?;
-    let question = |rows, form| post.question(Some(model_of(named).to_owned()), rows, form);
-    let version = named.get("version").map_or("", String::as_str);
-    let output = inference.run(edge, &post.call, question, version).await?;
+    let Named { model, version } = named;
+    let question = |rows, form| post.question(Some(model), rows, form);
+    let output = inference.run(edge, &post.call, question, &version).await?;
     Ok(aside(output.scores.len() * SCORE_BYTES, || {
         answer(post, output, id, is_binary)
     }))
@@ -411,12 +420,28 @@ fn readiness(why: &str) -> Response {
     response
 }
 
-fn model_of(named: &BTreeMap<String, String>) -> &str {
-    named.get("id").map_or("", String::as_str)
+fn of_path(edge: &Edge, parts: Parts) -> Result<ModelState, Problem> {
+    let Named { model, version } = Named::of(parts)?;
+    let found = find(edge, &model, &version);
+    found.map_err(|error| Problem::from(error).kserve())
 }
 
-fn of_path(edge: &Edge, named: &BTreeMap<String, String>) -> Result<ModelState, Problem> {
-    let version = named.get("version").map_or("", String::as_str);
-    let found = find(edge, model_of(named), version);
-    found.map_err(|error| Problem::from(error).kserve())
+// === impl Named ===
+
+impl Named {
+    fn of(parts: Parts) -> Result<Self, Problem> {
+        let Path(mut parts) = parts.map_err(|rejection| {
+            let error = ScoreError::invalid("id", rejection.body_text());
+            Problem::from(error).kserve()
+        })?;
+        let mut part = |name: &str| parts.remove(name).unwrap_or_default();
+        let (id, owner, name) = (part("id"), part("owner"), part("name"));
+        Ok(Self {
+            model: match owner.is_empty() {
+                true => id,
+                false => format!("{owner}/{name}"),
+            },
+            version: part("version"),
+        })
+    }
 }
