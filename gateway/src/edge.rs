@@ -26,6 +26,7 @@ mod http;
 mod json;
 mod key;
 mod keyring;
+mod kserve;
 mod layers;
 mod listen;
 mod metrics;

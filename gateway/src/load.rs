@@ -1,6 +1,6 @@
 //! What serves and how busy it is: read-only snapshots, for health, admission and metrics.
 
-use crate::score::Activation;
+use crate::score::{Activation, ScoreError};
 use std::ops::AddAssign;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +12,31 @@ pub trait Catalog: Send + Sync + 'static {
 
     /// What keeps the server from taking requests; empty when it is ready.
     fn not_ready(&self) -> Vec<String>;
+
+    /// A text as the first model's tokenizer reads it, with what it puts around texts if `special`. Takes a
+    /// while for a long text.
+    ///
+    /// # Errors
+    /// `Unavailable` where no model serves, and `Internal` for the tokenizer's own.
+    fn encode(&self, text: &str, special: bool) -> Result<Vec<Piece>, ScoreError>;
+
+    /// The text of the first model's tokens, without those around texts if `plain`. Ids that stand for
+    /// nothing are passed over.
+    ///
+    /// # Errors
+    /// As of [`encode`](Self::encode).
+    fn decode(&self, ids: &[u32], plain: bool) -> Result<String, ScoreError>;
+}
+
+/// One token of a text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Its number in the vocabulary.
+    pub id: u32,
+    /// What it stands for: a piece of the text, or its own name where it stands for none.
+    pub text: String,
+    /// From where to where it stands in the text, in characters; `None` where it was put around it.
+    pub place: Option<(usize, usize)>,
 }
 
 /// One model as it serves.

@@ -15,6 +15,8 @@ mod grpc;
 mod health;
 #[path = "edges/keys.rs"]
 mod keys;
+#[path = "edges/kserve.rs"]
+mod kserve;
 #[path = "edges/limits.rs"]
 mod limits;
 #[path = "edges/listen.rs"]

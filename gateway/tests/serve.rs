@@ -5,6 +5,8 @@
 mod admin;
 #[path = "serve/distributed.rs"]
 mod distributed;
+#[path = "serve/grpc.rs"]
+mod grpc;
 #[path = "serve/images.rs"]
 mod images;
 #[path = "serve/process.rs"]

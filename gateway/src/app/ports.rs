@@ -89,7 +89,7 @@ impl Ports {
         runtime: &Runtime,
         stop: &CancellationToken,
     ) -> Result<(), StartError> {
-        let (grpc, health) = edge::grpc(edge.clone()).await.map_err(|error| {
+        let (grpc, health) = edge::grpc(edge.clone(), runtime.clone()).await.map_err(|error| {
             StartError::Other(format!("the gRPC descriptors are wrong: {error}"))
         })?;
         let host = Arc::clone(host);

@@ -51,6 +51,20 @@ impl Call {
         }))
     }
 
+    /// One of the requests of a call that brings many, from now on; `n` is its number.
+    pub(super) fn part(&self, n: u64) -> Self {
+        let id = RequestId::given(&format!("{}.{n}", self.0.id));
+        Self(Arc::new(Facts {
+            // A long name has no room for the number.
+            id: id.unwrap_or_else(RequestId::random),
+            started: now(),
+            n_rows: AtomicUsize::new(0),
+            reason: OnceLock::new(),
+            account: self.0.account.clone(),
+            is_limited: AtomicBool::new(false),
+        }))
+    }
+
     /// The call that the outermost layer opened.
     pub(super) fn of(extensions: &Extensions) -> Self {
         // Absent only where a handler is called without the layer, which is no reason to fail.

@@ -1,24 +1,36 @@
 //! gRPC's messages: counted before they are unpacked, and unpacked beside other tasks.
 
+mod shape;
+
+pub(super) use shape::{Shape, Shapes};
+
 use super::body::Heft;
-use super::wire::{Refusal, wire};
+use super::wire::Refusal;
 use crate::intake::Bounds;
 use crate::runtime::aside;
 use bytes::Buf;
 use prost::Message;
-use prost::encoding::{DecodeContext, decode_key, skip_field};
 use std::marker::PhantomData;
 use tonic::Status;
 use tonic::codec::{DecodeBuf, Decoder, EncodeBuf, Encoder};
-
-/// The number of `documents` in every message that asks for scores.
-const DOCUMENTS: u32 = 3;
 
 /// Prost's format. `E` goes out, `D` comes in.
 pub(super) struct Codec<E, D> {
     bounds: Bounds,
     heft: Option<Heft>,
+    shape: Shape,
     messages: PhantomData<fn(D) -> E>,
+}
+
+/// A message as it came. What is wrong with it is for its reader to tell: on a stream it is no reason to
+/// read no further.
+pub(super) struct Received<D> {
+    /// Unpacked, or why it is not.
+    pub(super) message: Result<D, Refusal>,
+    /// The client's name for it, where messages of its kind have one: known of one that is too large, too.
+    pub(super) id: String,
+    /// What it had on the way.
+    pub(super) bytes: usize,
 }
 
 /// Writes messages.
@@ -28,17 +40,19 @@ pub(super) struct Out<E>(PhantomData<fn(E)>);
 pub(super) struct In<D> {
     bounds: Bounds,
     heft: Option<Heft>,
+    shape: Shape,
     message: PhantomData<fn() -> D>,
 }
 
 // === impl Codec ===
 
 impl<E, D> Codec<E, D> {
-    /// Messages within these bounds.
-    pub(super) fn new(bounds: Bounds) -> Self {
+    /// Messages of this shape within these bounds.
+    pub(super) fn new(bounds: Bounds, shape: Shape) -> Self {
         Self {
             bounds,
             heft: None,
+            shape,
             messages: PhantomData,
         }
     }
@@ -55,7 +69,7 @@ where
     D: Message + Default + 'static,
 {
     type Encode = E;
-    type Decode = D;
+    type Decode = Received<D>;
     type Encoder = Out<E>;
     type Decoder = In<D>;
 
@@ -67,6 +81,7 @@ where
         In {
             bounds: self.bounds,
             heft: self.heft.clone(),
+            shape: self.shape.clone(),
             message: PhantomData,
         }
     }
@@ -83,45 +98,27 @@ impl<E: Message> Encoder for Out<E> {
 }
 
 impl<D: Message + Default> Decoder for In<D> {
-    type Item = D;
+    type Item = Received<D>;
     type Error = Status;
 
-    fn decode(&mut self, input: &mut DecodeBuf<'_>) -> Result<Option<D>, Status> {
-        if let Some(heft) = &self.heft {
-            heft.grow_to(input.remaining() as u64)
-                .map_err(|error| refused(&error.into()))?;
-        }
-        aside(input.remaining(), || {
+    fn decode(&mut self, input: &mut DecodeBuf<'_>) -> Result<Option<Received<D>>, Status> {
+        let bytes = input.remaining();
+        // Packed, it has weighed less so far.
+        let heft = self.heft.as_ref();
+        let has_room = heft.map_or(Ok(()), |heft| heft.grow_to(bytes as u64));
+        aside(bytes, || {
+            let id = self.shape.id(input.chunk());
             // A string of nothing is two bytes here and twenty-four in memory.
-            let n_documents = count(DOCUMENTS, input.chunk());
-            self.bounds
-                .check_count(n_documents)
-                .map_err(|error| refused(&error.into()))?;
-            let message = D::decode(input);
-            message.map(Some).map_err(|error| {
-                let why = error.to_string();
-                refused(&Refusal::BadMessage { why })
-            })
+            let fits = has_room.and_then(|()| self.shape.check(&self.bounds, input.chunk()));
+            let message = match fits {
+                Ok(()) => D::decode(&mut *input).map_err(|error| Refusal::BadMessage {
+                    why: error.to_string(),
+                }),
+                Err(error) => Err(error.into()),
+            };
+            // What was not read is of this message all the same.
+            input.advance(input.remaining());
+            Ok(Some(Received { message, id, bytes }))
         })
     }
-}
-
-fn refused(refusal: &Refusal) -> Status {
-    Status::new(wire(refusal).grpc, refusal.reason())
-}
-
-/// How often a field stands in a message. Stops where the message makes no sense: to say so is for
-/// its reader.
-fn count(field: u32, mut message: &[u8]) -> usize {
-    let mut n = 0;
-    while message.has_remaining() {
-        let Ok((tag, wire_type)) = decode_key(&mut message) else {
-            break;
-        };
-        n += usize::from(tag == field);
-        if skip_field(wire_type, tag, &mut message, DecodeContext::default()).is_err() {
-            break;
-        }
-    }
-    n
 }

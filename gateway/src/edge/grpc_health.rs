@@ -16,19 +16,19 @@ use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 #[derive(Clone)]
 pub struct HealthReport {
     catalog: Arc<dyn Catalog>,
-    service: &'static str,
+    services: &'static [&'static str],
     is_ready: Arc<watch::Sender<bool>>,
 }
 
 // === impl HealthReport ===
 
 impl HealthReport {
-    /// Of the server as a whole, which has the empty name, and of its one service.
-    pub(super) fn new(catalog: Arc<dyn Catalog>, service: &'static str) -> Self {
+    /// Of the server as a whole, which has the empty name, and of its services, which are ready together.
+    pub(super) fn new(catalog: Arc<dyn Catalog>, services: &'static [&'static str]) -> Self {
         let is_ready = catalog.not_ready().is_empty();
         Self {
             catalog,
-            service,
+            services,
             is_ready: Arc::new(watch::Sender::new(is_ready)),
         }
     }
@@ -42,7 +42,7 @@ impl HealthReport {
     }
 
     fn knows(&self, service: &str) -> bool {
-        service.is_empty() || service == self.service
+        service.is_empty() || self.services.contains(&service)
     }
 }
 
@@ -55,8 +55,8 @@ impl Health for HealthReport {
         let service = &request.get_ref().service;
         if !self.knows(service) {
             let why = format!(
-                "there is no service {service:?} here; ask for {:?}",
-                self.service
+                "there is no service {service:?} here; ask for one of {:?}",
+                self.services
             );
             return Err(Status::not_found(why));
         }

@@ -3,6 +3,7 @@
 use super::cors::cors;
 use super::docs::Preface;
 use super::keyring::{Gate, check_keys};
+use super::kserve::http as kserve;
 use super::layers::{Protocol, Watch, panic_error, watch};
 use super::packed::packing;
 use super::problem::Problem;
@@ -83,6 +84,12 @@ pub(super) fn book() -> Book {
         )
         .page(&["/readyz", "/v1/health/ready"], routes!(health::readyz))
         .page(&["/metrics"], routes!(metrics::metrics))
+        .page(&["/v2"], routes!(kserve::server))
+        .page(&["/v2/health/live"], routes!(kserve::live))
+        .page(&["/v2/health/ready"], routes!(kserve::ready))
+        .page(&["/v2/models/{id}"], routes!(kserve::model))
+        .page(&["/v2/models/{id}/ready"], routes!(kserve::model_ready))
+        .page(&["/v2/models/{id}/infer"], routes!(kserve::infer))
         .page(&["/openapi.json"], routes!(docs::openapi_json))
         .page(&["/docs"], routes!(docs::docs))
         .page(&["/"], routes!(health::root))
@@ -91,6 +98,12 @@ pub(super) fn book() -> Book {
             "/v1/retrieval/{owner}/{name}/reranking",
             post_to(nim::rank_by_owners),
         )
+        .part(kserve::VERSION, get(kserve::model))
+        .part(kserve::VERSION_READY, get(kserve::model_ready))
+        .posted_part(kserve::VERSION_INFER, post_to(kserve::infer))
+        .part(kserve::OWNED, get(kserve::model))
+        .part(kserve::OWNED_READY, get(kserve::model_ready))
+        .posted_part(kserve::OWNED_INFER, post_to(kserve::infer))
         .part("/docs/", get(docs::page))
         .part("/docs/{*path}", get(docs::asset))
 }

@@ -24,6 +24,9 @@ pub(super) const TIMEOUT_MS: &str = "x-request-timeout-ms";
 /// By this header a client says how urgent its request is, where the dialect's body has no word for it.
 pub(super) const PRIORITY: &str = "x-priority";
 
+/// KServe's header: so many of a body's bytes are JSON, and what follows them are tensors.
+pub(super) const JSON_BYTES: &str = "inference-header-content-length";
+
 /// The longest that a refused body is read for.
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(1);
 
@@ -129,7 +132,8 @@ fn check_media_type(headers: &HeaderMap) -> Result<(), Refusal> {
     let essence = found.split(';').next().unwrap_or_default().trim();
     let is_json = matches!(essence, "application/json" | "text/json")
         || (essence.starts_with("application/") && essence.ends_with("+json"));
-    if is_json {
+    let has_tensors = essence == "application/octet-stream" && headers.contains_key(JSON_BYTES);
+    if is_json || has_tensors {
         Ok(())
     } else {
         Err(Refusal::MediaType {

@@ -29,6 +29,7 @@ pub(super) struct Problem {
 enum Style {
     Canonical,
     Tei,
+    Kserve,
 }
 
 /// What every error looks like. `message` and `detail` repeat the text where other clients look for
@@ -68,6 +69,13 @@ pub(super) struct TeiErrorAnswer {
     error_type: &'static str,
 }
 
+/// What errors look like on KServe's routes.
+#[derive(Serialize, ToSchema)]
+pub(super) struct KserveErrorAnswer {
+    #[schema(example = "documents: is missing; send a BYTES tensor of this name")]
+    error: String,
+}
+
 /// The statuses of a route that scores.
 pub(super) struct ScoringErrors;
 
@@ -79,6 +87,14 @@ impl Problem {
         Self {
             refusal: refusal.into(),
             style: Style::Tei,
+        }
+    }
+
+    /// The same for clients of KServe.
+    pub(super) fn kserve(self) -> Self {
+        Self {
+            style: Style::Kserve,
+            ..self
         }
     }
 
@@ -102,6 +118,7 @@ impl Problem {
                 error: message,
                 error_type: wire.tei,
             }),
+            Style::Kserve => serde_json::to_vec(&KserveErrorAnswer { error: message }),
         };
         *response.status_mut() = wire.status(self.style == Style::Tei);
         // Strings always serialize; should they not, the status alone must do.

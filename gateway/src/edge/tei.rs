@@ -204,7 +204,7 @@ fn read(body: &[u8]) -> Result<Asked, Refusal> {
 }
 
 /// TEI's own rule, whatever the model declares.
-fn activation(response: &ScoreResponse, raw: bool) -> Activation {
+pub(super) fn activation(response: &ScoreResponse, raw: bool) -> Activation {
     match (raw, response.n_labels) {
         (true, _) => Activation::Identity,
         (false, 1) => Activation::Sigmoid,
@@ -212,7 +212,7 @@ fn activation(response: &ScoreResponse, raw: bool) -> Activation {
     }
 }
 
-fn characters(text: &str) -> usize {
+pub(super) fn characters(text: &str) -> usize {
     text.chars().count()
 }
 

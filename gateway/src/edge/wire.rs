@@ -238,7 +238,7 @@ impl fmt::Display for Refusal {
             Self::BadJson { why } => write!(f, "the body is not valid JSON: {why}"),
             Self::BadMessage { why } => write!(
                 f,
-                "the message is not the method's: {why}; send what proto/crossgate/v1 describes"
+                "the message is not the method's: {why}; send what proto/ describes"
             ),
             Self::Empty { param, why } => write!(f, "{param}: {why}"),
             Self::NoRoute {

@@ -2,7 +2,7 @@
 
 use super::line::Line;
 use super::{Generation, Shadow};
-use crate::load::{Catalog, LastSwap, ModelState, Totals};
+use crate::load::{Catalog, LastSwap, ModelState, Piece, Totals};
 use crate::runtime::now;
 use crate::score::ScoreError;
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -370,5 +370,13 @@ impl Catalog for Slots {
             .iter()
             .filter_map(|slot| slot.why_not_ready())
             .collect()
+    }
+
+    fn encode(&self, text: &str, special: bool) -> Result<Vec<Piece>, ScoreError> {
+        self.live(None)?.tokenizer().pieces(text, special)
+    }
+
+    fn decode(&self, ids: &[u32], plain: bool) -> Result<String, ScoreError> {
+        self.live(None)?.tokenizer().text(ids, plain)
     }
 }

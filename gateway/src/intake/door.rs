@@ -75,6 +75,30 @@ impl Door {
         &self.bounds
     }
 
+    /// Lets a stream in, whose requests come in one by one. It weighs nothing but what has arrived of a request
+    /// that is not complete yet, and keeps nobody from becoming idle.
+    ///
+    /// # Errors
+    /// `Unavailable` after [`close`](Self::close).
+    pub fn stream(&self) -> Result<Weight, ScoreError> {
+        self.check_open()?;
+        let held = Arc::clone(&self.bytes).try_acquire_many_owned(0);
+        Ok(Weight {
+            held: Mutex::new(held.map_err(|_| too_heavy(self.bounds.bytes_max))?),
+            bytes_max: self.bounds.bytes_max,
+        })
+    }
+
+    fn check_open(&self) -> Result<(), ScoreError> {
+        if self.is_closed.load(Ordering::Relaxed) {
+            return Err(ScoreError::Unavailable {
+                why: "the server is shutting down".to_owned(),
+                retry_after: RETRY_AFTER,
+            });
+        }
+        Ok(())
+    }
+
     /// Lets a request in whose client announces this many bytes. It weighs little at first and grows
     /// while its body arrives.
     ///
@@ -82,12 +106,7 @@ impl Door {
     /// `Overloaded` when there are too many requests inside, or no room for what was announced; `Unavailable`
     /// after [`close`](Self::close).
     pub fn enter(&self, body_bytes: Option<u64>) -> Result<Pass, ScoreError> {
-        if self.is_closed.load(Ordering::Relaxed) {
-            return Err(ScoreError::Unavailable {
-                why: "the server is shutting down".to_owned(),
-                retry_after: RETRY_AFTER,
-            });
-        }
+        self.check_open()?;
         let Ok(request) = Arc::clone(&self.requests).try_acquire_owned() else {
             return Err(overloaded(format!(
                 "{} requests are being answered, as many as intake.requests_max allows",
@@ -160,6 +179,13 @@ impl Weight {
             held.merge(room);
         }
         Ok(())
+    }
+
+    /// Nothing has arrived that has not been handed on.
+    pub fn clear(&self) {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = held.num_permits();
+        drop(held.split(all));
     }
 
     /// The body had so many bytes: what was taken beyond them is given back.

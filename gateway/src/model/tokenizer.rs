@@ -5,6 +5,7 @@ use super::prompt::{Prompt, Token};
 use super::rows::TokenRows;
 use super::template::Template;
 use super::windows::Span;
+use crate::load::Piece;
 use crate::score::{Form, ScoreError, Side};
 use std::path::Path;
 use std::sync::Arc;
@@ -367,6 +368,41 @@ impl Tokenizer {
             }
         });
         Ok((n_before, spans.collect()))
+    }
+
+    /// The tokens of a text, with those that the tokenizer itself puts around one if `special`.
+    ///
+    /// # Errors
+    /// The encoder's own.
+    pub fn pieces(&self, text: &str, special: bool) -> Result<Vec<Piece>, ScoreError> {
+        let encoding = self.encoder.encode_char_offsets(text, special);
+        let encoding = encoding.map_err(|error| failed(error.to_string()))?;
+        // Where each character begins, and the end.
+        let ends = text.char_indices().map(|(at, _)| at).chain([text.len()]);
+        let ends: Vec<usize> = ends.collect();
+        let (ids, tokens) = (encoding.get_ids(), encoding.get_tokens());
+        let (offsets, specials) = (encoding.get_offsets(), encoding.get_special_tokens_mask());
+        let pieces = (0..ids.len()).map(|token| {
+            let (start, end) = offsets[token];
+            let place = (specials[token] == 0).then_some((start, end));
+            let bytes = place.and_then(|(start, end)| text.get(*ends.get(start)?..*ends.get(end)?));
+            let own = bytes.filter(|bytes| !bytes.is_empty());
+            Piece {
+                id: ids[token],
+                text: own.unwrap_or(&tokens[token]).to_owned(),
+                place,
+            }
+        });
+        Ok(pieces.collect())
+    }
+
+    /// The text of tokens, without special ones if `plain`.
+    ///
+    /// # Errors
+    /// The decoder's own.
+    pub fn text(&self, ids: &[u32], plain: bool) -> Result<String, ScoreError> {
+        let text = self.encoder.decode(ids, plain);
+        text.map_err(|error| failed(error.to_string()))
     }
 
     fn encode(&self, text: &str) -> Result<Vec<u32>, String> {

@@ -13,6 +13,7 @@ from google.protobuf import descriptor_pool, message_factory
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from asking import DOCUMENTS, QUERY, check, post
+import grpc_clients
 from server import serve
 
 
@@ -87,6 +88,7 @@ def main(binary):
         errors(http)
         cohere_client(http, scores)
         grpc_client(target, scores)
+        grpc_clients.clients(http, target)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,17 @@
 //! A core whose answers follow from the request, and one `check` for lines of data.
 
+#[path = "catalog.rs"]
+mod catalog;
+
 use crate::counts::FakeMetrics;
 use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, Request};
+use catalog::FakeCatalog;
 use gateway::control::{Control, SwapError, SwapOrder, SwapStep};
 use gateway::edge::{Core, Edge, Origins, Settings};
 use gateway::intake::{Bounds, Door};
-use gateway::load::{CacheState, Catalog, Load, ModelState, Totals};
+use gateway::load::CacheState;
 use gateway::score::{Activation, Priority, ScoreError, ScoreRequest, ScoreResponse, Times};
 use http_body_util::BodyExt as _;
 use serde_json::Value;
@@ -34,10 +38,6 @@ pub(crate) struct Fixture {
     pub(crate) metrics: Arc<FakeMetrics>,
 }
 
-/// Two models; ready or not as told.
-pub(crate) struct FakeCatalog {
-    pub(crate) is_ready: AtomicBool,
-}
 
 /// An answer as it came.
 #[derive(Debug)]
@@ -284,61 +284,6 @@ impl Control for FakeControl {
     }
 }
 
-impl Catalog for FakeCatalog {
-    fn models(&self) -> Vec<ModelState> {
-        vec![
-            model("default", &["LABEL_0"], Activation::Identity),
-            model("classes", &["no", "yes"], Activation::Softmax),
-        ]
-    }
-
-    fn not_ready(&self) -> Vec<String> {
-        let is_ready = self.is_ready.load(Ordering::Relaxed);
-        if is_ready {
-            Vec::new()
-        } else {
-            vec!["model default is loading".to_owned()]
-        }
-    }
-}
-
-fn model(name: &str, labels: &[&str], activation: Activation) -> ModelState {
-    ModelState {
-        name: name.into(),
-        source: format!("hub/{name}"),
-        revision: String::new(),
-        architecture: "BertForSequenceClassification".to_owned(),
-        labels: labels.iter().map(|&label| label.to_owned()).collect(),
-        activation,
-        num_parameters: Some(22_713_601),
-        row_tokens_max: 512,
-        plugin: ("fake".to_owned(), "0.1.0".to_owned()),
-        image: "0".repeat(64),
-        last_swap: None,
-        proof: None,
-        chosen: "named by the configuration".to_owned(),
-        device: "cpu".to_owned(),
-        dtype: "f32".to_owned(),
-        kernel: "scalar".to_owned(),
-        numerics_id: "fake-1".to_owned(),
-        generation: 1,
-        state: "live",
-        load: Load {
-            requests_in_flight: 1,
-            queue_rows: 3,
-            queue_tokens: 90,
-            workers: 2,
-            ..Load::default()
-        },
-        totals: Totals {
-            requests: 4,
-            batches: 2,
-            rows: 10,
-            tokens: 300,
-            rectangle_tokens: 400,
-            inference: Duration::from_millis(500),
-            ..Totals::default()
-        },
     }
 }
 

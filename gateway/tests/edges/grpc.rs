@@ -1,7 +1,17 @@
 //! What clients see over gRPC, on a real connection.
 
+#[path = "kserve_grpc.rs"]
+mod kserve;
+#[path = "scoring.rs"]
+mod scoring;
+#[path = "stream.rs"]
+mod stream;
+#[path = "tei_grpc.rs"]
+mod tei;
+
 use crate::fixture::{BODY_BYTES_MAX, Fixture, USUAL, block_on, core_for, send};
 use gateway::intake::Bounds;
+use gateway::runtime::Runtime;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -25,13 +35,18 @@ use proto::{RerankRequest, RerankResponse, ScoreRequest};
 pub(crate) async fn connect(fixture: &Fixture) -> (Channel, gateway::edge::HealthReport) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
-    let (router, report) = gateway::edge::grpc(fixture.edge.clone())
-        .await
-        .expect("a service");
+    let (router, report) = router(fixture).await;
     let server = Server::builder().add_routes(tonic::service::Routes::from(router));
     tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
     let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("an address");
     (endpoint.connect().await.expect("a connection"), report)
+}
+
+pub(crate) async fn router(fixture: &Fixture) -> (axum::Router, gateway::edge::HealthReport) {
+    let runtime = Runtime::new(tokio::runtime::Handle::current(), 1);
+    gateway::edge::grpc(fixture.edge.clone(), runtime)
+        .await
+        .expect("a service")
 }
 
 pub(crate) fn score(query: &str, documents: &[&str]) -> ScoreRequest {
@@ -318,9 +333,7 @@ async fn what_is_too_much_is_refused_before_it_is_unpacked() {
 #[tokio::test]
 async fn other_methods_are_not_implemented() {
     let fixture = Fixture::new();
-    let (router, _) = gateway::edge::grpc(fixture.edge.clone())
-        .await
-        .expect("a service");
+    let (router, _) = router(&fixture).await;
     let headers = ["content-type: application/grpc"];
     let reply = send(router, "POST /crossgate.v1.Scoring/None", &headers, "").await;
     let code = (Code::Unimplemented as i32).to_string();
@@ -334,7 +347,7 @@ fn a_message_that_cannot_be_read_is_the_clients_fault() {
     for message in [&b"\x12\x7fq"[..], b"\x12\x02\xff\xfe", b"\xff\xff"] {
         let reply = block_on(async {
             let fixture = Fixture::new();
-            let (router, _) = gateway::edge::grpc(fixture.edge).await.expect("a service");
+            let (router, _) = router(&fixture).await;
             let head = [0, 0, 0, 0, message.len() as u8];
             let body = [&head, message].concat();
             send(router, "POST /crossgate.v1.Scoring/Score", &headers, body).await
@@ -380,7 +393,15 @@ async fn services_are_reflected_in_both_versions() {
         }};
     }
     for names in [services!(v1), services!(v1alpha)] {
-        for name in ["crossgate.v1.Scoring", "grpc.health.v1.Health"] {
+        for name in [
+            "crossgate.v1.Scoring",
+            "grpc.health.v1.Health",
+            "inference.GRPCInferenceService",
+            "tei.v1.Info",
+            "tei.v1.Predict",
+            "tei.v1.Rerank",
+            "tei.v1.Tokenize",
+        ] {
             assert!(
                 names.iter().any(|found| found == name),
                 "{name} in {names:?}"

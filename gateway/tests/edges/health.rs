@@ -59,7 +59,16 @@ async fn checks_follow_the_catalog() {
     let fixture = Fixture::new();
     let (channel, _) = connect(&fixture).await;
     let mut client = HealthClient::new(channel);
-    for service in ["", "crossgate.v1.Scoring"] {
+    let services = [
+        "",
+        "crossgate.v1.Scoring",
+        "inference.GRPCInferenceService",
+        "tei.v1.Info",
+        "tei.v1.Predict",
+        "tei.v1.Rerank",
+        "tei.v1.Tokenize",
+    ];
+    for service in services {
         for (is_ready, wanted) in [
             (true, ServingStatus::Serving),
             (false, ServingStatus::NotServing),

@@ -307,9 +307,7 @@ async fn a_client_that_takes_nothing_is_cut_off() {
 async fn a_drain_does_not_wait_for_those_who_only_watch() {
     let served = Served::new(Patience::default());
     let fixture = Fixture::new();
-    let (router, _report) = gateway::edge::grpc(fixture.edge.clone())
-        .await
-        .expect("a service");
+    let (router, _report) = crate::grpc::router(&fixture).await;
     let address = served.port(router).await;
     let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("an address");
     let channel = endpoint.connect().await.expect("a connection");

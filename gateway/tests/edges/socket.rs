@@ -64,9 +64,7 @@ async fn the_admin_api_answers_over_a_socket_as_over_a_port() {
 async fn the_public_apis_share_a_socket() {
     let (_dir, path) = place();
     let (served, fixture) = (Served::new(Patience::default()), Fixture::new());
-    let (grpc, _report) = gateway::edge::grpc(fixture.edge.clone())
-        .await
-        .expect("a service");
+    let (grpc, _report) = crate::grpc::router(&fixture).await;
     let socket = Socket::bind_for_group(&path).await.expect("a socket");
     let mode = fs::symlink_metadata(&path).expect("a file").permissions();
     assert_eq!(mode.mode() & 0o7777, 0o660);

@@ -125,9 +125,7 @@ async fn grpc_is_spoken_by_tls() {
     let (files, served) = (Files::new(), Served::new(Patience::default()));
     let listener = Listener::bind("127.0.0.1", 0).await.expect("a port");
     let address = listener.address();
-    let (router, _report) = gateway::edge::grpc(Fixture::new().edge)
-        .await
-        .expect("a service");
+    let (router, _report) = crate::grpc::router(&Fixture::new()).await;
     let listener = listener.with_tls(Some(files.tls()));
     served.connections.serve(listener, router);
     let cert = files.cert.clone();

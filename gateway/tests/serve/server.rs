@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use tonic::transport::{Channel, Endpoint};
 
 /// No step of a test takes this long unless something is broken.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -20,6 +21,7 @@ pub(crate) struct Server {
     app: Mutex<Option<App>>,
     address: SocketAddr,
     admin: SocketAddr,
+    grpc: SocketAddr,
     runtime: tokio::runtime::Runtime,
     hold: PathBuf,
     _dir: tempfile::TempDir,
@@ -119,6 +121,7 @@ impl Server {
         Self {
             address: app.http,
             admin: app.admin.address().expect("a port"),
+            grpc: app.grpc,
             app: Mutex::new(Some(app)),
             runtime,
             hold,
@@ -186,6 +189,23 @@ impl Server {
             .header("accept", "text/event-stream")
             .send(body.to_string());
         answer(response.unwrap_or_else(|error| panic!("{error}"))).text
+    }
+
+    /// A connection over gRPC.
+    pub(crate) fn channel(&self) -> Channel {
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.grpc)).unwrap();
+        self.wait(endpoint.connect()).unwrap()
+    }
+
+    /// Waits for what a client does.
+    pub(crate) fn wait<T>(&self, future: impl Future<Output = T>) -> T {
+        let bounded = async { tokio::time::timeout(PATIENCE, future).await };
+        self.runtime.block_on(bounded).expect("in time")
+    }
+
+    /// Posts JSON to another route than `/rerank`.
+    pub(crate) fn post(&self, path: &str, body: &Value) -> Answer {
+        ask(self.address, "POST", path, Some(body), PATIENCE)
     }
 
     /// Where operators are listened to.

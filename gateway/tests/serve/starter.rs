@@ -5,7 +5,8 @@ use serde_json::json;
 use std::io::Write as _;
 
 /// Settings that put the engine where the fake would be.
-const ENGINE: [(&str, &str); 2] = [("model.backend", "cpu-int8"), ("model.options", "{}")];
+pub(crate) const ENGINE: [(&str, &str); 2] =
+    [("model.backend", "cpu-int8"), ("model.options", "{}")];
 
 #[test]
 fn the_starter_knows_how_plants_make_energy() {

@@ -337,9 +337,7 @@ impl Scoring for Seen {
         Ok(tonic::Response::new(ScoreResponse {
             model,
             scores,
-            usage: None,
-            truncated: Vec::new(),
-            query_truncated: false,
+            ..ScoreResponse::default()
         }))
     }
 
@@ -381,9 +379,7 @@ impl Scoring for Seen {
         Ok(tonic::Response::new(RerankResponse {
             model,
             results,
-            usage: None,
-            truncated: Vec::new(),
-            query_truncated: false,
+            ..RerankResponse::default()
         }))
     }
 }
