@@ -73,6 +73,10 @@ fn what_serves() {
     for (line, status, wanted) in lines {
         check(line, "", status, wanted);
     }
+}
+
+#[test]
+fn readiness_and_neighbours() {
     let fixture = Fixture::new();
     fixture.catalog.is_ready.store(false, Ordering::Relaxed);
     let reply = block_on(send(fixture.http(), "GET /v2/health/ready", &[], ""));
@@ -144,6 +148,10 @@ fn wrong_tensors_are_named() {
     429 {"error":"~the reason"}
 "#;
     check_all(PATH, lines);
+}
+
+#[test]
+fn models_and_methods_are_named() {
     check(
         "POST /v2/models/none/infer",
         INFER,
