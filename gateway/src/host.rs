@@ -3,16 +3,18 @@
 mod image;
 mod memory;
 pub mod probe;
+mod refusal;
 mod store;
 
 pub use memory::available as memory_available;
 pub use probe::{Probed, Prober};
+pub use refusal::NoBackend;
 pub use store::ImageBounds;
 
 use crate::model::{Format, ModelInfo, TokenRows};
 use backend_api::{Fault, FaultCode, OpenBackend, OpenRequest, PluginCard, PluginLibrary};
+use refusal::reads;
 use std::cmp::Reverse;
-use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use store::{Store, of_file};
@@ -38,14 +40,6 @@ pub struct PluginFile {
     pub sha256: Option<String>,
     /// The plugin, or why it was refused.
     pub found: Result<Arc<PluginLibrary>, String>,
-}
-
-/// No plugin opens the model. Says what each one answered.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NoBackend {
-    why: Vec<String>,
-    /// Whether a plugin would have opened it with other options.
-    pub is_by_options: bool,
 }
 
 /// Which files of a folder are plugins, or are refused as such.
@@ -465,16 +459,6 @@ impl Opened {
     }
 }
 
-/// What to add to the refusal of a plugin that was named and reads weights in another form than these.
-fn reads(library: &PluginLibrary, model: &ModelInfo) -> String {
-    let (card, format) = (library.card(), model.format.name());
-    if card.formats.iter().any(|name| name == format) {
-        return String::new();
-    }
-    let known = card.formats.join(" and ");
-    format!(" (it reads {known}, and the weights are written as {format})")
-}
-
 /// The place of a plugin's best device among those that are preferred.
 fn device_rank(card: &PluginCard) -> Option<usize> {
     let rank = |device: &String| {
@@ -483,21 +467,3 @@ fn device_rank(card: &PluginCard) -> Option<usize> {
     };
     card.devices.iter().map(rank).min()
 }
-
-impl NoBackend {
-    /// For this reason, which no option changes.
-    pub fn new(why: String) -> Self {
-        Self {
-            why: vec![why],
-            is_by_options: false,
-        }
-    }
-}
-
-impl fmt::Display for NoBackend {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.why.join("; "))
-    }
-}
-
-impl std::error::Error for NoBackend {}
