@@ -89,9 +89,11 @@ impl Ports {
         runtime: &Runtime,
         stop: &CancellationToken,
     ) -> Result<(), StartError> {
-        let (grpc, health) = edge::grpc(edge.clone(), runtime.clone()).await.map_err(|error| {
-            StartError::Other(format!("the gRPC descriptors are wrong: {error}"))
-        })?;
+        let (grpc, health) = edge::grpc(edge.clone(), runtime.clone())
+            .await
+            .map_err(|error| {
+                StartError::Other(format!("the gRPC descriptors are wrong: {error}"))
+            })?;
         let host = Arc::clone(host);
         let admin = edge::admin(edge.clone(), key, move || {
             host.files().iter().map(plugins::row).collect()

@@ -38,7 +38,6 @@ pub(crate) struct Fixture {
     pub(crate) metrics: Arc<FakeMetrics>,
 }
 
-
 /// An answer as it came.
 #[derive(Debug)]
 pub(crate) struct Reply {
@@ -281,9 +280,6 @@ impl Control for FakeControl {
     fn clear_cache(&self) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + '_>> {
         self.0.store(0, Ordering::Relaxed);
         Box::pin(std::future::ready(Ok(())))
-    }
-}
-
     }
 }
 

@@ -247,7 +247,7 @@ fn classes_and_parameters() {
         "Some(2)",
         "Some(3)",
         "Some(64)",
-        "side: Left",
+        "side: Some(Left)",
         "windows: true",
         "Some(\"find\")",
     ] {

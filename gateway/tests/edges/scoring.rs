@@ -53,7 +53,7 @@ async fn forms_reach_the_core() {
         "query_tokens_max: Some(2)",
         "document_tokens_max: Some(3)",
         "row_tokens_max: Some(64)",
-        "side: Left",
+        "side: Some(Left)",
         "windows: true",
     ] {
         assert!(found.contains(part), "{part} in {found}");

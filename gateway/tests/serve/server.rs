@@ -203,11 +203,6 @@ impl Server {
         self.runtime.block_on(bounded).expect("in time")
     }
 
-    /// Posts JSON to another route than `/rerank`.
-    pub(crate) fn post(&self, path: &str, body: &Value) -> Answer {
-        ask(self.address, "POST", path, Some(body), PATIENCE)
-    }
-
     /// Where operators are listened to.
     pub(crate) fn admin_address(&self) -> SocketAddr {
         self.admin

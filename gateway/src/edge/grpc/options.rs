@@ -163,10 +163,11 @@ fn priority_of(number: i32) -> Result<Priority, ScoreError> {
     }
 }
 
-fn side_of(number: i32) -> Result<Side, ScoreError> {
+fn side_of(number: i32) -> Result<Option<Side>, ScoreError> {
     match proto::Side::try_from(number) {
-        Ok(proto::Side::Unspecified | proto::Side::Right) => Ok(Side::Right),
-        Ok(proto::Side::Left) => Ok(Side::Left),
+        Ok(proto::Side::Unspecified) => Ok(None),
+        Ok(proto::Side::Right) => Ok(Some(Side::Right)),
+        Ok(proto::Side::Left) => Ok(Some(Side::Left)),
         Err(_) => Err(ScoreError::invalid(
             "form.truncation_side",
             format!("has no value {number}; send 1 (right), 2 (left), or leave it out"),

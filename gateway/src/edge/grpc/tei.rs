@@ -233,8 +233,9 @@ fn token(piece: Piece) -> proto::SimpleToken {
 
 fn options(direction: i32) -> Result<Options, ScoreError> {
     let side = match proto::TruncationDirection::try_from(direction) {
-        Ok(proto::TruncationDirection::Right) => Side::Right,
-        Ok(proto::TruncationDirection::Left) => Side::Left,
+        // Also what is left out: then the side counts that the model's tokenizer names.
+        Ok(proto::TruncationDirection::Right) => None,
+        Ok(proto::TruncationDirection::Left) => Some(Side::Left),
         Err(_) => {
             let why = format!("has no value {direction}; send 0 (right) or 1 (left)");
             return Err(ScoreError::invalid("truncation_direction", why));
