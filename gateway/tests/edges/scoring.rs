@@ -81,7 +81,7 @@ async fn forms_reach_the_core() {
         .into_inner()
         .model;
     assert!(
-        plain.contains("row_tokens_max: None") && plain.contains("side: Right"),
+        plain.contains("row_tokens_max: None") && plain.contains("side: None"),
         "{plain}"
     );
 }

@@ -173,15 +173,20 @@ fn a_deadline_ends_a_long_batch() {
     };
     let (all, elapsed) = run(u64::MAX);
     assert!(all.iter().all(|&status| status == RowStatus::Scored));
-    let (some, _) = run(elapsed.as_micros() as u64 / 2);
-    let n_scored = some
-        .iter()
-        .take_while(|&&status| status == RowStatus::Scored)
-        .count();
-    assert!(
-        0 < n_scored && n_scored < n_rows,
-        "{n_scored} of {n_rows} rows were scored by half of the time"
-    );
+    // Half of the time that one run took may be all of another's: whatever else the machine does.
+    let mut shares = (1..=40).map(|try_| elapsed.as_micros() as u64 * try_ / 40);
+    let mut found = (Vec::new(), 0);
+    let was_cut = shares.any(|deadline_us| {
+        let (some, _) = run(deadline_us);
+        let scored = some
+            .iter()
+            .take_while(|&&status| status == RowStatus::Scored);
+        let n_scored = scored.count();
+        found = (some, n_scored);
+        0 < n_scored && n_scored < n_rows
+    });
+    let (some, n_scored) = found;
+    assert!(was_cut, "no deadline ended a batch in its middle");
     assert!(
         some[n_scored..]
             .iter()
