@@ -6,7 +6,7 @@
 use crate::cache::Routed;
 use crate::generation::Generation;
 use crate::model::Windows;
-use crate::runtime::aside;
+use crate::runtime::{aside, now};
 use crate::score::{Answer, ScoreError, ScoreRequest, ScoreResponse, Texts};
 use std::ops::Range;
 use std::sync::Arc;
@@ -79,7 +79,13 @@ fn take_apart(
     let (tokenizer, form) = (generation.tokenizer(), &request.form);
     let (mut rows, mut parts) = (Vec::new(), Vec::new());
     let mut last: Option<(&Texts, _)> = None;
+    let started = now();
     for (index, row) in request.rows.iter().enumerate() {
+        // Nobody waits for what is late, and nothing but this can stop it here.
+        if request.deadline <= now() {
+            let after = request.deadline.saturating_duration_since(started);
+            return Err(ScoreError::DeadlinePassed { after });
+        }
         let query = match last.take() {
             Some((other, query)) if row.shares_query(other) => query,
             _ => tokenizer.query(row.query.as_deref(), form)?,

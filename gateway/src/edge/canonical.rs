@@ -52,13 +52,14 @@ pub(super) struct Body {
     #[serde(default, deserialize_with = "json::flag")]
     raw_scores: Option<bool>,
     /// vLLM's word for it: false is `raw_scores` true.
-    #[serde(
-        default,
-        alias = "activation",
-        alias = "softmax",
-        deserialize_with = "json::flag"
-    )]
+    #[serde(default, deserialize_with = "json::flag")]
     use_activation: Option<bool>,
+    /// An older name of `use_activation`, which counts more.
+    #[serde(default, deserialize_with = "json::flag")]
+    activation: Option<bool>,
+    /// An older name of `use_activation`, which counts more.
+    #[serde(default, deserialize_with = "json::flag")]
+    softmax: Option<bool>,
     /// What becomes of a request with a text that is too long: `truncate` (or absent) cuts it and warns,
     /// `error` refuses the request and names the text, `chunk_max` reads a long document in windows that
     /// overlap and scores it by the best one.
@@ -77,8 +78,9 @@ pub(super) struct Body {
     truncate_prompt_tokens: Option<u64>,
     /// Where texts that are too long are cut: `right` or `left`; absent for the side that the model's tokenizer
     /// names.
-    #[serde(alias = "truncation_direction")]
     truncation_side: Option<String>,
+    /// As `truncation_side`, which counts more.
+    truncation_direction: Option<String>,
     /// What the model is told to look for, in place of its own instruction; for models that have one in
     /// their prompt.
     instruction: Option<String>,
@@ -253,7 +255,10 @@ fn read(body: &[u8], bounds: &Bounds) -> Result<Asked, Refusal> {
         query_tokens_max: bound(body.max_tokens_per_query),
         document_tokens_max: bound(body.max_tokens_per_doc),
         row_tokens_max: bound(body.truncate_prompt_tokens),
-        side: side("truncation_side", body.truncation_side.as_deref())?,
+        side: match body.truncation_side.as_deref() {
+            Some(said) => side("truncation_side", Some(said))?,
+            None => side("truncation_direction", body.truncation_direction.as_deref())?,
+        },
         windows: overflow == Overflow::ChunkMax,
     };
     let rank_fields = body.rank_fields.unwrap_or_default();
@@ -266,7 +271,7 @@ fn read(body: &[u8], bounds: &Bounds) -> Result<Asked, Refusal> {
         n_results: n_results("top_n", body.top_n, texts.len())?,
         raw: body
             .raw_scores
-            .unwrap_or(body.use_activation == Some(false)),
+            .unwrap_or(body.use_activation.or(body.activation).or(body.softmax) == Some(false)),
         texts: body
             .return_documents
             .unwrap_or(false)

@@ -42,13 +42,14 @@ pub(super) struct Body {
     #[serde(default, deserialize_with = "json::flag")]
     raw_scores: Option<bool>,
     /// vLLM's word for it: false is `raw_scores` true.
-    #[serde(
-        default,
-        alias = "activation",
-        alias = "softmax",
-        deserialize_with = "json::flag"
-    )]
+    #[serde(default, deserialize_with = "json::flag")]
     use_activation: Option<bool>,
+    /// An older name of `use_activation`, which counts more.
+    #[serde(default, deserialize_with = "json::flag")]
+    activation: Option<bool>,
+    /// An older name of `use_activation`, which counts more.
+    #[serde(default, deserialize_with = "json::flag")]
+    softmax: Option<bool>,
     /// A text has no more tokens, special ones included; -1, 0 or absent for the model's length.
     #[serde(default, deserialize_with = "json::count_or_all")]
     #[schema(value_type = Option<i64>, minimum = -1)]
@@ -188,7 +189,7 @@ fn read(body: &[u8], bounds: &Bounds) -> Result<Asked, Refusal> {
         priority,
         raw: body
             .raw_scores
-            .unwrap_or(body.use_activation == Some(false)),
+            .unwrap_or(body.use_activation.or(body.activation).or(body.softmax) == Some(false)),
     })
 }
 
@@ -211,6 +212,8 @@ fn vllm(response: &ScoreResponse, activation: Activation, labels: &[String]) -> 
 impl Body {
     fn has_vllm_field(&self) -> bool {
         self.use_activation.is_some()
+            || self.activation.is_some()
+            || self.softmax.is_some()
             || self.truncate_prompt_tokens.is_some()
             || self.truncation_side.is_some()
             || self.priority.is_some()

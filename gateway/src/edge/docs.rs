@@ -2,6 +2,7 @@
 
 use super::answer::with_type;
 use super::http::book;
+use super::keyring::is_open;
 use super::problem::{ErrorAnswer, Problem, TeiErrorAnswer};
 use super::wire::Refusal;
 use crate::score::ScoreError;
@@ -14,8 +15,8 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use std::sync::{Arc, OnceLock};
 use utoipa::Modify;
-use utoipa::openapi::OpenApi;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::openapi::{ContentBuilder, OpenApi, Ref, RefOr, ResponseBuilder};
 use utoipa_swagger_ui::Config;
 
 /// What stands above the routes.
@@ -61,11 +62,35 @@ impl Modify for Bearer {
     }
 }
 
+/// Every route that a key is asked for can answer that none was shown.
+fn ask_for_keys(api: &mut OpenApi) {
+    let closed = api.paths.paths.iter_mut();
+    for (path, item) in closed.filter(|(path, _)| !is_open(path)) {
+        let shape = match path.as_str() {
+            "/info" => "TeiErrorAnswer",
+            _ => "ErrorAnswer",
+        };
+        let content = ContentBuilder::new()
+            .schema(Some(Ref::from_schema_name(shape)))
+            .build();
+        let refused = ResponseBuilder::new()
+            .description("The server has API keys, and none of them was shown")
+            .content("application/json", content)
+            .build();
+        for operation in [&mut item.get, &mut item.post].into_iter().flatten() {
+            let responses = &mut operation.responses.responses;
+            let none = responses.entry("401".to_owned());
+            none.or_insert_with(|| RefOr::T(refused.clone()));
+        }
+    }
+}
+
 /// The OpenAPI 3.1 description of every HTTP route, as `/openapi.json` answers it.
 pub fn openapi() -> &'static str {
     static TEXT: OnceLock<String> = OnceLock::new();
     TEXT.get_or_init(|| {
-        let (_, api) = book().split();
+        let (_, mut api) = book().split();
+        ask_for_keys(&mut api);
         // Our own values: this fails in no run or in every test.
         let mut text = api.to_pretty_json().unwrap_or_default();
         text.push('\n');

@@ -5,13 +5,13 @@ use super::docs::Preface;
 use super::keyring::{Gate, check_keys};
 use super::kserve::http as kserve;
 use super::layers::{Protocol, Watch, panic_error, watch};
-use super::packed::packing;
+use super::packed::{accept_plain, packing};
 use super::problem::Problem;
 use super::wire::Refusal;
 use super::{Edge, classify, docs, health, metrics, models, nim, predict, rerank, tei, vllm};
 use axum::Router;
 use axum::extract::{MatchedPath, Request};
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn_with_state, map_request};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post as post_to};
 use std::any::Any;
@@ -57,6 +57,7 @@ pub fn http(edge: Edge) -> Router {
             wrong_method(&request, allowed)
         })
         .layer(packing())
+        .layer(map_request(accept_plain))
         .layer(from_fn_with_state(gate, check_keys))
         .layer(cors(&edge.settings.cors_origins))
         .layer(CatchPanicLayer::custom(panicked))

@@ -22,7 +22,7 @@ pub(super) const HEADERS: [&str; 2] = ["api-key", "x-api-key"];
 pub(super) const REQUESTS_LEFT: &str = "x-ratelimit-remaining-requests";
 pub(super) const DOCUMENTS_LEFT: &str = "x-ratelimit-remaining-documents";
 /// Probes have no key, nor has who reads how to ask.
-const OPEN: [&str; 10] = [
+const OPEN: [&str; 11] = [
     "/",
     "/docs",
     "/health",
@@ -30,6 +30,7 @@ const OPEN: [&str; 10] = [
     "/openapi.json",
     "/ping",
     "/readyz",
+    "/v1/health/live",
     "/v1/health/ready",
     "/v2/health/live",
     "/v2/health/ready",
@@ -85,15 +86,18 @@ pub(super) async fn check_keys(State(gate): State<Gate>, request: Request, next:
     }
 }
 
+/// Whether a path of HTTP's needs no key.
+pub(super) fn is_open(path: &str) -> bool {
+    OPEN.contains(&path) || path.starts_with(OPEN_BELOW)
+}
+
 // === impl Gate ===
 
 impl Gate {
     fn is_open(&self, path: &str) -> bool {
         match self.protocol {
             Protocol::Grpc => OPEN_SERVICES.iter().any(|open| path.starts_with(open)),
-            Protocol::Http | Protocol::Admin => {
-                OPEN.contains(&path) || path.starts_with(OPEN_BELOW)
-            }
+            Protocol::Http | Protocol::Admin => is_open(path),
         }
     }
 }

@@ -42,6 +42,9 @@ const PING_PERIOD: Duration = Duration::from_secs(20);
 const LINGER: Duration = Duration::from_secs(1);
 /// Calls at once on one HTTP/2 connection.
 const STREAMS_MAX: u32 = 1_024;
+/// Streams of a connection that its client has given up before they were looked at; beyond it, it is an attack. Who
+/// hedges requests gives up many at once.
+const RESETS_MAX: usize = 512;
 /// A request's head, all its headers together; a longer one is refused with 431.
 const HEAD_BYTES_MAX: u32 = 64 << 10;
 /// Headers of an HTTP/1 request; each of an HTTP/2 one counts 32 bytes more than it has.
@@ -434,6 +437,7 @@ async fn connection(
         .keep_alive_interval(patience.ping)
         .keep_alive_timeout(patience.ping)
         .max_concurrent_streams(STREAMS_MAX)
+        .max_pending_accept_reset_streams(RESETS_MAX)
         .max_header_list_size(HEAD_BYTES_MAX);
     let traffic = Arc::new(Traffic::default());
     let stream = Watched::new(stream, Arc::clone(&traffic), patience);

@@ -45,9 +45,13 @@ pub(super) struct Body {
     #[schema(example = "END")]
     truncate: Option<String>,
     /// How many rankings to return, at least 1; absent for all.
-    #[serde(default, alias = "top_k", deserialize_with = "json::count")]
+    #[serde(default, deserialize_with = "json::count")]
     #[schema(minimum = 1)]
     top_n: Option<u64>,
+    /// As `top_n`, which counts more.
+    #[serde(default, deserialize_with = "json::count")]
+    #[schema(minimum = 1)]
+    top_k: Option<u64>,
 }
 
 /// How many there are. Counted before they are unpacked.
@@ -186,7 +190,10 @@ fn read(body: &[u8], bounds: &Bounds) -> Result<Asked, Refusal> {
     Ok(Asked {
         model: body.model,
         overflow: overflow(body.truncate.as_deref().unwrap_or_default())?,
-        n_results: n_results("top_n", body.top_n, passages.len())?,
+        n_results: match body.top_n {
+            Some(_) => n_results("top_n", body.top_n, passages.len())?,
+            None => n_results("top_k", body.top_k, passages.len())?,
+        },
         rows: Texts::of_query(query, passages),
     })
 }

@@ -7,8 +7,9 @@ use super::wire::Refusal;
 use async_compression::tokio::bufread::{GzipDecoder, ZstdDecoder};
 use async_compression::zstd::DParameter;
 use axum::body::{Body, HttpBody};
-use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE};
-use axum::http::{HeaderMap, Response};
+use axum::extract::Request;
+use axum::http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE};
+use axum::http::{HeaderMap, HeaderValue, Response};
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -45,6 +46,32 @@ pub(super) fn packing() -> CompressionLayer<Worth> {
     CompressionLayer::new()
         .quality(CompressionLevel::Fastest)
         .compress_when(Worth)
+}
+
+/// A client may refuse answers as they are (`identity;q=0`). It gets them all the same where nothing else is left:
+/// work that is done is not thrown away for that, and errors are small.
+pub(super) async fn accept_plain(mut request: Request) -> Request {
+    let headers = request.headers_mut();
+    let said: Vec<_> = headers
+        .get_all(ACCEPT_ENCODING)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .collect();
+    let refuses = |item: &&str| {
+        let (name, weight) = item.split_once(';').unwrap_or((item, ""));
+        let weight = weight.trim().strip_prefix("q=").map(str::trim);
+        matches!(name.trim(), "identity" | "*")
+            && weight.is_some_and(|weight| weight.parse::<f32>() == Ok(0.0))
+    };
+    if said.iter().any(refuses) {
+        let left = said.into_iter().filter(|item| !refuses(item));
+        let left = HeaderValue::from_str(&left.collect::<Vec<_>>().join(", "));
+        headers.remove(ACCEPT_ENCODING);
+        headers.extend(left.map(|left| (ACCEPT_ENCODING, left)));
+    }
+    request
 }
 
 // === impl Packing ===
@@ -88,7 +115,10 @@ impl Packing {
             }
             Self::Zstd => {
                 let bounds = [DParameter::window_log_max(ZSTD_WINDOW_LOG_MAX)];
-                in_pieces(ZstdDecoder::with_params(packed(body), &bounds))
+                let mut unpacked = ZstdDecoder::with_params(packed(body), &bounds);
+                // Frames follow each other as members do.
+                unpacked.multiple_members(true);
+                in_pieces(unpacked)
             }
         }
     }

@@ -43,8 +43,9 @@ pub(super) struct Body {
     #[schema(value_type = Option<TextOrTexts>)]
     text_pairs: Option<OneOrMany<String>>,
     /// A name from `/models`; absent for the first.
-    #[serde(alias = "model")]
     model_name: Option<String>,
+    /// As `model_name`, which counts more.
+    model: Option<String>,
     /// A text, or a text and its pair, has no more tokens, special ones included; 0 or absent for the model's
     /// length.
     #[serde(default, deserialize_with = "json::count")]
@@ -228,7 +229,7 @@ fn read(body: &[u8]) -> Result<Asked, Refusal> {
         }
     };
     Ok(Asked {
-        model: body.model_name,
+        model: body.model_name.or(body.model),
         rows,
         form: Form {
             row_tokens_max: bound(body.max_length),

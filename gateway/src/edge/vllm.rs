@@ -74,13 +74,14 @@ pub(super) struct Body {
     #[schema(value_type = Option<DocumentOrDocuments>)]
     data_2: Option<OneOrMany<Document>>,
     /// False for the model's logit instead of its activation's value.
-    #[serde(
-        default,
-        alias = "activation",
-        alias = "softmax",
-        deserialize_with = "json::flag"
-    )]
+    #[serde(default, deserialize_with = "json::flag")]
     use_activation: Option<bool>,
+    /// An older name of `use_activation`, which counts more.
+    #[serde(default, deserialize_with = "json::flag")]
+    activation: Option<bool>,
+    /// An older name of `use_activation`, which counts more.
+    #[serde(default, deserialize_with = "json::flag")]
+    softmax: Option<bool>,
     /// A pair of texts has no more tokens, special ones included; -1, 0 or absent for the model's length.
     #[serde(default, deserialize_with = "json::count_or_all")]
     #[schema(value_type = Option<i64>, minimum = -1)]
@@ -212,7 +213,10 @@ fn read(body: &[u8], bounds: &Bounds) -> Result<Asked, Refusal> {
         side: side("truncation_side", body.truncation_side.as_deref())?,
         ..Form::default()
     };
-    let (model, raw) = (body.model.clone(), body.use_activation == Some(false));
+    let (model, raw) = (
+        body.model.clone(),
+        body.use_activation.or(body.activation).or(body.softmax) == Some(false),
+    );
     let (first, second) = body.lists(pair);
     let first = texts(first, names.first, &names.of_first, bounds)?;
     let second = texts(second, names.second, &names.words, bounds)?;

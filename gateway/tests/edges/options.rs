@@ -185,3 +185,44 @@ fn tei_clients_are_told_what_was_cut() {
 "#,
     );
 }
+
+/// A client that writes every field of its class down says null for all but one name of a thing.
+#[test]
+fn other_names_of_a_field_may_be_null_beside_it() {
+    check_all(
+        "POST /rerank",
+        r#"
+{"query":"q","documents":["a"],"use_activation":null,"activation":null,"softmax":null,"truncation_side":null,"truncation_direction":null}
+    200 {"results":[{}]}
+{"query":"form","documents":["a"],"truncation_side":null,"truncation_direction":"left"}
+    200 {"model":"~side: Some(Left)"}
+{"query":"q","documents":["a"],"truncation_side":null,"truncation_direction":"up"}
+    422 {"error":{"param":"truncation_direction"}}
+{"model":"sigmoid","query":"q","documents":["0"],"use_activation":null,"activation":false}
+    200 {"results":[{"relevance_score":0}]}
+"#,
+    );
+    check_all(
+        "POST /score",
+        r#"
+{"queries":"q","documents":["a"],"use_activation":null,"activation":null,"softmax":null}
+    200 {"data":[{}]}
+"#,
+    );
+    check_all(
+        "POST /classify",
+        r#"
+{"input":["a"],"activation":null,"use_activation":null,"softmax":null}
+    200 {"object":"classify"}
+"#,
+    );
+    check_all(
+        "POST /ranking",
+        r#"
+{"query":{"text":"q"},"passages":[{"text":"a"},{"text":"b"}],"top_n":null,"top_k":1}
+    200 {"rankings":[{}]}
+{"query":{"text":"q"},"passages":[{"text":"a"}],"top_n":null,"top_k":0}
+    422 {"error":{"param":"top_k"}}
+"#,
+    );
+}

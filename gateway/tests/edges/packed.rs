@@ -177,6 +177,33 @@ async fn asked(router: Router, path: &str, accept: &str) -> (String, String) {
     (name, text)
 }
 
+/// Members and frames follow each other; what is neither breaks off.
+#[test]
+fn a_body_in_two_parts_is_read_whole() {
+    let (first, second) = (r#"{"query":"q","docu"#, r#"ments":["a","b"]}"#);
+    for name in ["gzip", "zstd"] {
+        let parts = [first, second].map(|part| block_on(pack(name, part.as_bytes())));
+        let reply = packed(&Fixture::new(), name, parts.concat());
+        assert_eq!(reply.status, 200, "{name}: {}", reply.text);
+        let whole = block_on(pack(name, format!("{first}{second}").as_bytes()));
+        let reply = packed(&Fixture::new(), name, [&whole[..], b"JUNKJUNK"].concat());
+        assert_eq!(reply.status, 400, "{name}: {}", reply.text);
+    }
+}
+
+#[test]
+fn who_refuses_plain_answers_gets_them_where_nothing_else_is_left() {
+    for (accept, packing) in [
+        ("identity;q=0", ""),
+        ("br;q=1, *;q=0", ""),
+        ("gzip, identity; q=0.0", "gzip"),
+    ] {
+        let (name, text) = block_on(asked(Fixture::new().http(), "/openapi.json", accept));
+        assert_eq!(name, packing, "{accept}");
+        assert!(text.contains("openapi"), "{accept}: {text:.80}");
+    }
+}
+
 #[test]
 fn large_answers_are_packed_for_those_who_accept_it() {
     for (accept, wanted) in [

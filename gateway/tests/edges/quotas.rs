@@ -96,6 +96,7 @@ fn probes_and_documentation_need_no_key() {
         "/health",
         "/livez",
         "/ping",
+        "/v1/health/live",
         "/readyz",
         "/v1/health/ready",
         "/openapi.json",

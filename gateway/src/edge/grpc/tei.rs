@@ -12,7 +12,9 @@ use super::scoring::labels;
 use super::stream::{Order, or_end};
 use crate::load::Piece;
 use crate::score::{Form, Priority, ScoreError, ScoreResponse, Side, Texts, ranking};
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Semaphore;
 use tonic_reflection::server::Error;
 
 /// What the core calls otherwise, of one text that stands alone or of two.
@@ -25,6 +27,12 @@ const ONE_TEXT: Words = Words(&[
 /// Adds theirs.
 pub(super) fn methods(methods: Methods) -> Result<Methods, Error> {
     let kept = Order::Kept;
+    let turns = Arc::new(Semaphore::new(
+        methods.edge.settings.tokenizer_workers.max(1),
+    ));
+    let to_decode = Arc::clone(&turns);
+    let tokenize = move |asked| tokenize(asked, Arc::clone(&turns));
+    let decode = move |asked| decode(asked, Arc::clone(&to_decode));
     methods
         .tell("/tei.v1.Info/Info", info)?
         .ask("/tei.v1.Rerank/Rerank", rerank)?
@@ -38,9 +46,9 @@ pub(super) fn methods(methods: Methods) -> Result<Methods, Error> {
             predict_pair,
             or_end,
         )?
-        .ask("/tei.v1.Tokenize/Tokenize", tokenize)?
+        .ask("/tei.v1.Tokenize/Tokenize", tokenize.clone())?
         .each("/tei.v1.Tokenize/TokenizeStream", kept, tokenize, or_end)?
-        .ask("/tei.v1.Tokenize/Decode", decode)?
+        .ask("/tei.v1.Tokenize/Decode", decode.clone())?
         .each("/tei.v1.Tokenize/DecodeStream", kept, decode, or_end)
 }
 
@@ -189,7 +197,11 @@ async fn classify<D>(
     Ok(answer)
 }
 
-async fn tokenize(asked: Asked<proto::EncodeRequest>) -> Answered<proto::EncodeResponse> {
+/// `turns` are for the processors: the texts wait, and go when nobody waits for them any more.
+async fn tokenize(
+    asked: Asked<proto::EncodeRequest>,
+    turns: Arc<Semaphore>,
+) -> Answered<proto::EncodeResponse> {
     let message = asked.message;
     if let Some(name) = message.prompt_name {
         let why =
@@ -199,17 +211,29 @@ async fn tokenize(asked: Asked<proto::EncodeRequest>) -> Answered<proto::EncodeR
     let bounds = asked.edge.door.bounds();
     let fits = bounds.check_document(0, message.inputs.len());
     fits.map_err(|error| ONE_TEXT.say(error))?;
-    let catalog = std::sync::Arc::clone(&asked.edge.catalog);
-    let work = move || catalog.encode(&message.inputs, message.add_special_tokens);
+    let catalog = Arc::clone(&asked.edge.catalog);
+    let turn = turns.acquire_owned().await.map_err(ended)?;
+    let work = move || {
+        // Kept to the end, whether or not somebody still waits.
+        let _turn = turn;
+        catalog.encode(&message.inputs, message.add_special_tokens)
+    };
     let pieces = asked.runtime.blocking(work).await.map_err(ended)??;
     let tokens = pieces.into_iter().map(token).collect();
     Ok(tonic::Response::new(proto::EncodeResponse { tokens }))
 }
 
-async fn decode(asked: Asked<proto::DecodeRequest>) -> Answered<proto::DecodeResponse> {
+async fn decode(
+    asked: Asked<proto::DecodeRequest>,
+    turns: Arc<Semaphore>,
+) -> Answered<proto::DecodeResponse> {
     let message = asked.message;
-    let catalog = std::sync::Arc::clone(&asked.edge.catalog);
-    let work = move || catalog.decode(&message.ids, message.skip_special_tokens);
+    let catalog = Arc::clone(&asked.edge.catalog);
+    let turn = turns.acquire_owned().await.map_err(ended)?;
+    let work = move || {
+        let _turn = turn;
+        catalog.decode(&message.ids, message.skip_special_tokens)
+    };
     let text = asked.runtime.blocking(work).await.map_err(ended)??;
     Ok(tonic::Response::new(proto::DecodeResponse { text }))
 }
