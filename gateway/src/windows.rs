@@ -6,10 +6,11 @@
 use crate::cache::Routed;
 use crate::generation::Generation;
 use crate::model::Windows;
-use crate::runtime::{aside, now};
+use crate::runtime::{Runtime, now};
 use crate::score::{Answer, ScoreError, ScoreRequest, ScoreResponse, Texts};
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use tokio::sync::Semaphore;
 use tower::{Service, ServiceExt as _};
@@ -22,6 +23,17 @@ pub struct Window<S> {
     rows_max: usize,
     /// To take documents apart takes a processor, as to tokenize them does.
     turns: Arc<Semaphore>,
+    runtime: Runtime,
+}
+
+/// Says that nobody waits any more, when whoever waited goes away.
+#[derive(Default)]
+struct Leaving(Arc<AtomicBool>);
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// The windows of one document among those of all.
@@ -36,11 +48,12 @@ struct Part {
 
 impl<S> Window<S> {
     /// Requests go on to `next` with at most `rows_max` rows; `n_threads` of them are taken apart at a time.
-    pub fn new(next: S, rows_max: usize, n_threads: usize) -> Self {
+    pub fn new(next: S, rows_max: usize, n_threads: usize, runtime: Runtime) -> Self {
         Self {
             next,
             rows_max,
             turns: Arc::new(Semaphore::new(n_threads.max(1))),
+            runtime,
         }
     }
 }
@@ -57,11 +70,18 @@ where
             mut request,
             generation,
         } = routed;
-        let turn = self.turns.acquire().await;
-        let parts = aside(usize::MAX, || {
-            take_apart(&mut request, &generation, self.rows_max)
-        })?;
-        drop(turn);
+        let turn = Arc::clone(&self.turns).acquire_owned().await;
+        let leaving = Leaving::default();
+        let (flag, rows_max) = (Arc::clone(&leaving.0), self.rows_max);
+        let taken_apart = self.runtime.blocking(move || {
+            let _turn = turn;
+            let parts = take_apart(&mut request, &generation, rows_max, &flag)?;
+            Ok::<_, ScoreError>((request, generation, parts))
+        });
+        let why = |error: tokio::task::JoinError| error.to_string();
+        let (request, generation, parts) = taken_apart
+            .await
+            .map_err(|error| ScoreError::Internal { why: why(error) })??;
         let whole = self.next.clone().oneshot(Routed {
             request,
             generation,
@@ -75,13 +95,17 @@ fn take_apart(
     request: &mut ScoreRequest,
     generation: &Generation,
     rows_max: usize,
+    is_abandoned: &AtomicBool,
 ) -> Result<Vec<Part>, ScoreError> {
     let (tokenizer, form) = (generation.tokenizer(), &request.form);
     let (mut rows, mut parts) = (Vec::new(), Vec::new());
     let mut last: Option<(&Texts, _)> = None;
     let started = now();
     for (index, row) in request.rows.iter().enumerate() {
-        // Nobody waits for what is late, and nothing but this can stop it here.
+        if is_abandoned.load(Ordering::Relaxed) {
+            return Err(ScoreError::Cancelled);
+        }
+        // Nobody waits for what is late.
         if request.deadline <= now() {
             let after = request.deadline.saturating_duration_since(started);
             return Err(ScoreError::DeadlinePassed { after });

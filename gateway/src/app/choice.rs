@@ -39,7 +39,10 @@ pub(super) fn choose(
     }
     let name = |opened: &Opened| opened.library.card().name.clone();
     if others.len() == 0 {
-        let why = format!("the only plugin here that serves a {}", model.architecture);
+        let why = format!(
+            "the only plugin here that serves a {} as these files hold it",
+            model.architecture
+        );
         return Ok(Choice { opened: first, why });
     }
     let needs = first
@@ -90,7 +93,9 @@ pub(super) fn choose(
     match best {
         Some((opened, _)) => Ok(Choice {
             opened,
-            why: format!("measured: {told}"),
+            why: format!(
+                "measured: {told}; another than the first is taken if it is {FASTER_MIN} times as fast"
+            ),
         }),
         None => Err(host::NoBackend::new(told)),
     }

@@ -86,7 +86,8 @@ impl Core {
         let way = |levels: Levels, shared: Option<Shared>| {
             let (admit, tokenize) = (Admit::new(shared), Tokenize::new(Arc::clone(&pool)));
             let cache = Cache::new(levels, admit, tokenize, runtime.clone());
-            Window::new(cache, config.queue().rows_max, threads.tokenizers)
+            let rows_max = config.queue().rows_max;
+            Window::new(cache, rows_max, threads.tokenizers, runtime.clone())
         };
         let intake = Intake::new(
             Arc::clone(&slots),

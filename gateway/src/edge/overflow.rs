@@ -56,7 +56,7 @@ impl Overflow {
         };
         let why = format!(
             "is too long for the model, which takes {row_tokens_max} tokens of query and document \
-             together; send a shorter one, or let it be cut"
+             together, or for the tokens that the request allows; send a shorter one, or let it be cut"
         );
         Err(match self {
             Self::TooLarge => ScoreError::TooLarge { param, why },
@@ -77,7 +77,10 @@ pub(super) fn row_tokens_max(edge: &Edge, response: &ScoreResponse) -> usize {
 pub(super) fn cuts(response: &ScoreResponse, texts: &str, form: &Form) -> Vec<String> {
     let mut warnings = Vec::new();
     if response.query_truncated {
-        warnings.push(format!("query was cut to leave room for the {texts}"));
+        warnings.push(match form.query_tokens_max {
+            Some(_) => "query was cut to the tokens allowed".to_owned(),
+            None => format!("query was cut to leave room for the {texts}"),
+        });
     }
     if !response.truncated.is_empty() {
         let is_bounded = form.document_tokens_max.or(form.row_tokens_max).is_some();

@@ -160,7 +160,14 @@ pub(super) fn no_config(place: &str) -> ModelError {
 
 fn read_config(folder: &Path) -> Result<Config, ModelError> {
     let path = folder.join(CONFIG);
-    if path.is_file() {
+    // A folder that may not be entered is not an empty one.
+    let found = std::fs::metadata(&path);
+    if let Err(error) = &found
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        return Err(ModelError::disk("read", &path, error));
+    }
+    if found.is_ok_and(|found| found.is_file()) {
         read_json(&path)
     } else {
         let missing = no_config(&folder.display().to_string());
@@ -191,7 +198,8 @@ fn check_config(
     let reading = Reading::of(folder, &names, &architecture, config).map_err(|why| {
         ModelError::unfit(
             format!("{}: {why}", folder.display()),
-            "name a reranker; a model that only generates text cannot score pairs",
+            "name a reranker; a model that generates becomes one by modules.json with a LogitScore and a chat template, as \
+             sentence-transformers saves them",
         )
     })?;
     Ok((architecture, model_type, reading))

@@ -31,7 +31,8 @@ pub struct RawModern {
     global_rope_theta: Option<f64>,
     #[serde(deserialize_with = "null_is_a_value")]
     local_rope_theta: Option<Value>,
-    rope_parameters: Option<BTreeMap<String, Option<RawRope>>>,
+    /// By kind of layer in a ModernBERT; read when it is one, since other families write other things here.
+    rope_parameters: Option<Value>,
     rope_scaling: Option<Value>,
 }
 
@@ -129,10 +130,13 @@ impl RawModern {
 
     /// The base of the rotary positions of a type of layers.
     fn theta(&self, kind: &str) -> Result<f64, LoadError> {
-        let rope = self
-            .rope_parameters
-            .as_ref()
-            .and_then(|parameters| parameters.get(kind)?.as_ref());
+        let by_kind: BTreeMap<String, Option<RawRope>> = match &self.rope_parameters {
+            None | Some(Value::Null) => BTreeMap::new(),
+            Some(value) => Deserialize::deserialize(value).map_err(|error| {
+                LoadError::Bad(format!("config.json: rope_parameters: {error}"))
+            })?,
+        };
+        let rope = by_kind.get(kind).and_then(Option::as_ref);
         if let Some(scaled) = rope
             .and_then(|rope| rope.rope_type.as_deref())
             .filter(|&name| name != "default")
