@@ -69,7 +69,7 @@ pub use tls::{Tls, TlsError};
 
 use crate::control::Control;
 use crate::intake::{Door, Pass};
-use crate::load::Catalog;
+use crate::load::{Catalog, ModelState};
 use crate::runtime::now;
 use crate::score::{ScoreError, ScoreRequest, ScoreResponse};
 use crate::shared::Shared;
@@ -193,10 +193,16 @@ impl Edge {
     ) -> Result<ScoreResponse, ScoreError> {
         let answer = async {
             let response = self.score(question).await?;
-            overflow.check(&response, overflow::row_tokens_max(self, &response))?;
+            overflow.check(&response, self)?;
             Ok(response)
         };
         answer.await.map_err(|error| words.say(error))
+    }
+
+    /// The model that has answered; `None` where it has gone meanwhile.
+    fn model_of(&self, response: &ScoreResponse) -> Option<ModelState> {
+        let mut models = self.catalog.models().into_iter();
+        models.find(|model| model.name == response.model)
     }
 
     /// Whether the bearer of a key may ask now: this server first, then all servers together.

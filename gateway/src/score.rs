@@ -190,15 +190,21 @@ impl ScoreResponse {
     /// A reranker has one label; of a classifier with several, the last is the relevant one by the
     /// convention of NLI-style rerankers, but no rule says so: the first label is what peers answer.
     pub fn scores(&self, raw: bool) -> Vec<f32> {
-        let activation = if raw {
-            Activation::Identity
-        } else {
-            self.activation
-        };
-        self.logits
-            .chunks_exact(self.n_labels)
-            .map(|logits| activation.apply(logits)[0])
-            .collect()
+        self.scores_by(self.activation_unless(raw))
+    }
+
+    /// The same through another activation.
+    pub fn scores_by(&self, activation: Activation) -> Vec<f32> {
+        let rows = self.logits.chunks_exact(self.n_labels);
+        rows.map(|logits| activation.apply(logits)[0]).collect()
+    }
+
+    /// What makes scores of its logits: nothing where these are wanted `raw`.
+    pub fn activation_unless(&self, raw: bool) -> Activation {
+        match raw {
+            true => Activation::Identity,
+            false => self.activation,
+        }
     }
 }
 

@@ -86,7 +86,7 @@ where
             request,
             generation,
         });
-        Ok(put_together(&whole.await?, &parts))
+        Ok(put_together(whole.await?, &parts))
     }
 }
 
@@ -148,15 +148,19 @@ fn take_apart(
 }
 
 /// Each document's best window, by the score that clients see.
-fn put_together(whole: &ScoreResponse, parts: &[Part]) -> ScoreResponse {
+fn put_together(mut whole: ScoreResponse, parts: &[Part]) -> ScoreResponse {
     let n_labels = whole.n_labels;
     let scores = whole.scores(false);
+    let (of_windows, truncated) = (
+        std::mem::take(&mut whole.logits),
+        std::mem::take(&mut whole.truncated),
+    );
     let mut response = ScoreResponse {
         logits: Vec::with_capacity(parts.len() * n_labels),
         n_tokens: 0,
         truncated: Vec::new(),
         windows: Vec::new(),
-        ..whole.clone()
+        ..whole
     };
     for (index, part) in parts.iter().enumerate() {
         let rows = part.rows.clone();
@@ -166,7 +170,7 @@ fn put_together(whole: &ScoreResponse, parts: &[Part]) -> ScoreResponse {
             .rev()
             .max_by(|&a, &b| scores[a].total_cmp(&scores[b]));
         let best = best.unwrap_or(rows.start);
-        let logits = &whole.logits[best * n_labels..(best + 1) * n_labels];
+        let logits = &of_windows[best * n_labels..(best + 1) * n_labels];
         response.logits.extend_from_slice(logits);
         response.n_tokens += part.n_tokens;
         response.query_truncated |= part.is_query_cut;
@@ -175,10 +179,7 @@ fn put_together(whole: &ScoreResponse, parts: &[Part]) -> ScoreResponse {
             response.windows.push((index as u32, n_windows));
         }
         // A window that was a little longer than it was within its document has lost what the next one has.
-        let is_last_cut = whole
-            .truncated
-            .binary_search(&(rows.end as u32 - 1))
-            .is_ok();
+        let is_last_cut = truncated.binary_search(&(rows.end as u32 - 1)).is_ok();
         if part.is_cut || is_last_cut {
             response.truncated.push(index as u32);
         }

@@ -3,16 +3,16 @@
 
 use super::Edge;
 use super::answer::{Usage, scored};
-use super::document::{Document, RankFields};
+use super::document::{Document, RankFields, texts};
 use super::json;
-use super::overflow::{Overflow, bound, cuts, side};
+use super::overflow::{Overflow, bound, cuts, instruction, side};
 use super::post::{self, Post};
-use super::scoring::{filled, n_results};
+use super::scoring::{filled, n_results, ranked};
 use super::wire::Refusal;
 use super::words::Words;
 use crate::intake::Bounds;
 use crate::runtime::aside;
-use crate::score::{Activation, Form, Priority, ScoreResponse, Texts, ranking};
+use crate::score::{Form, Priority, ScoreResponse, Texts};
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -221,11 +221,7 @@ pub(super) async fn rerank(edge: &Edge, path: &str, post: &Post) -> Result<Respo
     shown.bare = path == BARE_PATH;
     question.priority = priority.unwrap_or(question.priority);
     let response = edge.ask(question, shown.overflow, &WORDS).await?;
-    let activation = if shown.raw {
-        Activation::Identity
-    } else {
-        response.activation
-    };
+    let activation = response.activation_unless(shown.raw);
     Ok(aside(shown.bytes(), || {
         let warnings = cuts(&response, "documents", &form);
         let answer = answer(post.call.id().to_string(), &response, shown, warnings);
@@ -245,13 +241,11 @@ fn read(body: &[u8], bounds: &Bounds) -> Result<Asked, Refusal> {
     let priority = post::priority("priority", body.priority.as_deref().unwrap_or_default())?;
     let overflow = Overflow::parse(body.overflow.as_deref())?;
     let kwargs = body.chat_template_kwargs;
-    let instruction = body
+    let said = body
         .instruction
         .or(kwargs.and_then(|kwargs| kwargs.instruction));
     let form = Form {
-        instruction: instruction
-            .filter(|text| !text.trim().is_empty())
-            .map(Into::into),
+        instruction: instruction(said),
         query_tokens_max: bound(body.max_tokens_per_query),
         document_tokens_max: bound(body.max_tokens_per_doc),
         row_tokens_max: bound(body.truncate_prompt_tokens),
@@ -262,11 +256,7 @@ fn read(body: &[u8], bounds: &Bounds) -> Result<Asked, Refusal> {
         windows: overflow == Overflow::ChunkMax,
     };
     let rank_fields = body.rank_fields.unwrap_or_default();
-    let texts = documents
-        .into_iter()
-        .enumerate()
-        .map(|(idx, document)| document.into_text(idx, &rank_fields, bounds));
-    let texts: Vec<String> = texts.collect::<Result<_, _>>()?;
+    let texts = texts(documents, &rank_fields, bounds)?;
     let shown = Shown {
         n_results: n_results("top_n", body.top_n, texts.len())?,
         raw: body
@@ -288,20 +278,17 @@ fn read(body: &[u8], bounds: &Bounds) -> Result<Asked, Refusal> {
     })
 }
 
-fn answer(id: String, response: &ScoreResponse, mut shown: Shown, warnings: Vec<String>) -> Answer {
+fn answer(id: String, response: &ScoreResponse, shown: Shown, warnings: Vec<String>) -> Answer {
     let scores = response.scores(shown.raw);
-    let order = ranking(&scores).into_iter().take(shown.n_results);
-    let results = order.map(|index| Ranked {
+    let document = |text| match shown.bare {
+        true => RankedDocument::Bare(text),
+        false => RankedDocument::Object { text },
+    };
+    let results = ranked(&scores, shown.n_results, shown.texts);
+    let results = results.map(|(index, relevance_score, text)| Ranked {
         index,
-        relevance_score: scores[index],
-        document: shown.texts.as_mut().map(|texts| {
-            let text = std::mem::take(&mut texts[index]);
-            if shown.bare {
-                RankedDocument::Bare(text)
-            } else {
-                RankedDocument::Object { text }
-            }
-        }),
+        relevance_score,
+        document: text.map(document),
     });
     Answer {
         id,

@@ -31,10 +31,7 @@ pub(super) fn activation(response: &ScoreResponse, raw: bool) -> Activation {
 
 /// The answering model's labels, in the order of its logits.
 pub(super) fn labels(edge: &Edge, response: &ScoreResponse) -> Vec<String> {
-    let models = edge.catalog.models();
-    let model = models
-        .into_iter()
-        .find(|model| model.name == response.model);
+    let model = edge.model_of(response);
     let labels = model.map_or_else(Vec::new, |model| model.labels);
     if labels.len() == response.n_labels {
         return labels;

@@ -101,6 +101,21 @@ impl Document {
     }
 }
 
+/// The text of each document.
+///
+/// # Errors
+/// The first one that has none, by its place among `documents`.
+pub(super) fn texts(
+    documents: Vec<Document>,
+    rank_fields: &RankFields,
+    bounds: &Bounds,
+) -> Result<Vec<String>, ScoreError> {
+    let documents = documents.into_iter().enumerate();
+    documents
+        .map(|(idx, document)| document.into_text(idx, rank_fields, bounds))
+        .collect()
+}
+
 /// `name: value` lines; `None` before the first.
 struct Lines<'a> {
     idx: usize,

@@ -6,7 +6,7 @@ mod lists;
 
 use super::Edge;
 use super::call::Call;
-use super::overflow::{Overflow, bound, cuts, row_tokens_max, side};
+use super::overflow::{Overflow, bound, cuts, instruction, side};
 use super::post;
 use super::wire::Refusal;
 use super::words::Words;
@@ -120,11 +120,8 @@ impl Inference {
             }
         }
         let overflow = Overflow::parse(parameters.overflow.as_deref())?;
-        let instruction = parameters.instruction;
         let form = Form {
-            instruction: instruction
-                .filter(|text| !text.trim().is_empty())
-                .map(Into::into),
+            instruction: instruction(parameters.instruction),
             query_tokens_max: bound(parameters.max_tokens_per_query),
             document_tokens_max: bound(parameters.max_tokens_per_doc),
             row_tokens_max: bound(parameters.truncate_prompt_tokens),
@@ -161,21 +158,13 @@ impl Inference {
         if let Err(error @ ScoreError::Invalid { .. }) = model {
             return Err(error.into());
         }
-        let response = edge.score(request).await;
-        let response = response.map_err(|error| WORDS.say(error))?;
-        let fits = self
-            .overflow
-            .check(&response, row_tokens_max(edge, &response));
-        fits.map_err(|error| WORDS.say(error))?;
+        let response = edge.ask(request, self.overflow, &WORDS).await?;
         Ok(output(edge, response, &self.form, self.raw))
     }
 }
 
 fn output(edge: &Edge, response: ScoreResponse, form: &Form, raw: bool) -> Output {
-    let activation = match raw {
-        true => Activation::Identity,
-        false => response.activation,
-    };
+    let activation = response.activation_unless(raw);
     let rows = response.logits.chunks_exact(response.n_labels);
     let scores: Vec<f32> = rows.flat_map(|logits| activation.apply(logits)).collect();
     let n_rows = size(scores.len() / response.n_labels);

@@ -2,16 +2,16 @@
 
 use super::Edge;
 use super::answer::{Usage, scored, warn};
-use super::document::{Document, RankFields};
+use super::document::{Document, RankFields, texts};
 use super::json;
 use super::overflow::{Overflow, cuts};
 use super::post::Post;
-use super::scoring::{filled, n_results};
+use super::scoring::{filled, n_results, ranked};
 use super::wire::Refusal;
 use super::words::Words;
 use crate::intake::Bounds;
 use crate::runtime::aside;
-use crate::score::{Form, ScoreResponse, Texts, ranking};
+use crate::score::{Form, ScoreResponse, Texts};
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -119,9 +119,7 @@ fn read(body: &[u8], bounds: &Bounds) -> Result<Asked, Refusal> {
     let query = json::required(body.query, "query", "the text to compare the input with")?;
     let input = json::required(body.input, "input", "a list of strings")?;
     let rank_fields = body.rank_fields.unwrap_or_default();
-    let texts = filled("input", input)?.into_iter().enumerate();
-    let texts = texts.map(|(idx, document)| document.into_text(idx, &rank_fields, bounds));
-    let texts: Result<Vec<String>, _> = texts.collect();
+    let texts = texts(filled("input", input)?, &rank_fields, bounds);
     let texts = texts.map_err(|error| WORDS.say(error))?;
     Ok(Asked {
         model: body.model,
@@ -134,16 +132,14 @@ fn read(body: &[u8], bounds: &Bounds) -> Result<Asked, Refusal> {
 // === impl Answer ===
 
 impl Answer {
-    fn new(response: &ScoreResponse, n_results: usize, mut repeated: Option<Vec<String>>) -> Self {
+    fn new(response: &ScoreResponse, n_results: usize, repeated: Option<Vec<String>>) -> Self {
         let scores = response.scores(false);
         let return_input = repeated.is_some();
-        let order = ranking(&scores).into_iter().take(n_results);
-        let data = order.map(|index| Ranked {
+        let data = ranked(&scores, n_results, repeated);
+        let data = data.map(|(index, score, input)| Ranked {
             index,
-            score: scores[index],
-            input: repeated
-                .as_mut()
-                .map(|texts| std::mem::take(&mut texts[index])),
+            score,
+            input,
             object: "rank_result",
         });
         Self {

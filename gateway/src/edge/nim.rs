@@ -3,17 +3,17 @@
 use super::Edge;
 use super::answer::{Usage, scored, warn};
 use super::body::held;
-use super::document::{Document, RankFields};
+use super::document::{Document, RankFields, texts};
 use super::json;
 use super::overflow::{Overflow, cuts};
 use super::post::Post;
 use super::problem::{Problem, ScoringErrors};
-use super::scoring::{ScoringHeaders, filled, n_results};
+use super::scoring::{ScoringHeaders, filled, n_results, ranked};
 use super::wire::Refusal;
 use super::words::Words;
 use crate::intake::Bounds;
 use crate::runtime::aside;
-use crate::score::{Activation, Form, ScoreError, Texts, ranking};
+use crate::score::{Activation, Form, ScoreError, Texts};
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::response::Response;
@@ -149,11 +149,8 @@ async fn answer(edge: &Edge, post: &Post, model: Option<String>) -> Result<Respo
     let response = edge.ask(question, asked.overflow, &WORDS).await?;
     let logits = response.scores(true);
     let answer = aside(asked.n_results * RANKING_BYTES, || {
-        let order = ranking(&logits).into_iter().take(asked.n_results);
-        let rankings = order.map(|index| Ranking {
-            index,
-            logit: logits[index],
-        });
+        let rankings = ranked(&logits, asked.n_results, None);
+        let rankings = rankings.map(|(index, logit, _)| Ranking { index, logit });
         let answer = Answer {
             rankings: rankings.collect(),
             usage: Usage::of(&response),
@@ -179,14 +176,11 @@ fn read(body: &[u8], bounds: &Bounds) -> Result<Asked, Refusal> {
     )?;
     let passages = json::required(body.passages, "passages", "a list of {\"text\": …}")?;
     let passages = filled("passages", passages)?;
-    let text = |idx, document: Document, words: &Words| {
-        let text = document.into_text(idx, &RankFields::default(), bounds);
-        text.map_err(|error| words.say(error))
-    };
-    let query = text(0, query, &OF_QUERY)?;
-    let passages = passages.into_iter().enumerate();
-    let passages = passages.map(|(idx, passage)| text(idx, passage, &WORDS));
-    let passages: Vec<String> = passages.collect::<Result<_, _>>()?;
+    let none = RankFields::default();
+    let query = query.into_text(0, &none, bounds);
+    let query = query.map_err(|error| OF_QUERY.say(error))?;
+    let passages = texts(passages, &none, bounds);
+    let passages = passages.map_err(|error| WORDS.say(error))?;
     Ok(Asked {
         model: body.model,
         overflow: overflow(body.truncate.as_deref().unwrap_or_default())?,

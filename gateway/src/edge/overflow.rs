@@ -2,6 +2,7 @@
 
 use super::Edge;
 use crate::score::{Form, ScoreError, ScoreResponse, Side};
+use std::sync::Arc;
 
 /// Indices that a warning lists before it only counts.
 const WARNED_INDICES_MAX: usize = 20;
@@ -41,11 +42,7 @@ impl Overflow {
     ///
     /// # Errors
     /// `Invalid` or `TooLarge`, naming the query or the first document.
-    pub(super) fn check(
-        self,
-        response: &ScoreResponse,
-        row_tokens_max: usize,
-    ) -> Result<(), ScoreError> {
+    pub(super) fn check(self, response: &ScoreResponse, edge: &Edge) -> Result<(), ScoreError> {
         if !matches!(self, Self::Error | Self::TooLarge) {
             return Ok(());
         }
@@ -54,6 +51,9 @@ impl Overflow {
             (false, Some(index)) => format!("documents[{index}]"),
             (false, None) => return Ok(()),
         };
+        // Gone in between: what it was does not matter to anybody any more.
+        let model = edge.model_of(response);
+        let row_tokens_max = model.map_or(0, |model| model.row_tokens_max);
         let why = format!(
             "is too long for the model, which takes {row_tokens_max} tokens of query and document \
              together, or for the tokens that the request allows; send a shorter one, or let it be cut"
@@ -63,14 +63,6 @@ impl Overflow {
             _ => ScoreError::Invalid { param, why },
         })
     }
-}
-
-/// The length in tokens of a query and a document that the answering model takes.
-pub(super) fn row_tokens_max(edge: &Edge, response: &ScoreResponse) -> usize {
-    let models = edge.catalog.models();
-    let model = models.iter().find(|model| model.name == response.model);
-    // Gone in between: what it was does not matter to anybody any more.
-    model.map_or(0, |model| model.row_tokens_max)
 }
 
 /// What was cut, and what was read in windows. `texts` is the field's name in the dialect.
@@ -116,6 +108,12 @@ fn listed(items: impl ExactSizeIterator<Item = String>) -> String {
 pub(super) fn bound(tokens: Option<u64>) -> Option<u32> {
     let tokens = tokens.filter(|&tokens| tokens != 0)?;
     Some(u32::try_from(tokens).unwrap_or(u32::MAX))
+}
+
+/// What the model is told to look for; spaces are nothing.
+pub(super) fn instruction(text: Option<String>) -> Option<Arc<str>> {
+    let text = text.filter(|text| !text.trim().is_empty());
+    text.map(Into::into)
 }
 
 /// The side at which texts that are too long are cut, where one is named; `param` is the field's name in the dialect.

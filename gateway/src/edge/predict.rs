@@ -9,7 +9,7 @@ use super::one_or_many::{OneOrMany, TextOrTexts};
 use super::overflow::{Overflow, bound, cuts};
 use super::post::Post;
 use super::problem::{Problem, ScoringErrors};
-use super::scoring::{ScoringHeaders, filled};
+use super::scoring::{ScoringHeaders, filled, joined};
 use super::tei::predict as tei;
 use super::wire::Refusal;
 use super::words::Words;
@@ -242,19 +242,12 @@ fn read(body: &[u8]) -> Result<Asked, Refusal> {
 }
 
 /// Each with its own, or one with each.
-fn paired(mut texts: Vec<String>, pairs: Vec<String>) -> Result<Vec<Texts>, ScoreError> {
+fn paired(texts: Vec<String>, pairs: Vec<String>) -> Result<Vec<Texts>, ScoreError> {
     let (n, m) = (texts.len(), pairs.len());
-    match texts.pop() {
-        Some(only) if n == 1 => Ok(Texts::of_query(only, pairs)),
-        Some(last) if n == m => {
-            texts.push(last);
-            Ok(Texts::of_pairs(texts.into_iter().zip(pairs)))
-        }
-        _ => {
-            let why = format!("has {m} texts beside {n} texts; send as many, or one text");
-            Err(ScoreError::invalid("text_pairs", why))
-        }
-    }
+    joined(texts, pairs).ok_or_else(|| {
+        let why = format!("has {m} texts beside {n} texts; send as many, or one text");
+        ScoreError::invalid("text_pairs", why)
+    })
 }
 
 fn found(

@@ -1,7 +1,7 @@
 //! What every route that scores has in common: its headers, both ways, and its checks.
 
 use super::wire::Refusal;
-use crate::score::ScoreError;
+use crate::score::{ScoreError, Texts, ranking};
 use utoipa::IntoParams;
 use utoipa::openapi::Required;
 use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
@@ -35,6 +35,30 @@ pub(super) fn filled<T>(param: &'static str, list: Vec<T>) -> Result<Vec<T>, Ref
         return Err(Refusal::Empty { param, why });
     }
     Ok(list)
+}
+
+/// One text with each of many, or each of two lists with its own; `None` for lists of other lengths.
+pub(super) fn joined(mut first: Vec<String>, second: Vec<String>) -> Option<Vec<Texts>> {
+    match first.len() {
+        1 => Some(Texts::of_query(first.pop()?, second)),
+        n if n == second.len() => Some(Texts::of_pairs(first.into_iter().zip(second))),
+        _ => None,
+    }
+}
+
+/// The best `n` rows by falling score: place, score, and the row's own of `texts`, where these are repeated.
+pub(super) fn ranked(
+    scores: &[f32],
+    n: usize,
+    mut texts: Option<Vec<String>>,
+) -> impl Iterator<Item = (usize, f32, Option<String>)> {
+    let order = ranking(scores).into_iter().take(n);
+    order.map(move |index| {
+        let text = texts
+            .as_mut()
+            .map(|texts| std::mem::take(&mut texts[index]));
+        (index, scores[index], text)
+    })
 }
 
 impl IntoParams for ScoringHeaders {

@@ -9,12 +9,12 @@ use super::json;
 use super::overflow::{Overflow, cuts, side};
 use super::post::Post;
 use super::problem::Problem;
-use super::scoring::{filled, n_results};
+use super::scoring::{filled, n_results, ranked};
 use super::wire::Refusal;
 use super::words::Words;
 use crate::load::ModelState;
 use crate::runtime::aside;
-use crate::score::{Activation, Form, ScoreError, ScoreResponse, Texts, ranking};
+use crate::score::{Activation, Form, ScoreError, ScoreResponse, Texts};
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
@@ -150,23 +150,16 @@ pub(super) async fn rerank(edge: &Edge, post: &Post) -> Result<Response, Refusal
         overflow,
         n_results,
         raw,
-        mut repeated,
+        repeated,
         n_characters,
     } = aside(post.body.len(), || read(&post.body))?;
     let question = post.question(model, rows, form.clone());
     let response = edge.ask(question, overflow, &WORDS).await?;
     let activation = activation(&response, raw);
-    let rows = response.logits.chunks_exact(response.n_labels);
-    let scores: Vec<f32> = rows.map(|logits| activation.apply(logits)[0]).collect();
-    let order = ranking(&scores).into_iter().take(n_results);
-    let ranks: Vec<Rank> = order
-        .map(|index| Rank {
-            index,
-            score: scores[index],
-            text: repeated
-                .as_mut()
-                .map(|texts| std::mem::take(&mut texts[index])),
-        })
+    let scores = response.scores_by(activation);
+    let ranks = ranked(&scores, n_results, repeated);
+    let ranks: Vec<Rank> = ranks
+        .map(|(index, score, text)| Rank { index, score, text })
         .collect();
     let texts = ranks.iter().filter_map(|rank| rank.text.as_ref());
     let bytes = ranks.len() * RANK_BYTES + texts.map(String::len).sum::<usize>();
@@ -186,8 +179,7 @@ fn read(body: &[u8]) -> Result<Asked, Refusal> {
         side: side("truncation_direction", direction)?,
         ..Form::default()
     };
-    let n_characters =
-        characters(&query) * texts.len() + texts.iter().map(|text| characters(text)).sum::<usize>();
+    let n_characters = characters_of(&query, &texts);
     Ok(Asked {
         model: body.model,
         form,
@@ -212,6 +204,12 @@ pub(super) fn activation(response: &ScoreResponse, raw: bool) -> Activation {
     }
 }
 
+/// Those of a query with each of these texts.
+pub(super) fn characters_of(query: &str, texts: &[String]) -> usize {
+    let of_texts: usize = texts.iter().map(|text| characters(text)).sum();
+    characters(query) * texts.len() + of_texts
+}
+
 pub(super) fn characters(text: &str) -> usize {
     text.chars().count()
 }
@@ -223,12 +221,8 @@ fn describe_compute(
     response: &ScoreResponse,
     n_characters: usize,
 ) {
-    let models = edge.catalog.models();
-    let device = models
-        .iter()
-        .find(|model| model.name == response.model)
-        .map(|model| model.device.as_str());
-    set(answer, "x-compute-type", device.unwrap_or("cpu"));
+    let device = edge.model_of(response).map(|model| model.device);
+    set(answer, "x-compute-type", device.as_deref().unwrap_or("cpu"));
     let ms = |time: Duration| time.as_millis().to_string();
     let total = ms(post.call.elapsed());
     set(answer, "x-compute-time", &total);

@@ -3,18 +3,18 @@
 use super::Edge;
 use super::answer::{Usage, created, scored, warn};
 use super::body::held;
-use super::document::{Document, RankFields};
+use super::document::{self, Document, RankFields};
 use super::json;
 use super::one_or_many::{DocumentOrDocuments, OneOrMany};
 use super::overflow::{Overflow, bound, cuts, side};
 use super::post::{self, Post};
 use super::problem::{Problem, ScoringErrors};
-use super::scoring::{ScoringHeaders, filled};
+use super::scoring::{ScoringHeaders, filled, joined};
 use super::wire::Refusal;
 use super::words::Words;
 use crate::intake::Bounds;
 use crate::runtime::aside;
-use crate::score::{Activation, Form, Priority, ScoreError, ScoreResponse, Texts};
+use crate::score::{Form, Priority, ScoreError, ScoreResponse, Texts};
 use axum::extract::State;
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
@@ -188,11 +188,7 @@ async fn answer(edge: &Edge, post: &Post) -> Result<Response, Refusal> {
     let mut question = post.question(asked.model, asked.rows, asked.form.clone());
     question.priority = asked.priority.unwrap_or(question.priority);
     let response = edge.ask(question, Overflow::Truncate, &names.words).await?;
-    let activation = if asked.raw {
-        Activation::Identity
-    } else {
-        response.activation
-    };
+    let activation = response.activation_unless(asked.raw);
     let scores = response.scores(asked.raw);
     Ok(aside(scores.len() * SCORE_BYTES, || {
         let answer = Answer::new(post, &response, scores);
@@ -237,33 +233,18 @@ fn texts(
     bounds: &Bounds,
 ) -> Result<Vec<String>, Refusal> {
     let list = json::required(list, name, "a text or a list of them")?;
-    let documents = filled(name, list.items)?.into_iter().enumerate();
-    let text = |(idx, document): (usize, Document)| {
-        let text = document.into_text(idx, &RankFields::default(), bounds);
-        text.map_err(|error| words.say(error).into())
-    };
-    documents.map(text).collect()
+    let texts = document::texts(filled(name, list.items)?, &RankFields::default(), bounds);
+    texts.map_err(|error| words.say(error).into())
 }
 
 /// One with each, or each with its own.
-fn rows(
-    mut first: Vec<String>,
-    second: Vec<String>,
-    names: &Names,
-) -> Result<Vec<Texts>, ScoreError> {
+fn rows(first: Vec<String>, second: Vec<String>, names: &Names) -> Result<Vec<Texts>, ScoreError> {
     let (n, m) = (first.len(), second.len());
-    match first.pop() {
-        Some(only) if n == 1 => Ok(Texts::of_query(only, second)),
-        Some(last) if n == m => {
-            first.push(last);
-            Ok(Texts::of_pairs(first.into_iter().zip(second)))
-        }
-        _ => {
-            let Names { first, second, .. } = names;
-            let why = format!("has {m} texts beside {n} {first}; send as many, or one of {first}");
-            Err(ScoreError::invalid(*second, why))
-        }
-    }
+    joined(first, second).ok_or_else(|| {
+        let Names { first, second, .. } = names;
+        let why = format!("has {m} texts beside {n} {first}; send as many, or one of {first}");
+        ScoreError::invalid(*second, why)
+    })
 }
 
 // === impl Body ===

@@ -2,16 +2,16 @@
 
 use super::Edge;
 use super::answer::{scored, warn};
-use super::document::{Document, RankFields};
+use super::document::{Document, RankFields, texts};
 use super::json;
 use super::overflow::{Overflow, cuts};
 use super::post::Post;
-use super::scoring::{filled, n_results};
+use super::scoring::{filled, n_results, ranked};
 use super::wire::Refusal;
 use super::words::Words;
 use crate::intake::Bounds;
 use crate::runtime::aside;
-use crate::score::{Form, ScoreResponse, Texts, ranking};
+use crate::score::{Form, ScoreResponse, Texts};
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -108,10 +108,8 @@ fn read(body: &[u8], bounds: &Bounds) -> Result<Asked, Refusal> {
         "the text to compare the documents with",
     )?;
     let documents = json::required(body.documents, "documents", "a list of strings")?;
-    let texts = filled("documents", documents)?.into_iter().enumerate();
-    let texts =
-        texts.map(|(idx, document)| document.into_text(idx, &RankFields::default(), bounds));
-    let texts: Vec<String> = texts.collect::<Result<_, _>>()?;
+    let documents = filled("documents", documents)?;
+    let texts = texts(documents, &RankFields::default(), bounds)?;
     Ok(Asked {
         model: body.model,
         overflow: match body.truncation {
@@ -127,15 +125,13 @@ fn read(body: &[u8], bounds: &Bounds) -> Result<Asked, Refusal> {
 // === impl Answer ===
 
 impl Answer {
-    fn new(response: &ScoreResponse, n_results: usize, mut repeated: Option<Vec<String>>) -> Self {
+    fn new(response: &ScoreResponse, n_results: usize, repeated: Option<Vec<String>>) -> Self {
         let scores = response.scores(false);
-        let order = ranking(&scores).into_iter().take(n_results);
-        let data = order.map(|index| Ranked {
-            relevance_score: scores[index],
+        let data = ranked(&scores, n_results, repeated);
+        let data = data.map(|(index, relevance_score, document)| Ranked {
+            relevance_score,
             index,
-            document: repeated
-                .as_mut()
-                .map(|texts| std::mem::take(&mut texts[index])),
+            document,
         });
         Self {
             object: "list",

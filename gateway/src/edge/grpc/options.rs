@@ -2,7 +2,7 @@
 //! it is told what became of them.
 
 use super::super::answer::{ACTIVATION, WARNINGS};
-use super::super::overflow::{Overflow, bound, row_tokens_max};
+use super::super::overflow::{Overflow, bound, instruction};
 use super::super::wire::Refusal;
 use super::super::words::Words;
 use super::method::Asked;
@@ -50,11 +50,10 @@ impl Options {
     pub(super) fn read(form: Option<proto::Form>, priority: i32) -> Result<Self, ScoreError> {
         let form = form.unwrap_or_default();
         let overflow = overflow_of(form.overflow)?;
-        let instruction = Some(form.instruction).filter(|text| !text.trim().is_empty());
         let bound = |tokens: u32| bound(Some(u64::from(tokens)));
         Ok(Self {
             form: Form {
-                instruction: instruction.map(Into::into),
+                instruction: instruction(Some(form.instruction)),
                 query_tokens_max: bound(form.query_tokens_max),
                 document_tokens_max: bound(form.document_tokens_max),
                 row_tokens_max: bound(form.row_tokens_max),
@@ -141,11 +140,7 @@ impl<D> Asked<D> {
         let request = self
             .call
             .question(Some(model), texts, form, self.deadline, priority);
-        let response = self.edge.score(request).await;
-        let response = response.map_err(|error| words.say(error))?;
-        let most = row_tokens_max(&self.edge, &response);
-        let fits = options.overflow.check(&response, most);
-        fits.map_err(|error| words.say(error))?;
+        let response = self.edge.ask(request, options.overflow, words).await?;
         Ok(response)
     }
 }
@@ -205,13 +200,5 @@ pub(super) fn warn<T>(answer: &mut tonic::Response<T>, warnings: &[String]) {
     // What no header can carry is left out.
     if let Ok(value) = MetadataValue::<Ascii>::try_from(warnings.join("; ")) {
         answer.metadata_mut().insert(WARNINGS, value);
-    }
-}
-
-/// What is asked for, or what the model has.
-pub(super) fn activation(response: &ScoreResponse, raw: bool) -> Activation {
-    match raw {
-        true => Activation::Identity,
-        false => response.activation,
     }
 }

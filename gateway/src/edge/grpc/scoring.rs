@@ -1,11 +1,12 @@
 //! `crossgate.v1.Scoring`: our own service.
 
-use super::super::Edge;
 use super::super::call::Call;
+use super::super::classes::labels;
 use super::super::overflow::cuts;
+use super::super::scoring::ranked;
 use super::super::wire::{Refusal, retry_after_seconds, wire};
 use super::method::{Answered, Asked, Methods};
-use super::options::{Options, Rows, activation, with_activation};
+use super::options::{Options, Rows, with_activation};
 use super::proto::crossgate as proto;
 use super::stream::Order;
 use crate::load::ModelState;
@@ -45,7 +46,7 @@ async fn score(mut asked: Asked<proto::ScoreRequest>) -> Answered<proto::ScoreRe
         truncated: response.truncated.clone(),
     };
     Ok(with_activation(
-        activation(&response, message.raw_scores),
+        response.activation_unless(message.raw_scores),
         scored,
     ))
 }
@@ -58,17 +59,17 @@ async fn rerank(mut asked: Asked<proto::RerankRequest>) -> Answered<proto::Reran
     }
     let n_results = message.top_n.map_or(usize::MAX, |n| n as usize);
     let options = Options::read(message.form, message.priority)?;
-    let mut texts = message.return_documents.then(|| message.documents.clone());
+    let texts = message.return_documents.then(|| message.documents.clone());
     let rows = Rows::scored(message.query, message.documents, Vec::new())?;
     let response = asked.score(message.model, rows, &options).await?;
     let scores = response.scores(message.raw_scores);
-    let order = ranking(&scores).into_iter().take(n_results);
-    let results = order.map(|idx| proto::RerankResult {
-        index: idx as u32,
-        relevance_score: scores[idx],
-        document: texts.as_mut().map(|texts| std::mem::take(&mut texts[idx])),
+    let results = ranked(&scores, n_results, texts);
+    let results = results.map(|(index, relevance_score, document)| proto::RerankResult {
+        index: index as u32,
+        relevance_score,
+        document,
     });
-    let ranked = proto::RerankResponse {
+    let answer = proto::RerankResponse {
         model: response.model.to_string(),
         results: results.collect(),
         usage: Some(usage(&response)),
@@ -78,8 +79,8 @@ async fn rerank(mut asked: Asked<proto::RerankRequest>) -> Answered<proto::Reran
         truncated: response.truncated.clone(),
     };
     Ok(with_activation(
-        activation(&response, message.raw_scores),
-        ranked,
+        response.activation_unless(message.raw_scores),
+        answer,
     ))
 }
 
@@ -89,7 +90,7 @@ async fn predict(mut asked: Asked<proto::PredictRequest>) -> Answered<proto::Pre
     let rows = Rows::predicted(message.texts, message.pairs)?;
     let name = rows.name;
     let response = asked.score(message.model, rows, &options).await?;
-    let activation = activation(&response, message.raw_scores);
+    let activation = response.activation_unless(message.raw_scores);
     let labels = labels(&asked.edge, &response);
     let rows = response.logits.chunks_exact(response.n_labels);
     let predictions = rows.map(|logits| prediction(&labels, &activation.apply(logits)));
@@ -167,19 +168,6 @@ fn model(state: ModelState) -> proto::Model {
         numerics_id: state.numerics_id,
         num_parameters: state.num_parameters,
     }
-}
-
-/// The labels of the model that has answered, one for each of its logits.
-pub(super) fn labels(edge: &Edge, response: &ScoreResponse) -> Vec<String> {
-    let models = edge.catalog.models();
-    let model = models
-        .into_iter()
-        .find(|model| model.name == response.model);
-    let named = model.map(|model| model.labels);
-    let named = named.filter(|labels| labels.len() == response.n_labels);
-    // Gone or replaced in between: what transformers calls labels without names.
-    let unnamed = || (0..response.n_labels).map(|n| format!("LABEL_{n}"));
-    named.unwrap_or_else(|| unnamed().collect())
 }
 
 fn prediction(labels: &[String], scores: &[f32]) -> proto::Prediction {

@@ -1,14 +1,15 @@
 //! `tei.v1`: what clients of Text Embeddings Inference call. They name no model: the first one answers.
 
 use super::super::call::Call;
+use super::super::classes::labels;
 use super::super::overflow::{Overflow, cuts};
-use super::super::tei::{WORDS, activation, characters};
+use super::super::scoring::ranked;
+use super::super::tei::{WORDS, activation, characters, characters_of};
 use super::super::wire::Refusal;
 use super::super::words::Words;
 use super::method::{Answered, Asked, Methods};
 use super::options::{Options, Rows, warn, with_activation};
 use super::proto::tei as proto;
-use super::scoring::labels;
 use super::stream::{Order, or_end};
 use crate::load::Piece;
 use crate::score::{Form, Priority, ScoreError, ScoreResponse, Side, Texts, ranking};
@@ -96,9 +97,8 @@ async fn rerank(mut asked: Asked<proto::RerankRequest>) -> Answered<proto::Reran
         });
     }
     let options = options(truncation_direction)?;
-    let n_characters =
-        characters(&query) * texts.len() + texts.iter().map(|text| characters(text)).sum::<usize>();
-    let mut repeated = return_text.then(|| texts.clone());
+    let n_characters = characters_of(&query, &texts);
+    let repeated = return_text.then(|| texts.clone());
     let rows = Rows {
         texts: Texts::of_query(query, texts),
         words: &WORDS,
@@ -106,20 +106,18 @@ async fn rerank(mut asked: Asked<proto::RerankRequest>) -> Answered<proto::Reran
     };
     let response = asked.score(String::new(), rows, &options).await?;
     let activation = activation(&response, raw_scores);
-    let rows = response.logits.chunks_exact(response.n_labels);
-    let scores: Vec<f32> = rows.map(|logits| activation.apply(logits)[0]).collect();
-    let ranks = ranking(&scores).into_iter().map(|index| proto::Rank {
+    let scores = response.scores_by(activation);
+    let ranks = ranked(&scores, scores.len(), repeated);
+    let ranks = ranks.map(|(index, score, text)| proto::Rank {
         index: narrow(index),
-        text: repeated
-            .as_mut()
-            .map(|texts| std::mem::take(&mut texts[index])),
-        score: scores[index],
+        text,
+        score,
     });
-    let ranked = proto::RerankResponse {
+    let message = proto::RerankResponse {
         ranks: ranks.collect(),
         metadata: Some(metadata(&asked.call, &response, n_characters)),
     };
-    let mut answer = with_activation(activation, ranked);
+    let mut answer = with_activation(activation, message);
     warn(&mut answer, &cuts(&response, "texts", &options.form));
     Ok(answer)
 }
