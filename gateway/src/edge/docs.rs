@@ -2,7 +2,7 @@
 
 use super::answer::with_type;
 use super::http::book;
-use super::keyring::is_open;
+use super::keyring::{is_open, speaks_tei};
 use super::problem::{ErrorAnswer, Problem, TeiErrorAnswer};
 use super::wire::Refusal;
 use crate::score::ScoreError;
@@ -66,9 +66,9 @@ impl Modify for Bearer {
 fn ask_for_keys(api: &mut OpenApi) {
     let closed = api.paths.paths.iter_mut();
     for (path, item) in closed.filter(|(path, _)| !is_open(path)) {
-        let shape = match path.as_str() {
-            "/info" => "TeiErrorAnswer",
-            _ => "ErrorAnswer",
+        let shape = match speaks_tei(path) {
+            true => "TeiErrorAnswer",
+            false => "ErrorAnswer",
         };
         let content = ContentBuilder::new()
             .schema(Some(Ref::from_schema_name(shape)))

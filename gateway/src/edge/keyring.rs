@@ -81,9 +81,14 @@ pub(super) async fn check_keys(State(gate): State<Gate>, request: Request, next:
     let refusal = Refusal::ApiKey { found };
     match gate.protocol {
         Protocol::Grpc => status(&refusal, &call).into_http(),
-        _ if TEI.contains(&path) => Problem::tei(refusal).into_response(),
+        _ if speaks_tei(path) => Problem::tei(refusal).into_response(),
         _ => Problem::from(refusal).into_response(),
     }
+}
+
+/// Whether what a path is refused with is written in TEI's words.
+pub(super) fn speaks_tei(path: &str) -> bool {
+    TEI.contains(&path)
 }
 
 /// Whether a path of HTTP's needs no key.
