@@ -192,8 +192,13 @@ fn build_aside(folder: &Path, files: &[String]) -> PathBuf {
     let _one_at_a_time = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
     cargo_build(&folder.join("Cargo.toml"), &[]);
     for file in files {
-        fs::rename(built(file), folder.join(file))
-            .expect("a file can be moved within the target directory");
+        let place = folder.join(file);
+        // What cargo made an earlier time is the same file under two names, and to rename one of these to the
+        // other does nothing.
+        if fs::exists(&place).expect("a folder of ours can be looked into") {
+            fs::remove_file(&place).expect("a file of ours can be removed");
+        }
+        fs::rename(built(file), place).expect("a file can be moved within the target directory");
     }
     folder.join(&files[0])
 }
