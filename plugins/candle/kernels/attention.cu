@@ -28,6 +28,8 @@ static_assert(N_WARPS * WARP_QUERIES == TILE_QUERIES, "every query of a tile has
 template <typename T, uint32_t DIM> struct Buffers {
   // Keys of a round: as many as leave all buffers below 48 KB, the most that needs no permission.
   static constexpr uint32_t KEYS = DIM <= 64 ? 64 : DIM <= 128 ? 32 : 16;
+  // Of them as many are multiplied at a time: their scores stay in registers.
+  static constexpr uint32_t STEP = DIM <= 128 ? 32 : 16;
   // 16 bytes more than the values: eight lines begin in eight different groups of banks.
   static constexpr uint32_t PITCH = DIM + 8;
   // Of even and odd rounds.
@@ -35,15 +37,12 @@ template <typename T, uint32_t DIM> struct Buffers {
   T values[2][KEYS][PITCH];
 };
 
-// What a warp knows of its 16 queries. A lane has parts of two of them: lane / 4, and that + 8.
+// A warp's 16 queries. A lane has parts of two of them: lane / 4, and that + 8.
 template <uint32_t DIM> struct Queries {
   uint32_t first;
   // Those that exist; none: the warp only helps with loading.
   uint32_t n;
-  Range by_any;
-  Range by_all;
-  // Of the lane's two.
-  Range ranges[2];
+  // As mma's first operand.
   uint32_t values[DIM / 16][4];
 };
 
@@ -65,22 +64,23 @@ template <typename T> DEVICE void fetch(T *to, const T *line, uint32_t first, ui
   for (uint32_t i = 0; i < 8; i++) to[i] = exists && first + i < dim ? line[first + i] : T{0};
 }
 
-// Keys and values first.. of the row into the buffers of a round.
+// Keys and values from `first` on into the buffers of a round; zeros behind the row, as far as a step looks.
 template <typename T, uint32_t DIM>
 DEVICE void fetch_round(const Attention &a, const Work &work, Buffers<T, DIM> &buffers, uint32_t round, uint32_t first,
                         bool vectors) {
-  constexpr uint32_t CHUNKS = DIM / 8;
-  const uint32_t part = round % 2;
+  constexpr uint32_t CHUNKS = DIM / 8, STEP = Buffers<T, DIM>::STEP;
+  const uint32_t part = round % 2, left = work.tile.n_keys > first ? work.tile.n_keys - first : 0;
 #pragma unroll
   for (uint32_t i = threadIdx.x; i < Buffers<T, DIM>::KEYS * CHUNKS; i += ATTENTION_THREADS) {
-    const uint32_t line = i / CHUNKS, value = i % CHUNKS * 8;
-    const bool exists = first + line < work.tile.n_keys;
+    const uint32_t line = i / CHUNKS, at = i % CHUNKS * 8;
+    if (line / STEP * STEP >= left) break;
+    const bool exists = line < left;
     // Where there is no key the address is that of one.
     const uint64_t cell = uint64_t(work.tile.k_cell) + (exists ? first + line : 0);
     const T *key = values_of<T>(a.k, a.k_stride, cell, work.kv, a.dim);
-    fetch(&buffers.keys[part][line][value], key, value, a.dim, exists, vectors);
-    const T *values = values_of<T>(a.v, a.v_stride, cell, work.kv, a.dim);
-    fetch(&buffers.values[part][line][value], values, value, a.dim, exists, vectors);
+    fetch(&buffers.keys[part][line][at], key, at, a.dim, exists, vectors);
+    const T *value = values_of<T>(a.v, a.v_stride, cell, work.kv, a.dim);
+    fetch(&buffers.values[part][line][at], value, at, a.dim, exists, vectors);
   }
   copy_commit();
 }
@@ -88,38 +88,28 @@ DEVICE void fetch_round(const Attention &a, const Work &work, Buffers<T, DIM> &b
 // Two values of a query, with their bias; zeros where there are none.
 template <typename T>
 DEVICE uint32_t query_pair(const Attention &a, const Work &work, uint32_t query, uint32_t at, bool vectors) {
-  float pair[2] = {0.0f, 0.0f};
-  if (query < work.tile.n_queries && at < a.dim) {
-    const T *line = values_of<T>(a.q, a.q_stride, uint64_t(work.tile.q_cell) + query, work.head, a.dim);
-    const uint32_t n = at + 1 < a.dim ? 2 : 1;
-    if (vectors) {
-      const uint32_t word = *reinterpret_cast<const uint32_t *>(line + at);
-      if (!a.q_bias) return word;
-      unpack<T>(word, pair[0], pair[1]);
-    } else {
-      for (uint32_t i = 0; i < n; i++) pair[i] = widen(line[at + i]);
-    }
-    for (uint32_t i = 0; a.q_bias && i < n; i++) pair[i] += a.q_bias[work.head * a.dim + at + i];
+  if (query >= work.tile.n_queries || at >= a.dim) return 0;
+  const T *line = values_of<T>(a.q, a.q_stride, uint64_t(work.tile.q_cell) + query, work.head, a.dim);
+  const float *bias = a.q_bias ? a.q_bias + work.head * a.dim + at : nullptr;
+  const bool has_second = at + 1 < a.dim;
+  float first, second;
+  if (vectors) {
+    const uint32_t word = *reinterpret_cast<const uint32_t *>(line + at);
+    if (!bias) return word;
+    unpack<T>(word, first, second);
+  } else {
+    first = widen(line[at]);
+    second = has_second ? widen(line[at + 1]) : 0.0f;
   }
-  return pack<T>(pair[0], pair[1]);
+  if (bias) first += bias[0], second += has_second ? bias[1] : 0.0f;
+  return pack<T>(first, second);
 }
 
-// The warp's queries, as mma's first operand.
 template <typename T, uint32_t DIM> DEVICE Queries<DIM> queries_of(const Attention &a, const Work &work, bool vectors) {
   Queries<DIM> queries;
   queries.first = threadIdx.x / WARP_SIZE * WARP_QUERIES;
   const uint32_t left = work.tile.n_queries > queries.first ? work.tile.n_queries - queries.first : 0;
   queries.n = left < WARP_QUERIES ? left : WARP_QUERIES;
-  if (queries.n == 0) return queries;
-  const uint32_t position = work.tile.first_position + queries.first, last = position + queries.n - 1;
-  queries.by_any = seen_by_any(a, position, last, work.tile.n_keys);
-  queries.by_all = seen_by_all(a, position, last, work.tile.n_keys);
-#pragma unroll
-  for (uint32_t half = 0; half < 2; half++) {
-    // Where there is no query, the last one's range does: nothing of it is written.
-    const uint32_t query = lane() / 4 + half * 8;
-    queries.ranges[half] = seen(a, position + (query < queries.n ? query : queries.n - 1), work.tile.n_keys);
-  }
 #pragma unroll
   for (uint32_t step = 0; step < DIM / 16; step++) {
 #pragma unroll
@@ -132,12 +122,11 @@ template <typename T, uint32_t DIM> DEVICE Queries<DIM> queries_of(const Attenti
   return queries;
 }
 
-// Products of the warp's queries with the keys of a round: scores[j] are of keys 8j to 8j + 7.
-template <typename T, uint32_t DIM>
-DEVICE void multiply(const Queries<DIM> &queries, const T (&keys)[Buffers<T, DIM>::KEYS][Buffers<T, DIM>::PITCH],
-                     float (&scores)[Buffers<T, DIM>::KEYS / 8][4]) {
+// Products of the warp's queries with the keys of a step: scores[j] are of keys 8j to 8j + 7.
+template <typename T, uint32_t DIM, uint32_t N>
+DEVICE void multiply(const Queries<DIM> &queries, const T (*keys)[Buffers<T, DIM>::PITCH], float (&scores)[N][4]) {
 #pragma unroll
-  for (uint32_t pair = 0; pair < Buffers<T, DIM>::KEYS / 16; pair++) {
+  for (uint32_t pair = 0; pair < N / 2; pair++) {
 #pragma unroll
     for (uint32_t i = 0; i < 4; i++) scores[2 * pair][i] = scores[2 * pair + 1][i] = 0.0f;
 #pragma unroll
@@ -151,31 +140,24 @@ DEVICE void multiply(const Queries<DIM> &queries, const T (&keys)[Buffers<T, DIM
   }
 }
 
-// Scores get what is added to them, then all are powers of 2; those of keys that are not seen become none.
-template <typename T, uint32_t DIM, uint32_t N>
+// Keys that are not seen get no weight; with TERMS, the other scores get what is added to them and become powers of 2.
+template <typename T, bool TERMS, uint32_t DIM, uint32_t N>
 DEVICE void adjust(const Attention &a, const Work &work, const Queries<DIM> &queries, uint32_t first_key,
                    float (&scores)[N][4]) {
 #pragma unroll
-  for (uint32_t j = 0; j < N; j++) {
+  for (uint32_t half = 0; half < 2; half++) {
+    const uint32_t query = queries.first + lane() / 4 + half * 8;
+    // Of what is no query nothing is written, but it shall not read beyond the row's cells.
+    const Range range = query < work.tile.n_queries ? seen(a, work.tile.first_position + query, work.tile.n_keys) : Range{0, 0};
 #pragma unroll
-    for (uint32_t i = 0; i < 4; i++) {
-      const uint32_t key = first_key + j * 8 + lane() % 4 * 2 + i % 2, half = i / 2;
-      const uint32_t query = lane() / 4 + half * 8;
-      const bool is_seen = queries.ranges[half].has(key) && query < queries.n;
-      scores[j][i] = is_seen ? score<T>(a, work, queries.first + query, key, scores[j][i]) : -INFINITY;
-    }
-  }
-}
-
-// The same where nothing is added and scores are powers of 2 already.
-template <uint32_t DIM, uint32_t N>
-DEVICE void hide(const Queries<DIM> &queries, uint32_t first_key, float (&scores)[N][4]) {
-#pragma unroll
-  for (uint32_t j = 0; j < N; j++) {
-#pragma unroll
-    for (uint32_t i = 0; i < 4; i++) {
-      const uint32_t key = first_key + j * 8 + lane() % 4 * 2 + i % 2;
-      if (!queries.ranges[i / 2].has(key)) scores[j][i] = -INFINITY;
+    for (uint32_t i = 0; i < 2 * N; i++) {
+      const uint32_t key = first_key + i / 2 * 8 + lane() % 4 * 2 + i % 2;
+      float &to = scores[i / 2][2 * half + i % 2];
+      if (!range.has(key)) {
+        to = -INFINITY;
+      } else if (TERMS) {
+        to = score<T>(a, work, query, key, to);
+      }
     }
   }
 }
@@ -210,12 +192,11 @@ template <uint32_t DIM, uint32_t N> DEVICE void weigh(Sums<DIM> &sums, float fac
   }
 }
 
-// Adds weighted values of a round.
-template <typename T, uint32_t DIM>
-DEVICE void mix(Sums<DIM> &sums, const float (&weights)[Buffers<T, DIM>::KEYS / 8][4],
-                const T (&values)[Buffers<T, DIM>::KEYS][Buffers<T, DIM>::PITCH]) {
+// Adds the weighted values of a step.
+template <typename T, uint32_t DIM, uint32_t N>
+DEVICE void mix(Sums<DIM> &sums, const float (&weights)[N][4], const T (*values)[Buffers<T, DIM>::PITCH]) {
 #pragma unroll
-  for (uint32_t pair = 0; pair < Buffers<T, DIM>::KEYS / 16; pair++) {
+  for (uint32_t pair = 0; pair < N / 2; pair++) {
     // Sums of mma lie as its first operand does.
     const float(&first)[4] = weights[2 * pair];
     const float(&second)[4] = weights[2 * pair + 1];
@@ -232,22 +213,24 @@ DEVICE void mix(Sums<DIM> &sums, const float (&weights)[Buffers<T, DIM>::KEYS / 
   }
 }
 
-// One round of a warp.
-template <typename T, uint32_t DIM>
-DEVICE void step(const Attention &a, const Work &work, const Queries<DIM> &queries, const Buffers<T, DIM> &buffers,
-                 uint32_t round, uint32_t first_key, Sums<DIM> &sums) {
-  constexpr uint32_t KEYS = Buffers<T, DIM>::KEYS;
-  float scores[KEYS / 8][4];
-  multiply<T, DIM>(queries, buffers.keys[round % 2], scores);
-  float factor = a.scale * LOG2_E;
-  if (has_terms(a)) {
-    adjust<T>(a, work, queries, first_key, scores);
-    factor = 1.0f;
-  } else if (!queries.by_all.has_all(first_key, first_key + KEYS)) {
-    hide(queries, first_key, scores);
+// What a warp does with a round: steps with keys that none of its queries sees are passed over.
+template <typename T, uint32_t DIM, bool TERMS>
+DEVICE void steps(const Attention &a, const Work &work, const Queries<DIM> &queries, const Buffers<T, DIM> &buffers,
+                  uint32_t round, uint32_t first_key, Sums<DIM> &sums) {
+  constexpr uint32_t KEYS = Buffers<T, DIM>::KEYS, STEP = Buffers<T, DIM>::STEP;
+  const uint32_t position = work.tile.first_position + queries.first, last = position + queries.n - 1;
+  const Range by_any = seen_by_any(a, position, last, work.tile.n_keys);
+  const Range by_all = seen_by_all(a, position, last, work.tile.n_keys);
+#pragma unroll 1
+  for (uint32_t at = 0; at < KEYS; at += STEP) {
+    const uint32_t key = first_key + at;
+    if (!by_any.meets(key, key + STEP)) continue;
+    float scores[STEP / 8][4];
+    multiply<T>(queries, &buffers.keys[round % 2][at], scores);
+    if (TERMS || !by_all.has_all(key, key + STEP)) adjust<T, TERMS>(a, work, queries, key, scores);
+    weigh(sums, TERMS ? 1.0f : a.scale * LOG2_E, scores);
+    mix<T>(sums, scores, &buffers.values[round % 2][at]);
   }
-  weigh(sums, factor, scores);
-  mix<T, DIM>(sums, scores, buffers.values[round % 2]);
 }
 
 // The warp's lines, through shared memory, so that they leave 16 bytes at a time.
@@ -285,7 +268,7 @@ DEVICE void write(const Attention &a, const Work &work, const Queries<DIM> &quer
   }
 }
 
-template <typename T, uint32_t DIM> DEVICE void attend(const Attention &a) {
+template <typename T, uint32_t DIM, bool TERMS> DEVICE void attend(const Attention &a) {
   constexpr uint32_t KEYS = Buffers<T, DIM>::KEYS, PITCH = Buffers<T, DIM>::PITCH;
   static_assert(4 * KEYS >= TILE_QUERIES, "buffers have room for what the tile writes");
   __shared__ alignas(16) Buffers<T, DIM> buffers;
@@ -305,7 +288,7 @@ template <typename T, uint32_t DIM> DEVICE void attend(const Attention &a) {
       copy_wait<0>();
     }
     sync_block();
-    if (queries.n && queries.by_any.meets(first, first + KEYS)) step(a, work, queries, buffers, round, first, sums);
+    if (queries.n) steps<T, DIM, TERMS>(a, work, queries, buffers, round, first, sums);
     // Nobody reads these buffers any more.
     sync_block();
     round++, first += KEYS;
@@ -319,15 +302,19 @@ template <typename T, uint32_t DIM> DEVICE void attend(const Attention &a) {
 } // namespace
 
 // Blocks that a processor shall hold at least: registers are given out accordingly.
-#define ATTENTION(type, name, dim, blocks)                                                                             \
-  extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS, blocks) attention_##dim##_##name(Attention a) {      \
-    attend<type, dim>(a);                                                                                              \
+#define ATTENTION(type, name, dim, blocks, terms)                                                                      \
+  extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS, blocks) name(Attention a) {                          \
+    attend<type, dim, terms>(a);                                                                                       \
   }
 #define ATTENTIONS(type, name)                                                                                         \
-  ATTENTION(type, name, 32, 6)                                                                                         \
-  ATTENTION(type, name, 64, 5)                                                                                         \
-  ATTENTION(type, name, 128, 3)                                                                                        \
-  ATTENTION(type, name, 256, 2)
+  ATTENTION(type, attention_32_##name, 32, 7, false)                                                                   \
+  ATTENTION(type, attention_64_##name, 64, 5, false)                                                                   \
+  ATTENTION(type, attention_128_##name, 128, 3, false)                                                                 \
+  ATTENTION(type, attention_256_##name, 256, 2, false)                                                                 \
+  ATTENTION(type, attention_terms_32_##name, 32, 5, true)                                                              \
+  ATTENTION(type, attention_terms_64_##name, 64, 4, true)                                                              \
+  ATTENTION(type, attention_terms_128_##name, 128, 2, true)                                                            \
+  ATTENTION(type, attention_terms_256_##name, 256, 2, true)
 
 ATTENTIONS(F16, f16)
 ATTENTIONS(BF16, bf16)

@@ -12,7 +12,10 @@
 //
 //   attention_{32,64,128,256}_{f32,f16,bf16}   tiles of up to TILE_QUERIES queries; the number is the width that
 //                                              heads are padded to inside: take the least that is not below dim
-//   attention_one_{f32,f16,bf16}               tiles with one query: of the last layer, of decoders; any dim
+//   attention_terms_{32,64,128,256}_{f32,f16,bf16}
+//                                              the same where scores get something added: distances or rows are given
+//   attention_one_{f32,f16,bf16}               tiles with one query: of the last layer, of decoders; any dim, with
+//                                              or without terms
 //
 // Launch: grid n_tiles × n_heads (of one dimension, heads of a tile beside each other, so that what
 // runs together reads the same lines), block ATTENTION_THREADS, no dynamic shared memory. Tiles of the longest
