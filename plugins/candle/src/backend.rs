@@ -30,6 +30,12 @@ const CPU_CELLS_MAX: usize = 512;
 pub enum Place {
     /// The host's processors.
     Cpu,
+    /// An NVIDIA GPU.
+    #[cfg(feature = "cuda")]
+    Cuda,
+    /// An Apple GPU.
+    #[cfg(feature = "metal")]
+    Metal,
 }
 
 /// A model opened on a device.
@@ -101,6 +107,10 @@ impl Place {
     fn name(self) -> &'static str {
         match self {
             Self::Cpu => "cpu",
+            #[cfg(feature = "cuda")]
+            Self::Cuda => "cuda",
+            #[cfg(feature = "metal")]
+            Self::Metal => "metal",
         }
     }
 
