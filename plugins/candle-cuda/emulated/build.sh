@@ -68,3 +68,42 @@ if [ $# -gt 0 ]; then
   done
   exit
 fi
+
+# stand_in LIBRARY.so.N HEADER PREFIX SOURCES..: one of NVIDIA's libraries, with its symbols' version. What HEADER has beside
+# the sources' functions ends the process with its name.
+stand_in() {
+  local name=$1 header=$2 prefix=$3 work="$out/stand-ins/$1"
+  shift 3
+  ! newer "$out/$name" "$@" "$here"/*/*.h "$here/build.sh" || return 0
+  mkdir -p "$work"
+  rm -f "$work"/*
+  (cd "$work" && "$cxx" "${common[@]}" -O3 -c "$@")
+  nm --defined-only "$work"/*.o | awk '$2 == "T" { print $3 }' | sort -u >"$work/functions"
+  {
+    echo 'namespace emulated { [[noreturn]] void missing(const char*); }'
+    echo 'extern "C" {'
+    grep -ohE "\b${prefix}[A-Z]\w*" $header | grep -vE '_(t|st|enum|v1|flags|info|params)$' | sort -u | comm -23 - "$work/functions" |
+      sed 's/.*/void &() { emulated::missing("&"); }/'
+    echo '}'
+  } >"$work/missing.cc"
+  echo "$name { global: *; };" >"$work/versions"
+  [ "$name" != libcuda.so.1 ] || echo '{ global: *; };' >"$work/versions"
+  "$cxx" "${common[@]}" -w -shared -Wl,-soname,"$name" -Wl,--version-script,"$work/versions" -Wl,-rpath,'$ORIGIN' \
+    -o "$out/$name" "$work"/*.o "$work/missing.cc" -L "$out" -lemulated -ldl -pthread
+}
+
+include=$CUDA_HOME/include
+stand_in libcuda.so.1 "$include/cuda.h" cu "$here"/driver/*.cc
+stand_in libcublas.so.13 "$include/cublas_api.h $include/cublas_v2.h" cublas "$here"/blas/{cublas,multiply}.cc
+stand_in libcurand.so.10 "$include/curand.h" curand "$here"/blas/curand.cc
+stand_in libcudart.so.13 "$include/cuda_runtime_api.h" cuda "$here"/blas/cudart.cc
+
+# candle's own kernels, where cargo keeps their sources, and ours.
+candle=$(cargo metadata --manifest-path "$root/plugins/candle-cuda/Cargo.toml" --format-version 1 --locked \
+  --filter-platform "$(rustc -vV | sed -n 's/^host: //p')" |
+  grep -oE '"manifest_path":"[^"]*/candle-kernels-[^"]*/Cargo.toml"' | head -1 | cut -d'"' -f4)
+[ -n "$candle" ] || { echo "build.sh: cargo metadata has no candle-kernels" >&2; exit 1; }
+source=$(dirname "$candle")/src
+kernels candle "$source" "$source"/{affine,binary,cast,fill,indexing,reduce,sort,ternary,unary}.cu
+own=$root/plugins/candle/kernels
+[ ! -d "$own" ] || kernels own "$own" "$own"/*.cu
