@@ -117,7 +117,6 @@ struct Setting {
   std::vector<Tile> tiles;
 
   Setting(const Case &c, Chance &chance);
-  double value(const Values &values, size_t at) const { return values.host[at]; }
   bool sees(uint32_t position, uint32_t key, uint32_t n_keys) const;
   double score(size_t row, uint32_t head, uint32_t query, uint32_t key) const;
   std::vector<double> expected() const;
@@ -161,12 +160,12 @@ bool Setting::sees(uint32_t position, uint32_t key, uint32_t n_keys) const {
 }
 
 double Setting::score(size_t row, uint32_t head, uint32_t query, uint32_t key) const {
-  const uint32_t position = c.rows[row].first + query, kv = head / (c.n_heads / c.n_kv);
+  const uint32_t position = c.rows[row].first + query, kv_head = head / (c.n_heads / c.n_kv);
   const uint64_t q_cell = q_lines.starts[row] + query, k_cell = kv_lines.starts[row] + key;
   double score = 0.0;
   for (uint32_t i = 0; i < c.dim; i++) {
     const double bias = c.q_bias ? q_bias.host[head * c.dim + i] : 0.0;
-    score += (q.host[q_lines.at(q_cell, head * c.dim + i)] + bias) * kv.host[kv_lines.at(k_cell, kv * c.dim + i)];
+    score += (q.host[q_lines.at(q_cell, head * c.dim + i)] + bias) * kv.host[kv_lines.at(k_cell, kv_head * c.dim + i)];
   }
   const uint32_t r = rows.host[reach - 1 + position - key];
   if (c.by_query) score += by_query.host[by_query_lines.at(q_cell, head * n_rows + r)];
@@ -181,7 +180,7 @@ std::vector<double> Setting::expected() const {
   for (size_t row = 0; row < c.rows.size(); row++) {
     for (uint32_t head = 0; head < c.n_heads; head++) {
       for (uint32_t query = 0; query < c.rows[row].n_queries; query++) {
-        const uint32_t n_keys = c.rows[row].n_keys, kv = head / (c.n_heads / c.n_kv);
+        const uint32_t n_keys = c.rows[row].n_keys, kv_head = head / (c.n_heads / c.n_kv);
         std::vector<double> scores(n_keys, -INFINITY);
         for (uint32_t key = 0; key < n_keys; key++) {
           if (sees(c.rows[row].first + query, key, n_keys)) scores[key] = score(row, head, query, key);
@@ -193,9 +192,9 @@ std::vector<double> Setting::expected() const {
           double mixed = 0.0;
           for (uint32_t key = 0; key < n_keys; key++) {
             if (scores[key] == 0.0) continue;
-            mixed += scores[key] * kv.host[kv_lines.at(kv_lines.starts[row] + key, (c.n_kv + kv) * c.dim + i)];
+            mixed += scores[key] * kv.host[kv_lines.at(kv_lines.starts[row] + key, (c.n_kv + kv_head) * c.dim + i)];
           }
-          const double bias = c.v_bias ? v_bias.host[kv * c.dim + i] : 0.0;
+          const double bias = c.v_bias ? v_bias.host[kv_head * c.dim + i] : 0.0;
           out[q_lines.at(q_lines.starts[row] + query, head * c.dim + i)] = sum == 0.0 ? 0.0 : mixed / sum + bias;
         }
       }

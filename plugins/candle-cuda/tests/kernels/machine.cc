@@ -6,8 +6,12 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
+#include <iterator>
+#include <map>
 
-static std::vector<CUmodule> modules;
+// All that the modules have, by name.
+static std::map<std::string, CUfunction> kernels;
 
 static void check(CUresult result, const char *what) {
   if (result == CUDA_SUCCESS) return;
@@ -89,7 +93,10 @@ void Memory::read(void *to, size_t bytes) const {
 Values::Values(Type type, std::vector<float> values)
     : type(type), host(std::move(values)), memory(host.size() * size_of(type)) {
   for (float &x : host) x = rounded(type, x);
-  if (type == Type::F32) return memory.write(host.data(), host.size() * sizeof(float));
+  if (type == Type::F32) {
+    memory.write(host.data(), host.size() * sizeof(float));
+    return;
+  }
   std::vector<uint16_t> bits;
   for (float x : host) bits.push_back(to_bits(type, x));
   memory.write(bits.data(), bits.size() * sizeof(uint16_t));
@@ -115,6 +122,20 @@ Words::Words(std::vector<uint32_t> words) : host(std::move(words)), memory(host.
 
 // --- the device ---
 
+// Kernels are named behind `.entry` in PTX.
+static void load_module(const std::string &path) {
+  std::ifstream file(path, std::ios::binary);
+  const std::string text(std::istreambuf_iterator<char>(file), {});
+  const std::string entry = ".entry ";
+  CUmodule module;
+  check(cuModuleLoad(&module, path.c_str()), path.c_str());
+  for (size_t at = text.find(entry); at != std::string::npos; at = text.find(entry, at)) {
+    at += entry.size();
+    const std::string kernel = text.substr(at, text.find('(', at) - at);
+    check(cuModuleGetFunction(&kernels[kernel], module, kernel.c_str()), kernel.c_str());
+  }
+}
+
 void machine_start(const std::vector<std::string> &ptx) {
   CUdevice device;
   CUcontext context;
@@ -122,23 +143,16 @@ void machine_start(const std::vector<std::string> &ptx) {
   check(cuDeviceGet(&device, 0), "cuDeviceGet");
   check(cuDevicePrimaryCtxRetain(&context, device), "cuDevicePrimaryCtxRetain");
   check(cuCtxSetCurrent(context), "cuCtxSetCurrent");
-  for (const std::string &path : ptx) {
-    modules.emplace_back();
-    check(cuModuleLoad(&modules.back(), path.c_str()), path.c_str());
-  }
+  for (const std::string &path : ptx) load_module(path);
 }
 
 void machine_launch(const std::string &kernel, uint32_t grid, uint32_t threads, void *argument) {
-  CUfunction function = nullptr;
-  for (CUmodule module : modules) {
-    if (cuModuleGetFunction(&function, module, kernel.c_str()) == CUDA_SUCCESS) break;
-    function = nullptr;
-  }
-  if (!function) {
+  const auto found = kernels.find(kernel);
+  if (found == kernels.end()) {
     fprintf(stderr, "no module has the kernel %s\n", kernel.c_str());
     exit(1);
   }
   void *arguments[] = {argument};
-  check(cuLaunchKernel(function, grid, 1, 1, threads, 1, 1, 0, nullptr, arguments, nullptr), kernel.c_str());
+  check(cuLaunchKernel(found->second, grid, 1, 1, threads, 1, 1, 0, nullptr, arguments, nullptr), kernel.c_str());
   check(cuCtxSynchronize(), kernel.c_str());
 }

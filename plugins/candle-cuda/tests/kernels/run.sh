@@ -13,17 +13,23 @@ driver=${2:-}
 : "${CUDA_HOME:?the folder of a CUDA toolkit}"
 mkdir -p "$out"
 
+# newer TARGET SOURCE..: whether TARGET is there and newer than every source.
+newer() {
+  local target=$1 source
+  shift
+  for source; do [ "$target" -nt "$source" ] || return 1; done
+}
+
 # The least of the chips that the kernels are for: what it understands the newer ones do.
 ptx=()
 for source in "$kernels"/*.cu; do
   target="$out/$(basename "$source" .cu).ptx"
   ptx+=("$target")
-  newest=$(ls -t "$target" "$kernels"/* 2>/dev/null | head -1)
-  [ "$newest" = "$target" ] || "$CUDA_HOME/bin/nvcc" -std=c++17 -arch=compute_80 -ptx -o "$target" "$source"
+  newer "$target" "$source" "$kernels"/*.h || "$CUDA_HOME/bin/nvcc" -std=c++17 -arch=compute_80 -ptx -o "$target" "$source"
 done
 
-# With the driver's name and no path: the one that the loader finds.
-library=$(ls "${driver:-$CUDA_HOME/lib/stubs}"/libcuda.so* "$CUDA_HOME"/lib*/stubs/libcuda.so 2>/dev/null | head -1)
-"${CXX:-g++}" -std=c++17 -O2 -Wall -Wextra -isystem "$CUDA_HOME/include" -o "$out/kernels" "$here"/*.cc \
-  -Wl,--allow-shlib-undefined "${library:--lcuda}"
+library=${driver:+$driver/libcuda.so.1}
+newer "$out/kernels" "$here"/* "$kernels"/*.h ||
+  "${CXX:-g++}" -std=c++17 -O2 -Wall -Wextra -isystem "$CUDA_HOME/include" -o "$out/kernels" "$here"/*.cc \
+    -Wl,--allow-shlib-undefined ${library:--L"$CUDA_HOME/lib/stubs" -lcuda}
 LD_LIBRARY_PATH=${driver:+$driver:}${LD_LIBRARY_PATH:-} "$out/kernels" "${ptx[@]}"
