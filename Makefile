@@ -71,6 +71,10 @@ test-interleavings: ## What threads decide together (flights, queue, line), in m
 test-neon: ## The int8 engine's tests for aarch64, in qemu (Linux, root; sets up a Debian chroot)
 	plugins/cpu-int8/tests/neon.sh
 
+.PHONY: test-cuda
+test-cuda: ## candle-cuda's tests: on the GPU, or without one on an emulated driver (fetches nvcc into target/cuda if there is none)
+	plugins/candle-cuda/test.sh
+
 # -Zsanitizer and libFuzzer are nightly's; the stable compiler has them behind RUSTC_BOOTSTRAP. The target is
 # named so that build scripts and macros are built without the sanitizer.
 HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
