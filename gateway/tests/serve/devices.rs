@@ -58,7 +58,7 @@ fn check_serves(server: &Server) {
 fn what_is_told_is_shown_in_base_units_and_what_is_not_known_is_not() {
     let options = json!({"devices": cards()}).to_string();
     let server = Server::start(&options, &[]);
-    let found = server.until(|| Some(lines(&server)).filter(|lines| !lines.is_empty()));
+    let mut found = server.until(|| Some(lines(&server)).filter(|lines| !lines.is_empty()));
     let line = |name: &str, device: u8, value: &str| {
         format!("crossgate_device_{name}{{device=\"cuda:{device}\",model=\"starter\"}} {value}")
     };
@@ -71,8 +71,8 @@ fn what_is_told_is_shown_in_base_units_and_what_is_not_known_is_not() {
         line("temperature_celsius", 0, "40.5"),
         line("utilization_ratio", 0, "0.25"),
     ];
-    let mut found = found;
-    (expected.sort(), found.sort());
+    expected.sort();
+    found.sort();
     assert_eq!(found, expected);
     let mut shown = cards();
     shown[0]["power_watts"] = json!(71.0);
