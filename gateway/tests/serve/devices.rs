@@ -159,3 +159,29 @@ fn a_plugin_that_fails_over_its_devices_serves_all_the_same() {
         assert_eq!(lines(&server), Vec::<String>::new(), "{options}");
     }
 }
+
+/// Whoever looks for a metric by its name on the page finds it.
+#[test]
+fn every_metric_on_the_page_is_told() {
+    let options = json!({"devices": cards()}).to_string();
+    let server = Server::start(&options, &[]);
+    assert_eq!(server.rerank(&one()).status, 200);
+    server.until(|| (lines(&server).len() == 7).then_some(()));
+    let page = include_str!("../../METRICS.md");
+    let is_of_name = |c: char| c.is_ascii_lowercase() || c == '_';
+    let words = page.split(|c| !is_of_name(c));
+    let names = words.filter(|word| {
+        word.strip_prefix("crossgate_")
+            .is_some_and(|rest| !rest.is_empty())
+    });
+    let text = server.get("/metrics").text;
+    let mut n_names = 0;
+    for name in names {
+        assert!(
+            text.contains(&format!("# TYPE {name} ")),
+            "{name} is not told"
+        );
+        n_names += 1;
+    }
+    assert!(n_names > 20, "{n_names}");
+}
