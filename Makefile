@@ -43,8 +43,8 @@ onnxruntime: ## Fetch ONNX Runtime's library for the plugin ort-coreml (PyPI's w
 .PHONY: test
 test: redis onnxruntime ## Run every test
 	# The tests that load plugins take them from target/debug, as a user's server takes them from beside itself.
-	$(CARGO) build --workspace
-	$(CARGO) test --workspace
+	$(CARGO) build
+	$(CARGO) test
 
 .PHONY: parity
 parity: onnxruntime ## Measure every plugin against transformers' logits: the table in plugins/README.md
@@ -87,7 +87,7 @@ fuzz: ## Fuzz the int8 engine's loader for FUZZ_SECONDS=600
 .PHONY: lint
 lint: ## Check formatting and lints
 	$(CARGO) fmt --all -- --check
-	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --all-targets -- -D warnings
 
 .PHONY: deny
 deny: ## Check licences and advisories of all dependencies (needs cargo-deny)
