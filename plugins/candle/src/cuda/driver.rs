@@ -126,17 +126,25 @@ impl Stream {
 
     /// Bytes that this process's pool has taken from the GPU; where there is no pool, that all have.
     pub(super) fn bytes_taken(&self) -> Result<u64> {
-        let Some(pool) = self.pool()? else {
-            let (free, total) = self.context().mem_get_info().w()?;
-            return Ok((total - free) as u64);
-        };
         self.wait().w()?;
+        if let Some(n_bytes) = self.bytes_pooled()? {
+            return Ok(n_bytes);
+        }
+        let (free, total) = self.context().mem_get_info().w()?;
+        Ok((total - free) as u64)
+    }
+
+    /// Bytes that this process's pool has of the GPU, if it has one. Waits for nothing that was enqueued.
+    pub(super) fn bytes_pooled(&self) -> Result<Option<u64>> {
+        let Some(pool) = self.pool()? else {
+            return Ok(None);
+        };
         let mut n_bytes = 0_u64;
         let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT;
         // SAFETY: the pool is the device's own, and this attribute is a u64.
         unsafe { result::mem_pool::get_attribute(pool, attribute, (&raw mut n_bytes).cast()) }
             .w()?;
-        Ok(n_bytes)
+        Ok(Some(n_bytes))
     }
 
     /// Gives memory that nothing uses back to the GPU, when all that was enqueued is done.
