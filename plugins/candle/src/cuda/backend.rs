@@ -4,12 +4,12 @@ use super::driver::n_gpus;
 use super::faults::{self, describe, fault};
 use super::lane::{Lane, Loaded, open_stream};
 use super::names;
-use crate::nvml::{Gpu, Library};
 use super::twins::HEAD_DIM_MAX;
 use crate::backend::{Asked, WORKERS_MAX, scorable};
+use crate::nvml::{Gpu, Library};
 use backend_api::{
-    Backend, Description, DeviceState, Fault, FaultCode, Layout, Phases, RaggedBatch, Row, RowStatus, Scores,
-    Worker,
+    Backend, Description, DeviceState, Fault, FaultCode, Layout, Phases, RaggedBatch, Row,
+    RowStatus, Scores, Worker,
 };
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -271,7 +271,12 @@ impl Backend for CudaBackend {
                 held.filter(|&held| state.memory_total_bytes.is_none_or(|total| held <= total));
             Some(state)
         };
-        Ok(self.lanes.iter().zip(&self.gpus).filter_map(state).collect())
+        Ok(self
+            .lanes
+            .iter()
+            .zip(&self.gpus)
+            .filter_map(state)
+            .collect())
     }
 }
 
