@@ -52,7 +52,7 @@ impl Lane {
 
     /// Bytes of the GPU that this process's memory pool has; `None` where that cannot be said at once.
     pub(super) fn bytes_pooled(&self) -> Option<u64> {
-        // Whoever asks has a lost GPU let go first, and does not wait for that.
+        // Not waited for: a GPU that was lost is to be let go, and may take its time.
         let loaded = self.loaded.try_read().ok()?;
         loaded.as_ref()?.stream.bytes_pooled().ok()?
     }
