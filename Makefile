@@ -53,6 +53,8 @@ test: redis onnxruntime ## Run every test
 	# The tests that load plugins take them from target/debug, as a user's server takes them from beside itself.
 	$(CARGO) build
 	$(CARGO) test
+	# What the CUDA plugin reads of the driver's NVML, from a library that stands in for it.
+	$(CARGO) test --features candle-plugin/nvml --test nvml
 
 .PHONY: parity
 parity: onnxruntime ## Measure every plugin against transformers' logits: the table in plugins/README.md

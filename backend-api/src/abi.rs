@@ -13,7 +13,7 @@
 #![allow(non_local_definitions, clippy::needless_lifetimes, clippy::mem_forget)]
 
 use crate::guard::{self, FencedBackend, FencedWorker};
-use crate::{Fault, FaultCode, Phases, Plugin, RowControl};
+use crate::{DeviceState, Fault, FaultCode, Phases, Plugin, RowControl};
 use abi_stable::library::{CheckTypeLayout, LibHeader, RootModule, RootModuleResult};
 use abi_stable::prefix_type::WithMetadata;
 use abi_stable::sabi_types::VersionStrings;
@@ -24,7 +24,7 @@ use std::marker::PhantomData;
 /// Changes when something that crosses stops meaning what it meant.
 pub const ABI_MAJOR: u32 = 1;
 /// Grows with every addition.
-pub const ABI_MINOR: u32 = 3;
+pub const ABI_MINOR: u32 = 4;
 /// The name of the symbol that tells a plugin from any other library.
 pub const STAMP_SYMBOL: &str = "CROSSGATE_PLUGIN_ABI";
 /// `"CROSSGTE"` read as a little-endian number.
@@ -88,6 +88,10 @@ pub trait AbiBackend: Send + Sync {
     fn description(&self) -> RResult<Facts, AbiFault>;
     #[sabi(last_prefix_field)]
     fn worker(&self) -> RResult<AbiWorkerBox, AbiFault>;
+    /// Since 1.4: an older plugin tells of no device.
+    fn devices(&self) -> RResult<RVec<Facts>, AbiFault> {
+        RResult::ROk(RVec::new())
+    }
 }
 
 /// A worker behind the border. Methods are only ever added at the end.
@@ -211,6 +215,12 @@ impl AbiBackend for FencedBackend {
             self.make_worker()
                 .map(|worker| AbiWorker_TO::from_value(worker, sabi_trait::TD_Opaque)),
         )
+    }
+
+    fn devices(&self) -> RResult<RVec<Facts>, AbiFault> {
+        let crossed =
+            |devices: Vec<DeviceState>| devices.iter().map(DeviceState::to_facts).collect();
+        crossing(self.device_states().map(crossed))
     }
 }
 

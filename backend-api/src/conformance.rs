@@ -10,8 +10,8 @@
 
 use crate::abi::AbiBatch;
 use crate::{
-    Description, FaultCode, OpenBackend, OpenRequest, OpenWorker, PluginLibrary, RaggedBatch,
-    RowControl, RowStatus, Scores,
+    Description, DeviceState, FaultCode, OpenBackend, OpenRequest, OpenWorker, PluginLibrary,
+    RaggedBatch, RowControl, RowStatus, Scores,
 };
 use abi_stable::std_types::RSlice;
 use std::path::Path;
@@ -81,6 +81,7 @@ pub fn run(subject: &Subject<'_>) {
     workers_agree_on_threads(subject, &backend);
     boundary_rows(subject, &backend);
     nobody_waits(subject, &backend);
+    devices_do_well(subject, &backend);
     broken_batches(subject, &backend);
     bad_requests(subject);
 }
@@ -211,6 +212,35 @@ fn nobody_waits(subject: &Subject<'_>, backend: &OpenBackend) {
         "the row that is waited for is {:?}",
         found[2]
     );
+}
+
+/// The fence has looked whether what is told makes sense: it comes as a fault if it does not.
+fn devices_do_well(subject: &Subject<'_>, backend: &OpenBackend) {
+    let names = |devices: Vec<DeviceState>| -> Vec<_> {
+        devices.into_iter().map(|device| device.name).collect()
+    };
+    let told = || match backend.devices() {
+        Ok(devices) => names(devices),
+        Err(fault) => panic!("nothing sound is told of the devices: {fault}"),
+    };
+    let expected = told();
+    let rows = sample(subject, backend, &[3, 8, 5]);
+    let scores = score(&mut worker(backend), &rows);
+    // From any thread, and while a worker computes.
+    std::thread::scope(|scope| {
+        let asking = [0; 2].map(|_| scope.spawn(|| [0; 8].map(|_| told())));
+        let found = score(&mut worker(backend), &rows);
+        let when = "while devices are asked for";
+        assert_close(&scores, &found, subject.tolerance, when);
+        for asked in asking {
+            let found = asked
+                .join()
+                .unwrap_or_else(|_| panic!("devices cannot be asked for beside a worker"));
+            for found in found {
+                assert_eq!(found, expected, "other devices than before are told of");
+            }
+        }
+    });
 }
 
 fn broken_batches(subject: &Subject<'_>, backend: &OpenBackend) {

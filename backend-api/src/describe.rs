@@ -1,17 +1,22 @@
-//! What is asked once, at open, as data: cards, requests and descriptions.
+//! What is asked as data: cards, requests and descriptions, once, and how devices do, now and then.
 //!
 //! They cross as lists of named texts ([`Facts`]), because those can grow for ever:
 //! a name that is not known is passed over, one that is missing keeps its default.
 
 use crate::abi::{Fact, Facts};
 use crate::{Fault, FaultCode, Limits};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
+
+/// Devices that one backend may tell of.
+pub const DEVICES_MAX: usize = 64;
+/// Bytes of a device's name.
+pub const DEVICE_NAME_BYTES_MAX: usize = 64;
 
 /// Declares a struct whose fields cross as facts named like them.
 macro_rules! facts {
     ($(#[$about:meta])* pub struct $name:ident { $($(#[$doc:meta])* $field:ident: $type:ty = $default:expr,)* }) => {
         $(#[$about])*
-        #[derive(Clone, Debug, PartialEq, Eq)]
         pub struct $name { $($(#[$doc])* pub $field: $type,)* }
 
         impl Default for $name {
@@ -42,6 +47,7 @@ macro_rules! facts {
 
 facts! {
     /// What a plugin is and can do, before a model is opened.
+    #[derive(Clone, Debug, PartialEq, Eq)]
     pub struct PluginCard {
         /// The plugin's name, as users write it: `cpu-int8`.
         name: String = String::new(),
@@ -68,6 +74,7 @@ facts! {
 
 facts! {
     /// What the host asks a plugin to open.
+    #[derive(Clone, Debug, PartialEq, Eq)]
     pub struct OpenRequest {
         /// A folder with the model's files.
         model_dir: PathBuf = PathBuf::new(),
@@ -103,6 +110,7 @@ facts! {
 
 facts! {
     /// What was opened: constant for the backend's life.
+    #[derive(Clone, Debug, PartialEq, Eq)]
     pub struct Description {
         /// The device in use: `cpu`, `cuda:0`.
         device: String = String::new(),
@@ -137,6 +145,28 @@ facts! {
         linear_mop_per_s: u64 = 0,
         /// The same in attention's products, which may be of another data type.
         attention_mop_per_s: u64 = 0,
+    }
+}
+
+facts! {
+    /// How a device does at one moment. What is not known is `None` and never 0: it is shown to nobody.
+    #[derive(Clone, Debug, PartialEq)]
+    pub struct DeviceState {
+        /// What the device is called, as a description names it: `cuda:0`. Printable ASCII, at most
+        /// [`DEVICE_NAME_BYTES_MAX`] bytes, and no other device's of the backend.
+        name: String = String::new(),
+        /// Bytes of its memory that this process holds, for this backend and all others.
+        memory_process_bytes: Option<u64> = None,
+        /// Bytes of its memory that are in use, whoever holds them.
+        memory_used_bytes: Option<u64> = None,
+        /// Bytes of memory that it has.
+        memory_total_bytes: Option<u64> = None,
+        /// The share of its last sample period, by its own clock, in which it computed: between 0 and 1.
+        utilization: Option<f64> = None,
+        /// Degrees Celsius.
+        temperature_celsius: Option<f64> = None,
+        /// Watts that it takes.
+        power_watts: Option<f64> = None,
     }
 }
 
@@ -191,6 +221,87 @@ impl Description {
     }
 }
 
+impl DeviceState {
+    /// The states of a backend's devices, if they make sense: both sides of the border look.
+    ///
+    /// # Errors
+    /// Names the device, what is wrong with it, and the bound.
+    pub fn check(devices: Vec<Self>) -> Result<Vec<Self>, Fault> {
+        check_n_devices(devices.len())?;
+        let mut names = BTreeSet::new();
+        for device in &devices {
+            device.check_name()?;
+            device.check_values()?;
+            if !names.insert(&device.name) {
+                return Err(device.wrong("is told of twice"));
+            }
+        }
+        Ok(devices)
+    }
+
+    pub(crate) fn from_crossing(devices: &[Facts]) -> Result<Vec<Self>, Fault> {
+        // Before anything of it is read.
+        check_n_devices(devices.len())?;
+        let read = devices.iter().map(|facts| Self::from_facts(facts));
+        Self::check(read.collect::<Result<_, _>>()?)
+    }
+
+    fn check_name(&self) -> Result<(), Fault> {
+        let is_plain = self.name.bytes().all(|byte| byte.is_ascii_graphic());
+        if is_plain && (1..=DEVICE_NAME_BYTES_MAX).contains(&self.name.len()) {
+            return Ok(());
+        }
+        let shown: String = self.name.chars().take(DEVICE_NAME_BYTES_MAX).collect();
+        Err(Fault::internal(format!(
+            "the backend calls a device {shown:?}, not 1 to {DEVICE_NAME_BYTES_MAX} bytes of printable ASCII"
+        )))
+    }
+
+    fn check_values(&self) -> Result<(), Fault> {
+        if let Some(total) = self.memory_total_bytes {
+            let parts = [
+                ("memory_process_bytes", self.memory_process_bytes),
+                ("memory_used_bytes", self.memory_used_bytes),
+            ];
+            for (what, bytes) in parts {
+                if let Some(bytes) = bytes.filter(|bytes| total < *bytes) {
+                    return Err(self.wrong(&format!(
+                        "has {what} = {bytes}, more than memory_total_bytes = {total}"
+                    )));
+                }
+            }
+        }
+        let figures = [
+            ("utilization", self.utilization, 0.0..=1.0),
+            (
+                "temperature_celsius",
+                self.temperature_celsius,
+                -273.15..=1e3,
+            ),
+            ("power_watts", self.power_watts, 0.0..=1e5),
+        ];
+        for (what, value, bounds) in figures {
+            if let Some(value) = value.filter(|value| !bounds.contains(value)) {
+                return Err(self.wrong(&format!("has {what} = {value}, not within {bounds:?}")));
+            }
+        }
+        Ok(())
+    }
+
+    fn wrong(&self, what: &str) -> Fault {
+        Fault::internal(format!("the backend's device {} {what}", self.name))
+    }
+}
+
+fn check_n_devices(n_devices: usize) -> Result<(), Fault> {
+    if DEVICES_MAX < n_devices {
+        return Err(Fault::internal(format!(
+            "the backend tells of {n_devices} devices, at most {DEVICES_MAX} may be"
+        )));
+    }
+    Ok(())
+}
+
 fn limits(rows_max: u32, tokens_max: u32, row_tokens_max: u32) -> Limits {
     Limits {
         rows_max: rows_max as usize,
@@ -226,7 +337,7 @@ macro_rules! plain_fact {
         }
     )*};
 }
-plain_fact!(String, u32, u64, bool);
+plain_fact!(String, u32, u64, f64, bool);
 
 impl FactValue for PathBuf {
     fn write(&self) -> String {

@@ -5,8 +5,8 @@
 
 use crate::abi::{AbiBatch, AbiScores};
 use crate::{
-    Backend, Description, Fault, FaultCode, Limits, OpenRequest, Phases, RaggedBatch, Scores,
-    Worker,
+    Backend, Description, DeviceState, Fault, FaultCode, Limits, OpenRequest, Phases, RaggedBatch,
+    Scores, Worker,
 };
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -110,6 +110,10 @@ impl FencedBackend {
             worker: Some(worker),
             shared: Arc::clone(&self.shared),
         })
+    }
+
+    pub(crate) fn device_states(&self) -> Result<Vec<DeviceState>, Fault> {
+        DeviceState::check(self.call(|backend| backend.devices())?)
     }
 
     fn call<T>(&self, run: impl FnOnce(&dyn Backend) -> Result<T, Fault>) -> Result<T, Fault> {

@@ -7,8 +7,8 @@ use crate::abi::{
     PluginModuleRef, STAMP_MAGIC, STAMP_SYMBOL, root_module,
 };
 use crate::{
-    Description, Fault, Limits, OpenRequest, Phases, Plugin, PluginCard, RaggedBatch, RowStatus,
-    Scores,
+    Description, DeviceState, Fault, Limits, OpenRequest, Phases, Plugin, PluginCard, RaggedBatch,
+    RowStatus, Scores,
 };
 use abi_stable::StableAbi;
 use abi_stable::abi_stability::abi_checking::{
@@ -173,6 +173,15 @@ impl OpenBackend {
             n_labels: self.description.n_labels as usize,
             limits: self.limits,
         })
+    }
+
+    /// How the backend's devices do at this moment; none of a plugin that does not tell. May be called from any
+    /// thread, and while workers compute. It need not come back: nobody who serves may wait for it.
+    ///
+    /// # Errors
+    /// The plugin's own, or that what it tells makes no sense.
+    pub fn devices(&self) -> Result<Vec<DeviceState>, Fault> {
+        DeviceState::from_crossing(&crossed(self.backend.devices())?)
     }
 }
 

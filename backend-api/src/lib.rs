@@ -17,7 +17,7 @@ pub mod conformance;
 pub mod pad;
 
 pub use batch::{Limits, RaggedBatch, Row, RowControl, RowStatus, Scores};
-pub use describe::{Description, Layout, OpenRequest, PluginCard};
+pub use describe::{Description, DeviceState, Layout, OpenRequest, PluginCard};
 pub use error::{Fault, FaultCode};
 pub use host::{LoadError, OpenBackend, OpenWorker, PluginLibrary};
 pub use plugin::{Backend, Phases, Plugin, Worker};

@@ -1,6 +1,6 @@
 //! What a plugin writes: three traits, one of whose methods is on the data path.
 
-use crate::{Description, Fault, OpenRequest, PluginCard, RaggedBatch, Scores};
+use crate::{Description, DeviceState, Fault, OpenRequest, PluginCard, RaggedBatch, Scores};
 
 /// A shared library's face: says what it can do and opens models.
 ///
@@ -33,6 +33,19 @@ pub trait Backend: Send + Sync + 'static {
     /// # Errors
     /// `OutOfMemory` or `Internal`.
     fn worker(&self) -> Result<Box<dyn Worker>, Fault>;
+
+    /// How the devices that this backend uses do at this moment, for the metrics: always the same devices, what is
+    /// not known of them left out. One that has nothing to tell tells of no device, now and later.
+    ///
+    /// Called every second or so from a thread of its own, while workers compute. It should take milliseconds and
+    /// leave the devices alone: read counters, launch nothing, wait for no stream. Whoever does not come back is not
+    /// asked again, and keeps what he holds.
+    ///
+    /// # Errors
+    /// Nothing can be told now: what was told before is not shown any more.
+    fn devices(&self) -> Result<Vec<DeviceState>, Fault> {
+        Ok(Vec::new())
+    }
 }
 
 /// Scratch for one batch at a time. Lives on one thread at a time and may move between calls.

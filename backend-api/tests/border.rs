@@ -3,8 +3,8 @@
 use abi_stable::std_types::RSlice;
 use backend_api::abi::{Fact, root_module};
 use backend_api::{
-    Backend, Description, Fault, FaultCode, Limits, OpenRequest, OpenWorker, Phases, Plugin,
-    PluginCard, PluginLibrary, RaggedBatch, RowControl, Scores, Worker,
+    Backend, Description, DeviceState, Fault, FaultCode, Limits, OpenBackend, OpenRequest,
+    OpenWorker, Phases, Plugin, PluginCard, PluginLibrary, RaggedBatch, RowControl, Scores, Worker,
 };
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
@@ -62,6 +62,24 @@ impl Backend for TrapBackend {
         step_on(&self.0, "worker");
         Ok(Box::new(TrapWorker(self.0.clone())))
     }
+
+    fn devices(&self) -> Result<Vec<DeviceState>, Fault> {
+        step_on(&self.0, "devices");
+        let only_its_name = DeviceState {
+            name: "trap:0".to_owned(),
+            ..DeviceState::default()
+        };
+        let all = DeviceState {
+            name: "trap:1".to_owned(),
+            memory_process_bytes: Some(1),
+            memory_used_bytes: Some(u64::MAX - 1),
+            memory_total_bytes: Some(u64::MAX),
+            utilization: Some(0.1 + 0.2),
+            temperature_celsius: Some(-0.5),
+            power_watts: Some(0.0),
+        };
+        Ok(vec![only_its_name, all])
+    }
 }
 
 impl Drop for TrapBackend {
@@ -84,6 +102,15 @@ impl Drop for TrapWorker {
     fn drop(&mut self) {
         step_on(&self.0, "worker-drop");
     }
+}
+
+fn open(options: &str) -> OpenBackend {
+    let library = PluginLibrary::in_process::<Trap>().expect("a card");
+    let request = OpenRequest {
+        options: options.to_owned(),
+        ..OpenRequest::default()
+    };
+    library.open(&request).expect("it opens")
 }
 
 /// Opens, scores two rows into slices of these lengths, and drops everything.
@@ -151,6 +178,24 @@ fn a_panic_is_a_value() {
             (4, 2),
             Err((FaultCode::Panicked, &format!("asked to panic in {place}"))),
         );
+    }
+}
+#[test]
+fn a_panic_when_asked_for_devices_is_a_value_and_poisons() {
+    let backend = open("devices");
+    let mut worker = backend.worker().expect("a worker");
+    let fault = backend.devices().expect_err("it panics");
+    assert_eq!(
+        (fault.code, fault.text.as_str()),
+        (FaultCode::Panicked, "asked to panic in devices")
+    );
+    let after = [
+        backend.devices().err(),
+        backend.worker().err(),
+        score(&mut worker, 4, 2).err(),
+    ];
+    for fault in after {
+        assert_eq!(fault.map(|fault| fault.code), Some(FaultCode::Poisoned));
     }
 }
 #[test]
@@ -376,4 +421,32 @@ fn a_fact_that_cannot_be_read_is_named() {
 #[test]
 fn a_fact_that_is_known_is_used() {
     check_facts(&[("options", "open")], Err("asked to panic in open"));
+}
+
+// === the devices ===
+
+/// What is known comes over to the bit, and what is not stays unknown.
+#[test]
+fn devices_cross_as_they_are() {
+    let devices = open("{}").devices().expect("two devices");
+    let Ok([only_its_name, all]) = <[DeviceState; 2]>::try_from(devices) else {
+        panic!("not two devices")
+    };
+    let nothing = DeviceState {
+        name: "trap:0".to_owned(),
+        ..DeviceState::default()
+    };
+    assert_eq!(only_its_name, nothing);
+    assert_eq!(
+        all,
+        DeviceState {
+            name: "trap:1".to_owned(),
+            memory_process_bytes: Some(1),
+            memory_used_bytes: Some(u64::MAX - 1),
+            memory_total_bytes: Some(u64::MAX),
+            utilization: Some(0.1 + 0.2),
+            temperature_celsius: Some(-0.5),
+            power_watts: Some(0.0),
+        }
+    );
 }

@@ -3,13 +3,15 @@
 
 use abi_stable::StableAbi;
 use abi_stable::library::{ROOT_MODULE_LOADER_NAME, RootModule};
-use abi_stable::std_types::RResult;
+use abi_stable::std_types::{RResult, RVec};
 use abi_stable::type_layout::{TLData, TLField, TypeLayout};
 use backend_api::abi::{
     ABI_MAJOR, ABI_MINOR, AbiBackendBox, AbiBatch, AbiFault, AbiScores, AbiStamp, AbiWorkerBox,
     Fact, Facts, PluginModule, PluginModuleRef, STAMP_MAGIC, STAMP_SYMBOL,
 };
-use backend_api::{Description, FaultCode, OpenRequest, Phases, PluginCard, RowControl, RowStatus};
+use backend_api::{
+    Description, DeviceState, FaultCode, OpenRequest, Phases, PluginCard, RowControl, RowStatus,
+};
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::mem::{align_of, offset_of, size_of};
@@ -125,6 +127,7 @@ fn entries(out: &mut Vec<String>) {
     size::<RResult<AbiBackendBox, AbiFault>>(out, "RResult<AbiBackendBox, AbiFault>");
     size::<RResult<AbiWorkerBox, AbiFault>>(out, "RResult<AbiWorkerBox, AbiFault>");
     size::<RResult<Phases, AbiFault>>(out, "RResult<Phases, AbiFault>");
+    size::<RResult<RVec<Facts>, AbiFault>>(out, "RResult<RVec<Facts>, AbiFault>");
     let roots = [
         ("PluginModule", <PluginModuleRef as StableAbi>::LAYOUT),
         ("AbiBackend", <AbiBackendBox as StableAbi>::LAYOUT),
@@ -198,6 +201,7 @@ fn facts(out: &mut Vec<String>) {
     defaults(out, PluginCard::default());
     defaults(out, OpenRequest::default());
     defaults(out, Description::default());
+    defaults(out, DeviceState::default());
 }
 
 fn defaults(out: &mut Vec<String>, value: impl Debug) {

@@ -16,7 +16,7 @@ use support::libraries::{
     self, FAKE, HEADER_SYMBOL, SHORT, cargo_of_stranger, file, impostor, with_foreign_header,
     with_stamp, with_symbol,
 };
-use support::{CHANGED, GROWN, GROWN_HOST};
+use support::{CHANGED, GROWN, GROWN_HOST, OLDER};
 
 /// The kinds of refusal, without what they carry.
 fn not_a_library() -> LoadCause {
@@ -324,6 +324,15 @@ fn the_same_file_twice() {
 #[test]
 fn a_plugin_of_the_next_minor_version() {
     check_conforms(&load(&GROWN), "{}", 30_522);
+}
+
+/// Built against 1.3: what it lacks is not called, and it tells of no device.
+#[test]
+fn a_plugin_of_an_older_minor_version() {
+    let library = load(&OLDER);
+    check_conforms(&library, "{}", 30_522);
+    let backend = library.open(&OpenRequest::default()).expect("it opens");
+    assert_eq!(backend.devices(), Ok(Vec::new()));
 }
 
 /// And the other way round: a host of the next minor version runs the plugins of today.

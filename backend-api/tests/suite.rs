@@ -3,8 +3,8 @@
 
 use backend_api::conformance::{self, Subject};
 use backend_api::{
-    Backend, Description, Fault, OpenRequest, Phases, Plugin, PluginCard, PluginLibrary,
-    RaggedBatch, RowStatus, Scores, Worker,
+    Backend, Description, DeviceState, Fault, OpenRequest, Phases, Plugin, PluginCard,
+    PluginLibrary, RaggedBatch, RowStatus, Scores, Worker,
 };
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -140,6 +140,47 @@ impl Backend for CrookedBackend {
             worker,
         }))
     }
+
+    fn devices(&self) -> Result<Vec<DeviceState>, Fault> {
+        if self.broken == "tells nothing of devices" {
+            return Ok(Vec::new());
+        }
+        let mut first = DeviceState {
+            name: "odd:0".to_owned(),
+            memory_process_bytes: Some(1),
+            memory_used_bytes: Some(4),
+            memory_total_bytes: Some(4),
+            utilization: Some(1.0),
+            ..DeviceState::default()
+        };
+        match self.broken.as_str() {
+            "uses more than there is" => first.memory_used_bytes = Some(5),
+            "holds more than there is" => first.memory_process_bytes = Some(5),
+            "computes more than all the time" => first.utilization = Some(1.01),
+            "computes less than never" => first.utilization = Some(-0.01),
+            "computes no number" => first.utilization = Some(f64::NAN),
+            "is colder than cold" => first.temperature_celsius = Some(-300.0),
+            "takes no number" => first.power_watts = Some(f64::INFINITY),
+            "has a nameless device" => first.name = String::new(),
+            "has a device with a long name" => first.name = "x".repeat(65),
+            "has a device with a line in its name" => first.name = "a\nb".to_owned(),
+            "tells of too many devices" => {
+                let numbered = |number| DeviceState {
+                    name: format!("odd:{number}"),
+                    ..DeviceState::default()
+                };
+                return Ok((0..65).map(numbered).collect());
+            }
+            "tells of one device twice" => return Ok(vec![first.clone(), first]),
+            "tells of other devices each time" => {
+                first.name = format!("odd:{}", N_OPENS.fetch_add(1, Ordering::Relaxed));
+            }
+            "fails when it is asked for devices" => return Err(Fault::internal("no driver")),
+            "panics when it is asked for devices" => panic!("no driver at all"),
+            _ => {}
+        }
+        Ok(vec![first])
+    }
 }
 
 impl Worker for CrookedWorker {
@@ -236,7 +277,11 @@ fn check_found<P: Plugin>(broken: &str, part: &str) {
 
 #[test]
 fn a_sound_plugin_passes() {
-    for sound in ["{}", "says that it does not cancel"] {
+    for sound in [
+        "{}",
+        "says that it does not cancel",
+        "tells nothing of devices",
+    ] {
         assert_eq!(verdict::<Crooked>(sound), None, "{sound:?}");
     }
 }
@@ -273,6 +318,44 @@ fn every_broken_promise_is_named() {
         ),
         ("takes any dtype", "an unknown dtype: accepted"),
         ("takes any device", "an unknown device: accepted"),
+    ] {
+        check_found::<Crooked>(broken, part);
+    }
+}
+
+#[test]
+fn devices_that_make_no_sense_are_named() {
+    for (broken, part) in [
+        (
+            "uses more than there is",
+            "odd:0 has memory_used_bytes = 5, more than memory_total_bytes = 4",
+        ),
+        (
+            "holds more than there is",
+            "odd:0 has memory_process_bytes = 5, more than",
+        ),
+        (
+            "computes more than all the time",
+            "odd:0 has utilization = 1.01, not within 0.0..=1.0",
+        ),
+        ("computes less than never", "utilization = -0.01"),
+        ("computes no number", "utilization = NaN"),
+        ("is colder than cold", "temperature_celsius = -300"),
+        ("takes no number", "power_watts = inf"),
+        ("has a nameless device", "calls a device \"\", not 1 to 64"),
+        ("has a device with a long name", "not 1 to 64 bytes"),
+        ("has a device with a line in its name", "printable ASCII"),
+        (
+            "tells of too many devices",
+            "tells of 65 devices, at most 64 may be",
+        ),
+        ("tells of one device twice", "odd:0 is told of twice"),
+        (
+            "tells of other devices each time",
+            "other devices than before",
+        ),
+        ("fails when it is asked for devices", "no driver"),
+        ("panics when it is asked for devices", "no driver at all"),
     ] {
         check_found::<Crooked>(broken, part);
     }

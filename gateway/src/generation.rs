@@ -5,6 +5,7 @@ pub mod batch;
 pub mod cost;
 mod crew;
 mod crowd;
+mod devices;
 pub mod forecast;
 mod golden;
 pub mod hold;
@@ -36,6 +37,7 @@ use crate::telemetry::ModelMetrics;
 use backend::Shared;
 use backend_api::{Description, Fault, OpenBackend, OpenRequest, OpenWorker};
 use crew::{Crew, Members};
+use devices::Devices;
 use line::Line;
 use plain::score_plain;
 use queue::{BatchBounds, QueueBounds};
@@ -55,6 +57,7 @@ pub struct Generation {
     line: Arc<Line>,
     identity: Identity,
     crew: Arc<Crew>,
+    devices: Arc<Devices>,
 }
 
 /// What a generation is, constant for its life.
@@ -156,6 +159,7 @@ impl Generation {
             identity: facts.identity(&start.tokenizer),
             tokenizer: Arc::new(start.tokenizer),
             crew,
+            devices: Devices::new(Arc::clone(&facts.name)),
             parts: Arc::new(facts),
             proof: OnceLock::new(),
             is_failing: AtomicBool::new(false),
@@ -169,6 +173,7 @@ impl Generation {
             generation.close();
             Fault::internal(format!("no thread for a worker: {error}"))
         })?;
+        generation.devices.watch(&generation.crew, runtime);
         Ok(Arc::new(generation))
     }
 
@@ -294,6 +299,7 @@ impl Generation {
                 (false, _) => "live",
             },
             load,
+            devices: self.devices.told(),
             totals: self.line.totals(),
             last_swap: None,
         }
@@ -302,12 +308,14 @@ impl Generation {
     /// Takes no more requests; what was admitted is still answered.
     pub fn close(&self) {
         self.line.close();
+        self.devices.close();
     }
 
     /// After [`close`](Self::close): waits for the workers until `deadline`, but not for those that are stuck,
     /// then answers what is left with an error. Blocks.
     pub fn join(&self, deadline: Instant) {
         self.crew.join(deadline);
+        self.devices.join(deadline);
         let why = "the server shut down first".to_owned();
         let error = ScoreError::Unavailable {
             why,

@@ -1,6 +1,7 @@
 //! What serves and how busy it is: read-only snapshots, for health, admission and metrics.
 
 use crate::score::{Activation, ScoreError};
+use backend_api::DeviceState;
 use std::ops::AddAssign;
 use std::sync::Arc;
 use std::time::Duration;
@@ -80,6 +81,8 @@ pub struct ModelState {
     pub state: &'static str,
     /// How busy it is.
     pub load: Load,
+    /// How its devices do, as its backend told last; none if it tells nothing, or does not come back.
+    pub devices: Arc<[DeviceState]>,
     /// What it and those before it have done since the start.
     pub totals: Totals,
     /// What the last swap of it has reached; `None` if there was none.

@@ -3,6 +3,8 @@
 
 #[path = "serve/admin.rs"]
 mod admin;
+#[path = "serve/devices.rs"]
+mod devices;
 #[path = "serve/distributed.rs"]
 mod distributed;
 #[path = "serve/grpc.rs"]

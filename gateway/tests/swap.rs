@@ -4,6 +4,8 @@
 mod arrivals;
 #[path = "swap/coming.rs"]
 mod coming;
+#[path = "swap/devices.rs"]
+mod devices;
 #[path = "swap/guard.rs"]
 mod guard;
 #[path = "swap/impostors.rs"]

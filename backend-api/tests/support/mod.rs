@@ -86,7 +86,31 @@ pub(crate) static GROWN: LazyLock<PathBuf> = LazyLock::new(|| {
     edited("grown", &version, &edits)
 });
 
-/// A host of that version: loads each file that it is given and runs the suite on it.
+/// The example built against version 1.3, which knew nothing of `devices`.
+pub(crate) static OLDER: LazyLock<PathBuf> = LazyLock::new(|| {
+    let minor = format!("ABI_MINOR: u32 = {ABI_MINOR};");
+    let edits = [
+        ("abi.rs", minor.as_str(), "ABI_MINOR: u32 = 3;"),
+        (
+            "abi.rs",
+            "    /// Since 1.4: an older plugin tells of no device.\n    fn devices(&self) -> RResult<RVec<Facts>, AbiFault> {\n        RResult::ROk(RVec::new())\n    }\n",
+            "",
+        ),
+        (
+            "abi.rs",
+            "fn devices(&self) -> RResult<RVec<Facts>, AbiFault> {\n        let",
+            "} impl FencedBackend { fn unheard_of(&self) -> RResult<RVec<Facts>, AbiFault> {\n        let",
+        ),
+        (
+            "host.rs",
+            "DeviceState::from_crossing(&crossed(self.backend.devices())?)",
+            "DeviceState::from_crossing(&[])",
+        ),
+    ];
+    edited("older", "1.3.0", &edits)
+});
+
+/// A host of the next minor version: loads each file that it is given and runs the suite on it.
 pub(crate) static GROWN_HOST: LazyLock<PathBuf> =
     LazyLock::new(|| LazyLock::force(&GROWN).with_file_name(format!("host{EXE_SUFFIX}")));
 

@@ -10,6 +10,7 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::Response;
+use backend_api::DeviceState;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -61,6 +62,31 @@ pub(super) struct Model {
     /// What its last swap has reached; null if there was none.
     last_swap: Option<LastSwap>,
     load: Load,
+    /// How its devices do, as its backend told within the last seconds; empty if it tells nothing.
+    devices: Vec<Device>,
+}
+
+/// How a device does. What is not known is left out.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Device {
+    #[schema(example = "cuda:0")]
+    name: String,
+    /// Memory that this server holds, for this model and others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory_process_bytes: Option<u64>,
+    /// Memory in use, whoever holds it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory_used_bytes: Option<u64>,
+    /// Memory that it has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory_total_bytes: Option<u64>,
+    /// Share of its last sample period in which it computed, between 0 and 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    utilization: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    temperature_celsius: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    power_watts: Option<f64>,
 }
 
 /// What a swap has reached.
@@ -237,6 +263,21 @@ impl From<ModelState> for Model {
                 workers: load.workers,
                 workers_busy: load.workers_busy,
             },
+            devices: state.devices.iter().map(Device::from).collect(),
+        }
+    }
+}
+
+impl From<&DeviceState> for Device {
+    fn from(state: &DeviceState) -> Self {
+        Self {
+            name: state.name.clone(),
+            memory_process_bytes: state.memory_process_bytes,
+            memory_used_bytes: state.memory_used_bytes,
+            memory_total_bytes: state.memory_total_bytes,
+            utilization: state.utilization,
+            temperature_celsius: state.temperature_celsius,
+            power_watts: state.power_watts,
         }
     }
 }

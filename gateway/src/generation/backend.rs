@@ -1,7 +1,7 @@
 //! The backend that a generation's workers share, opened again when a panic has poisoned it.
 
 use backend_api::{Fault, FaultCode, OpenBackend, OpenWorker};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 /// Opens the backend again after a panic.
 pub type Reopen = Box<dyn Fn() -> Result<OpenBackend, Fault> + Send + Sync>;
@@ -63,6 +63,16 @@ impl Shared {
             }
             outcome => outcome,
         }
+    }
+
+    /// The backend as it is; `None` while it is being opened again: nobody is kept waiting by that.
+    pub fn backend(&self) -> Option<Arc<OpenBackend>> {
+        let current = match self.current.try_lock() {
+            Ok(current) => current,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return None,
+        };
+        Some(Arc::clone(&current.backend))
     }
 
     fn current(&self) -> MutexGuard<'_, Current> {

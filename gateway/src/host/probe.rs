@@ -340,6 +340,9 @@ fn attempt(task: &Task) -> Result<Probed, String> {
         device,
         ..
     } = backend.description().clone();
+    // Later, in the server, it is asked for them: where that crashes or hangs, it had better do so here. What it tells,
+    // and whether, is nobody's concern.
+    let _ = backend.devices();
     drop(worker);
     drop(backend);
     Ok(Probed {

@@ -1,6 +1,7 @@
 //! Every metric, one table. OpenTelemetry names and units inside; the Prometheus exporter makes
 //! `crossgate_batch_rows_total` and `crossgate_stage_duration_seconds` of them.
 
+mod devices;
 mod distributed;
 mod keys;
 mod observed;
@@ -181,6 +182,9 @@ impl Metrics {
             }
         });
         self.kept(swap_state(&meter, Arc::downgrade(catalog)));
+        for gauge in devices::gauges(&meter, catalog) {
+            self.kept(gauge);
+        }
         let counts = COUNTS.map(|(name, about, reasons)| {
             let catalog = Arc::downgrade(catalog);
             meter

@@ -2,6 +2,7 @@
 
 use gateway::load::{Catalog, Load, ModelState, Piece, Totals};
 use gateway::score::{Activation, ScoreError};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -75,6 +76,7 @@ fn model(name: &str, labels: &[&str], activation: Activation) -> ModelState {
             workers: 2,
             ..Load::default()
         },
+        devices: Arc::default(),
         totals: Totals {
             requests: 4,
             batches: 2,

@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`backend`] is what the host calls; `model` what a folder becomes at load, by way of
 //! `config`, `weights`, `raw` and `loader`; `family` has a file for each architecture; `block` what those are made
-//! of; `rows` the rows that are computed together; `numbers` the data types; `cuda` what NVIDIA's GPUs have of their own.
+//! of; `rows` the rows that are computed together; `numbers` the data types; `cuda` what NVIDIA's GPUs have of their own, and `nvml` how they do.
 //! README.md has the figures.
 //!
 //! A plugin is a library of a few lines: a type whose [`backend_api::Plugin`] passes on to [`backend::card`]
@@ -18,6 +18,8 @@ mod family;
 mod loader;
 mod model;
 mod numbers;
+#[cfg(all(feature = "nvml", target_os = "linux"))]
+pub mod nvml;
 mod raw;
 mod rows;
 mod weights;

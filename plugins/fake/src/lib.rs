@@ -7,8 +7,8 @@
 mod options;
 
 use backend_api::{
-    Backend, Description, Fault, FaultCode, Layout, OpenRequest, Phases, Plugin, PluginCard,
-    RaggedBatch, Row, RowStatus, Scores, Worker, export_plugin,
+    Backend, Description, DeviceState, Fault, FaultCode, Layout, OpenRequest, Phases, Plugin,
+    PluginCard, RaggedBatch, Row, RowStatus, Scores, Worker, export_plugin,
 };
 use options::{Entry, Options};
 use std::sync::Arc;
@@ -100,6 +100,11 @@ impl Backend for FakeBackend {
             options: Arc::clone(&self.options),
             is_spoilt: Arc::clone(&self.is_spoilt),
         }))
+    }
+
+    fn devices(&self) -> Result<Vec<DeviceState>, Fault> {
+        self.options.misbehave(Entry::Devices)?;
+        Ok(self.options.tell_devices())
     }
 }
 

@@ -1,8 +1,8 @@
 //! What the fake can be told to do.
 
-use backend_api::Fault;
+use backend_api::{DeviceState, Fault};
 use serde::Deserialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The plugin's options. Token ids name the row that triggers a fault, so that a test can aim at one
@@ -24,6 +24,10 @@ pub(crate) struct Options {
     pub(crate) skew_on: Option<u32>,
     /// Bytes that it says it takes.
     pub(crate) memory_bytes: u64,
+    /// Devices that it makes up.
+    pub(crate) devices: Vec<Device>,
+    /// While this file exists, whoever asks for the devices waits.
+    pub(crate) hold_devices: Option<PathBuf>,
     /// Microseconds that each row takes.
     pub(crate) row_us: u64,
     /// While this file exists, every row waits.
@@ -56,6 +60,19 @@ pub(crate) struct Options {
     pub(crate) skip_on: Option<u32>,
 }
 
+/// How a made-up device does; what is not said is not known.
+#[derive(Deserialize, Clone, Debug, Default)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Device {
+    name: String,
+    memory_process_bytes: Option<u64>,
+    memory_used_bytes: Option<u64>,
+    memory_total_bytes: Option<u64>,
+    utilization: Option<f64>,
+    temperature_celsius: Option<f64>,
+    power_watts: Option<f64>,
+}
+
 /// Ways to take a process along.
 #[derive(Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
@@ -77,6 +94,7 @@ pub(crate) enum Entry {
     Open,
     Worker,
     Score,
+    Devices,
     Drop,
 }
 
@@ -90,6 +108,8 @@ impl Default for Options {
             skew: 0.0,
             skew_on: None,
             memory_bytes: 0,
+            devices: Vec::new(),
+            hold_devices: None,
             row_us: 0,
             hold: None,
             hold_on: None,
@@ -168,8 +188,33 @@ impl Options {
         if self.hold_on.is_some_and(|id| !input_ids.contains(&id)) {
             return;
         }
-        while self.hold.as_deref().is_some_and(|hold| hold.exists()) {
-            std::thread::sleep(Duration::from_millis(1));
+        wait_for(self.hold.as_deref());
+    }
+
+    /// The devices that it makes up, in time or not.
+    pub(crate) fn tell_devices(&self) -> Vec<DeviceState> {
+        wait_for(self.hold_devices.as_deref());
+        self.devices.iter().map(Device::state).collect()
+    }
+}
+
+impl Device {
+    fn state(&self) -> DeviceState {
+        DeviceState {
+            name: self.name.clone(),
+            memory_process_bytes: self.memory_process_bytes,
+            memory_used_bytes: self.memory_used_bytes,
+            memory_total_bytes: self.memory_total_bytes,
+            utilization: self.utilization,
+            temperature_celsius: self.temperature_celsius,
+            power_watts: self.power_watts,
         }
+    }
+}
+
+/// Until the file is gone.
+fn wait_for(hold: Option<&Path>) {
+    while hold.is_some_and(Path::exists) {
+        std::thread::sleep(Duration::from_millis(1));
     }
 }

@@ -3,7 +3,7 @@
 mod common;
 
 use backend_api::conformance::{self, Subject};
-use backend_api::{FaultCode, PluginLibrary, RowStatus};
+use backend_api::{DeviceState, FaultCode, PluginLibrary, RowStatus};
 use common::{request, score};
 use fake::Fake;
 
@@ -13,7 +13,11 @@ fn library() -> PluginLibrary {
 
 #[test]
 fn conforms() {
-    for options in ["{}", r#"{"labels":3,"bias":0.5}"#] {
+    for options in [
+        "{}",
+        r#"{"labels":3,"bias":0.5}"#,
+        r#"{"devices":[{"name":"fake:0","memory_used_bytes":1,"memory_total_bytes":2},{"name":"fake:1","utilization":0}]}"#,
+    ] {
         let options = options
             .replacen('{', r#"{"vocab_size":1000,"#, 1)
             .replace(",}", "}");
@@ -98,6 +102,56 @@ fn a_panic_poisons_the_backend_and_its_workers() {
     );
     let reopened = library().open(&request("{}")).expect("it opens again");
     assert!(score(&mut reopened.worker().expect("a worker")).is_ok());
+}
+
+/// Whoever asks gets what was made up, and nothing else.
+#[test]
+fn devices_are_as_made_up() {
+    let options = r#"{"devices":[{"name":"fake:0","memory_process_bytes":1,"memory_used_bytes":2,
+        "memory_total_bytes":3,"utilization":0.25,"temperature_celsius":40.5,"power_watts":71},{"name":"fake:1"}]}"#;
+    let backend = library().open(&request(options)).expect("it opens");
+    let all = DeviceState {
+        name: "fake:0".to_owned(),
+        memory_process_bytes: Some(1),
+        memory_used_bytes: Some(2),
+        memory_total_bytes: Some(3),
+        utilization: Some(0.25),
+        temperature_celsius: Some(40.5),
+        power_watts: Some(71.0),
+    };
+    let only_its_name = DeviceState {
+        name: "fake:1".to_owned(),
+        ..DeviceState::default()
+    };
+    assert_eq!(backend.devices(), Ok(vec![all, only_its_name]));
+    let none = library().open(&request("{}")).expect("it opens");
+    assert_eq!(none.devices(), Ok(Vec::new()));
+}
+
+#[test]
+fn devices_misbehave_on_command() {
+    for (options, code, text) in [
+        (
+            r#"{"panic_in":"devices"}"#,
+            FaultCode::Panicked,
+            "asked to panic in Devices",
+        ),
+        (
+            r#"{"fault_in":"devices"}"#,
+            FaultCode::Internal,
+            "asked to fail in Devices",
+        ),
+        (
+            r#"{"devices":[{"name":"fake:0","utilization":1.5}]}"#,
+            FaultCode::Internal,
+            "fake:0 has utilization = 1.5",
+        ),
+    ] {
+        let backend = library().open(&request(options)).expect("it opens");
+        let fault = backend.devices().expect_err(options);
+        assert_eq!(fault.code, code, "{fault}");
+        assert!(fault.text.contains(text), "{fault} lacks {text:?}");
+    }
 }
 
 #[test]

@@ -106,6 +106,10 @@ fn panic_and_reopen(library: &PluginLibrary) {
         let expected = (entry != "drop").then_some(FaultCode::Panicked);
         assert_eq!(panicked(scored), expected, "{entry}");
     }
+    let backend = open(library, r#"{"panic_in":"devices"}"#);
+    let fault = backend.devices().expect_err("it panics");
+    assert_eq!(fault.code, FaultCode::Panicked);
+    drop(backend);
     check_scores(&open(library, "{}"));
 }
 

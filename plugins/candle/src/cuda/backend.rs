@@ -6,9 +6,10 @@ use super::lane::{Lane, Loaded, open_stream};
 use super::names;
 use super::twins::HEAD_DIM_MAX;
 use crate::backend::{Asked, scorable};
+use crate::nvml::{Gpu, Library};
 use backend_api::{
-    Backend, Description, Fault, FaultCode, Layout, Phases, RaggedBatch, Row, RowStatus, Scores,
-    Worker,
+    Backend, Description, DeviceState, Fault, FaultCode, Layout, Phases, RaggedBatch, Row,
+    RowStatus, Scores, Worker,
 };
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -30,6 +31,8 @@ static OPENING: Mutex<()> = Mutex::new(());
 /// The lanes of each GPU, which workers are dealt in turn.
 struct CudaBackend {
     lanes: Vec<Arc<Lane>>,
+    /// The lanes' GPUs, as far as CUDA says which they are.
+    gpus: Vec<Option<Gpu>>,
     next: AtomicUsize,
     description: Description,
 }
@@ -81,6 +84,7 @@ pub(crate) fn open(asked: &Asked<'_>) -> Result<Box<dyn Backend>, Fault> {
         loaded.push(one);
     }
     let description = describe_all(asked, &loaded, room, memory_bytes)?;
+    let gpus = loaded.iter().map(gpu).collect();
     let mut lanes = Vec::new();
     for (&ordinal, mut one) in ordinals.iter().zip(loaded) {
         one.set_limits(room.rows_max, room.cells_max(), n_workers)?;
@@ -90,9 +94,17 @@ pub(crate) fn open(asked: &Asked<'_>) -> Result<Box<dyn Backend>, Fault> {
     }
     Ok(Box::new(CudaBackend {
         lanes,
+        gpus,
         next: AtomicUsize::new(0),
         description,
     }))
+}
+
+/// The GPU that a model was loaded on, by what is the same for CUDA and NVML.
+fn gpu(loaded: &Loaded) -> Option<Gpu> {
+    let uuid = loaded.stream.context().uuid().ok()?;
+    let bytes = uuid.bytes.map(|byte| byte.to_ne_bytes()[0]);
+    Some(Gpu::new(names::name([loaded.ordinal()]), bytes))
 }
 
 /// The model on one GPU, what it takes at once there, and the bytes that both need.
@@ -251,6 +263,25 @@ impl Backend for CudaBackend {
             true => Err(lane.lost()),
             false => Ok(Box::new(CudaWorker { lane })),
         }
+    }
+
+    fn devices(&self) -> Result<Vec<DeviceState>, Fault> {
+        let nvml = Library::of_driver();
+        let state = |(lane, gpu): (&Arc<Lane>, &Option<Gpu>)| {
+            let gpu = gpu.as_ref()?;
+            let mut state = nvml.map_or_else(|| gpu.unknown(), |nvml| nvml.state(gpu));
+            // In a container the driver does not tell of this process: the pool is most of what it holds.
+            let held = state.memory_process_bytes.or_else(|| lane.bytes_pooled());
+            state.memory_process_bytes =
+                held.filter(|&held| state.memory_total_bytes.is_none_or(|total| held <= total));
+            Some(state)
+        };
+        Ok(self
+            .lanes
+            .iter()
+            .zip(&self.gpus)
+            .filter_map(state)
+            .collect())
     }
 }
 

@@ -164,18 +164,30 @@ impl Stream {
         self.bytes(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)
     }
 
-    /// What the pool says; of a GPU without one, all that is in use there.
+    /// What the pool says when all that was enqueued is done; of a GPU without one, all that is in use there.
     fn bytes(&self, attribute: sys::CUmemPool_attribute) -> Result<u64> {
-        let Some(pool) = self.pool()? else {
-            let (free, total) = self.context().mem_get_info().w()?;
-            return Ok((total - free) as u64);
-        };
         self.wait().w()?;
+        if let Some(n_bytes) = self.pooled(attribute)? {
+            return Ok(n_bytes);
+        }
+        let (free, total) = self.context().mem_get_info().w()?;
+        Ok((total - free) as u64)
+    }
+
+    /// Bytes that this process's pool has of the GPU, if it has one. Waits for nothing that was enqueued.
+    pub(super) fn bytes_pooled(&self) -> Result<Option<u64>> {
+        self.pooled(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)
+    }
+
+    fn pooled(&self, attribute: sys::CUmemPool_attribute) -> Result<Option<u64>> {
+        let Some(pool) = self.pool()? else {
+            return Ok(None);
+        };
         let mut n_bytes = 0_u64;
         // SAFETY: the pool is the device's own, and these attributes are u64.
         unsafe { result::mem_pool::get_attribute(pool, attribute, (&raw mut n_bytes).cast()) }
             .w()?;
-        Ok(n_bytes)
+        Ok(Some(n_bytes))
     }
 
     /// Gives memory that nothing uses back to the GPU, when all that was enqueued is done.

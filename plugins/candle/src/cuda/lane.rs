@@ -51,6 +51,13 @@ impl Lane {
         self.loaded.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Bytes of the GPU that this process's memory pool has; `None` where that cannot be said at once.
+    pub(super) fn bytes_pooled(&self) -> Option<u64> {
+        // Not waited for: a GPU that was lost is to be let go, and may take its time.
+        let loaded = self.loaded.try_read().ok()?;
+        loaded.as_ref()?.stream.bytes_pooled().ok()?
+    }
+
     /// Drops what is on a GPU that was lost.
     pub(super) fn let_go(&self) {
         let mut loaded = self.loaded.write().unwrap_or_else(PoisonError::into_inner);
