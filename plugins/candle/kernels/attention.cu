@@ -86,37 +86,43 @@ DEVICE void fetch_round(const Attention &a, const Work &work, Buffers<T, DIM> &b
   copy_commit();
 }
 
-// Two values of a query, with their bias; zeros where there are none.
-template <bool VECTORS, typename T>
-DEVICE uint32_t query_pair(const Attention &a, const Work &work, uint32_t query, uint32_t at) {
-  if (query >= work.tile.n_queries || at >= a.dim) return 0;
-  const T *line = values_of<T>(a.q, a.q_stride, uint64_t(work.tile.q_cell) + query, work.head, a.dim);
-  float first, second;
-  if (VECTORS) {
-    const uint32_t word = *reinterpret_cast<const uint32_t *>(line + at);
-    if (!a.q_bias) return word;
-    unpack<T>(word, first, second);
-  } else {
-    first = widen(line[at]);
-    second = at + 1 < a.dim ? widen(line[at + 1]) : 0.0f;
-  }
-  const float2 bias = bias_pair<VECTORS>(a.q_bias, work.head, at, a.dim);
-  return pack<T>(first + bias.x, second + bias.y);
+// Two values of a line from `at` on, zeros behind `dim`.
+template <bool VECTORS, typename T> DEVICE uint32_t load_pair(const T *line, uint32_t at, uint32_t dim) {
+  if (VECTORS) return *reinterpret_cast<const uint32_t *>(line + at);
+  return pack<T>(widen(line[at]), at + 1 < dim ? widen(line[at + 1]) : 0.0f);
 }
 
+// The warp's queries as mma's first operand, zeros where there are none. What is asked of memory is asked at once: where
+// there is no value, one that exists is read instead, so that no branch waits for it.
 template <bool VECTORS, typename T, uint32_t DIM> DEVICE Queries<DIM> queries_of(const Attention &a, const Work &work) {
   Queries<DIM> queries;
   queries.first = threadIdx.x / WARP_SIZE * WARP_QUERIES;
   const uint32_t left = work.tile.n_queries > queries.first ? work.tile.n_queries - queries.first : 0;
   queries.n = left < WARP_QUERIES ? left : WARP_QUERIES;
+  const T *lines[2];
 #pragma unroll
-  for (uint32_t step = 0; step < DIM / 16; step++) {
+  for (uint32_t half = 0; half < 2; half++) {
+    const uint32_t query = lane() / 4 + half * 8, cell = query < queries.n ? queries.first + query : 0;
+    lines[half] = values_of<T>(a.q, a.q_stride, uint64_t(work.tile.q_cell) + cell, work.head, a.dim);
+  }
 #pragma unroll
-    for (uint32_t part = 0; part < 4; part++) {
-      const uint32_t query = queries.first + lane() / 4 + part % 2 * 8;
-      const uint32_t at = step * 16 + part / 2 * 8 + lane() % 4 * 2;
-      queries.values[step][part] = query_pair<VECTORS, T>(a, work, query, at);
+  for (uint32_t i = 0; i < DIM / 4; i++) {
+    const uint32_t at = i / 2 * 8 + lane() % 4 * 2;
+    queries.values[i / 4][i % 4] = load_pair<VECTORS>(lines[i % 2], at < a.dim ? at : 0, a.dim);
+  }
+  if (a.q_bias) {
+#pragma unroll
+    for (uint32_t i = 0; i < DIM / 4; i++) {
+      const float2 bias = bias_pair<VECTORS>(a.q_bias, work.head, i / 2 * 8 + lane() % 4 * 2, a.dim);
+      float first, second;
+      unpack<T>(queries.values[i / 4][i % 4], first, second);
+      queries.values[i / 4][i % 4] = pack<T>(first + bias.x, second + bias.y);
     }
+  }
+#pragma unroll
+  for (uint32_t i = 0; i < DIM / 4; i++) {
+    const bool exists = lane() / 4 + i % 2 * 8 < queries.n && i / 2 * 8 + lane() % 4 * 2 < a.dim;
+    if (!exists) queries.values[i / 4][i % 4] = 0;
   }
   return queries;
 }
@@ -245,7 +251,7 @@ DEVICE void write(const Attention &a, const Work &work, const Queries<DIM> &quer
 #pragma unroll
     for (uint32_t j = 0; j < DIM / 8; j++) {
       const uint32_t at = j * 8 + lane() % 4 * 2;
-      const float2 bias = bias_pair<VECTORS>(a.v_bias, work.kv, at, a.dim);
+      const float2 bias = a.v_bias ? bias_pair<VECTORS>(a.v_bias, work.kv, at, a.dim) : make_float2(0.0f, 0.0f);
       const float first = sums.values[j][2 * half] * share + bias.x * bias_share;
       const float second = sums.values[j][2 * half + 1] * share + bias.y * bias_share;
       *reinterpret_cast<uint32_t *>(&lines[lane() / 4 + half * 8][at]) = pack<T>(first, second);
