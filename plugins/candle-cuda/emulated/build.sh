@@ -33,7 +33,7 @@ library() {
   while [ $# -gt 0 ] && [ "$1" != -- ]; do sources+=("$1"); shift; done
   [ $# -eq 0 ] || shift
   ! newer "$target" "${sources[@]}" "$here"/*/*.h "$here/build.sh" || return 0
-  "$cxx" "${common[@]}" -shared -Wl,-Bsymbolic -Wl,-soname,"$(basename "$target")" -o "$target.new" "${sources[@]}" "$@" -Wl,-rpath,'$ORIGIN'
+  "$cxx" "${common[@]}" -O3 -shared -Wl,-Bsymbolic -Wl,-soname,"$(basename "$target")" -o "$target.new" "${sources[@]}" "$@" -Wl,-rpath,'$ORIGIN'
   mv "$target.new" "$target"
 }
 
