@@ -4,17 +4,16 @@
 // filled asynchronously: while a buffer is multiplied the next one arrives. Softmax runs along (as in FlashAttention): each
 // query keeps its largest score, the sum of its weights and their sum of values in registers, all f32.
 //
-// Short rows come first in the design: a row of up to KEYS tokens is one round, with one wait for memory (queries are
-// loaded while keys are on their way) and ten kilobytes of shared memory a buffer, so that registers alone bound how
-// many blocks share a processor (six at least for heads of 32). Nothing of a block depends on others, and short rows
-// pay for no padding but that of 16 queries and of 8 keys.
+// Short rows come first in the design: a row of up to KEYS tokens is one round with one wait for memory (queries are
+// loaded while keys are on their way), heads of 32 leave room for seven blocks on a processor, and rows pay for no padding
+// but that of 16 queries and 32 keys. Nothing of a block depends on others.
 //
-// What bounds it: a cell's head of w values is read and written in halves, 8w bytes for q, k, v and out. A row of n
-// tokens needs 4nw operations a cell and head: n / 2 a byte. The H200's roofs (790 TFLOP/s, 4.8 TB/s) meet at 165
-// a byte, so rows of up to some 300 tokens are bound by memory (by L2 where the products have just been written), and by
-// the latency of a round. Longer ones are bound by shared memory (a warp of 16 queries reads each key and value
-// once: 16 operations a byte at 128 bytes a cycle, half of what mma.sync can do at this width) and by exponentials
-// (16 a cycle: for heads of 32 as long as their products).
+// What bounds it, by arithmetic, not by measurement: a cell's head of w values is read and written in halves, 8w bytes for
+// q, k, v and out, and a row of n tokens needs 4nw operations a cell and head: n / 2 a byte. The H200's roofs (790 TFLOP/s,
+// 4.8 TB/s) meet at 165 a byte, so rows of up to some 300 tokens are bound by memory (by L2 where the products have just
+// been written) and by the latency of a round: there 60 % of 4.8 TB/s is what to hope for. Longer rows are bound by shared
+// memory (a warp of 16 queries reads each key and value once: 16 operations a byte at 128 bytes a cycle, half of what
+// mma.sync can do) and by exponentials (16 a cycle: for heads of 32 as long as their products): a quarter of 790 TFLOP/s.
 #include "sight.h"
 
 namespace {
