@@ -1,6 +1,6 @@
 // Attention of tiles in halves, on tensor cores.
 //
-// A block takes one head of a tile, a warp 16 of its queries. Keys and values come through shared memory in two buffers,
+// A block takes one head of a tile (or two, see Part), a warp 16 of its queries. Keys and values come through shared memory in two buffers,
 // filled asynchronously: while a buffer is multiplied the next one arrives. Softmax runs along (as in FlashAttention): each
 // query keeps its largest score, the sum of its weights and their sum of values in registers, all f32.
 //
@@ -36,6 +36,27 @@ template <typename T, uint32_t DIM> struct Buffers {
   T values[2][KEYS][PITCH];
 };
 
+// What a thread works at. Tiles that half of a block's warps can hold take two heads, each with half of the warps and of
+// the buffers: so fewer warps stand idle beside short rows and the short ends of long ones.
+template <typename T, uint32_t DIM> struct Part : Work {
+  using B = Buffers<T, DIM>;
+  bool is_half;
+  // Half blocks may be left over, and blocks.
+  bool exists;
+
+  DEVICE explicit Part(const Attention &a) : Work(a) {
+    is_half = B::KEYS / 2 >= B::STEP && tile.n_queries <= TILE_QUERIES / 2;
+    if (is_half) head = 2 * head + threadIdx.x / (ATTENTION_THREADS / 2);
+    exists = head < a.n_heads;
+    kv = head / (a.n_heads / a.n_kv);
+  }
+  DEVICE uint32_t n_threads() const { return is_half ? ATTENTION_THREADS / 2 : ATTENTION_THREADS; }
+  DEVICE uint32_t thread() const { return threadIdx.x % n_threads(); }
+  // Keys of a round, and the line of the first.
+  DEVICE uint32_t n_keys() const { return is_half ? B::KEYS / 2 : B::KEYS; }
+  DEVICE uint32_t first_line() const { return threadIdx.x / n_threads() * n_keys(); }
+};
+
 // A warp's 16 queries. A lane has parts of two of them: lane / 4, and that + 8.
 template <uint32_t DIM> struct Queries {
   uint32_t first;
@@ -67,20 +88,22 @@ template <bool VECTORS, typename T> DEVICE void fetch(T *to, const T *line, uint
 
 // Keys and values from `first` on into the buffers of a round; zeros behind the row, as far as a step looks.
 template <bool VECTORS, typename T, uint32_t DIM>
-DEVICE void fetch_round(const Attention &a, const Work &work, Buffers<T, DIM> &buffers, uint32_t round, uint32_t first) {
+DEVICE void fetch_round(const Attention &a, const Part<T, DIM> &work, Buffers<T, DIM> &buffers, uint32_t round,
+                        uint32_t first) {
   constexpr uint32_t CHUNKS = DIM / 8, STEP = Buffers<T, DIM>::STEP, TIMES = Buffers<T, DIM>::KEYS * CHUNKS / ATTENTION_THREADS;
-  const uint32_t part = round % 2, left = work.tile.n_keys > first ? work.tile.n_keys - first : 0;
+  const uint32_t n_keys = work.exists ? work.tile.n_keys : 0, left = n_keys > first ? n_keys - first : 0;
 #pragma unroll(VECTORS ? TIMES : 1)
-  for (uint32_t i = threadIdx.x; i < Buffers<T, DIM>::KEYS * CHUNKS; i += ATTENTION_THREADS) {
+  for (uint32_t time = 0; time < TIMES; time++) {
+    const uint32_t i = time * work.n_threads() + work.thread();
     const uint32_t line = i / CHUNKS, at = i % CHUNKS * 8;
     if (line / STEP * STEP >= left) break;
     const bool exists = line < left;
     // Where there is no key the address is that of one.
     const uint64_t cell = uint64_t(work.tile.k_cell) + (exists ? first + line : 0);
     const T *key = values_of<T>(a.k, a.k_stride, cell, work.kv, a.dim);
-    fetch<VECTORS>(&buffers.keys[part][line][at], key, at, a.dim, exists);
+    fetch<VECTORS>(&buffers.keys[round % 2][work.first_line() + line][at], key, at, a.dim, exists);
     const T *value = values_of<T>(a.v, a.v_stride, cell, work.kv, a.dim);
-    fetch<VECTORS>(&buffers.values[part][line][at], value, at, a.dim, exists);
+    fetch<VECTORS>(&buffers.values[round % 2][work.first_line() + line][at], value, at, a.dim, exists);
   }
   copy_commit();
 }
@@ -93,11 +116,13 @@ template <bool VECTORS, typename T> DEVICE uint32_t load_pair(const T *line, uin
 
 // The warp's queries as mma's first operand, zeros where there are none. What is asked of memory is asked at once: where
 // there is no value, one that exists is read instead, so that no branch waits for it.
-template <bool VECTORS, typename T, uint32_t DIM> DEVICE Queries<DIM> queries_of(const Attention &a, const Work &work) {
+template <bool VECTORS, typename T, uint32_t DIM>
+DEVICE Queries<DIM> queries_of(const Attention &a, const Part<T, DIM> &work) {
   Queries<DIM> queries;
-  queries.first = threadIdx.x / WARP_SIZE * WARP_QUERIES;
-  const uint32_t left = work.tile.n_queries > queries.first ? work.tile.n_queries - queries.first : 0;
+  queries.first = work.thread() / WARP_SIZE * WARP_QUERIES;
+  const uint32_t left = work.exists && work.tile.n_queries > queries.first ? work.tile.n_queries - queries.first : 0;
   queries.n = left < WARP_QUERIES ? left : WARP_QUERIES;
+  if (queries.n == 0) return queries;
   const T *lines[2];
 #pragma unroll
   for (uint32_t half = 0; half < 2; half++) {
@@ -219,21 +244,21 @@ DEVICE void mix(Sums<DIM> &sums, const float (&weights)[N][4], const T (*values)
 
 // What a warp does with a round: steps with keys that none of its queries sees are passed over.
 template <typename T, uint32_t DIM, bool TERMS>
-DEVICE void steps(const Attention &a, const Work &work, const Queries<DIM> &queries, const Buffers<T, DIM> &buffers,
+DEVICE void steps(const Attention &a, const Part<T, DIM> &work, const Queries<DIM> &queries, const Buffers<T, DIM> &buffers,
                   uint32_t round, uint32_t first_key, Sums<DIM> &sums) {
-  constexpr uint32_t KEYS = Buffers<T, DIM>::KEYS, STEP = Buffers<T, DIM>::STEP;
+  constexpr uint32_t STEP = Buffers<T, DIM>::STEP;
   const uint32_t position = work.tile.first_position + queries.first, last = position + queries.n - 1;
   const Range by_any = seen_by_any(a, position, last, work.tile.n_keys);
   const Range by_all = seen_by_all(a, position, last, work.tile.n_keys);
 #pragma unroll 1
-  for (uint32_t at = 0; at < KEYS; at += STEP) {
-    const uint32_t key = first_key + at;
+  for (uint32_t at = 0; at < work.n_keys(); at += STEP) {
+    const uint32_t key = first_key + at, line = work.first_line() + at;
     if (!by_any.meets(key, key + STEP)) continue;
     float scores[STEP / 8][4];
-    multiply<T>(queries, &buffers.keys[round % 2][at], scores);
+    multiply<T>(queries, &buffers.keys[round % 2][line], scores);
     if (TERMS || !by_all.has_all(key, key + STEP)) adjust<T, TERMS>(a, work, queries, key, scores);
     weigh(sums, TERMS ? 1.0f : a.scale * LOG2_E, scores);
-    mix<T>(sums, scores, &buffers.values[round % 2][at]);
+    mix<T>(sums, scores, &buffers.values[round % 2][line]);
   }
 }
 
@@ -273,18 +298,20 @@ DEVICE void write(const Attention &a, const Work &work, const Queries<DIM> &quer
 
 template <bool TERMS, bool VECTORS, typename T, uint32_t DIM>
 DEVICE void attend(const Attention &a, Buffers<T, DIM> &buffers) {
-  constexpr uint32_t KEYS = Buffers<T, DIM>::KEYS, PITCH = Buffers<T, DIM>::PITCH;
-  static_assert(4 * KEYS >= TILE_QUERIES, "buffers have room for what the tile writes");
-  const Work work(a);
+  constexpr uint32_t PITCH = Buffers<T, DIM>::PITCH;
+  static_assert(4 * Buffers<T, DIM>::KEYS >= TILE_QUERIES, "buffers have room for what the tile writes");
+  const Part<T, DIM> work(a);
+  // Half blocks come in twos: the first is there if any is.
+  if (work.is_half && blockIdx.x % a.n_heads * 2 >= a.n_heads) return;
   const uint32_t last = work.tile.first_position + work.tile.n_queries - 1;
   const Range keys = seen_by_any(a, work.tile.first_position, last, work.tile.n_keys);
   fetch_round<VECTORS>(a, work, buffers, 0, keys.first);
-  const Queries<DIM> queries = queries_of<VECTORS, T, DIM>(a, work);
+  const Queries<DIM> queries = queries_of<VECTORS>(a, work);
   Sums<DIM> sums;
   uint32_t round = 0, first = keys.first;
   do {
-    if (first + KEYS < keys.end) {
-      fetch_round<VECTORS>(a, work, buffers, round + 1, first + KEYS);
+    if (first + work.n_keys() < keys.end) {
+      fetch_round<VECTORS>(a, work, buffers, round + 1, first + work.n_keys());
       copy_wait<1>();
     } else {
       copy_wait<0>();
@@ -293,11 +320,11 @@ DEVICE void attend(const Attention &a, Buffers<T, DIM> &buffers) {
     if (queries.n) steps<T, DIM, TERMS>(a, work, queries, buffers, round, first, sums);
     // Nobody reads these buffers any more.
     sync_block();
-    round++, first += KEYS;
+    round++, first += work.n_keys();
   } while (first < keys.end);
   if (queries.n == 0) return;
-  // Keys and values stand behind each other.
-  T(*lines)[PITCH] = &buffers.keys[0][0] + queries.first;
+  // Keys and values stand behind each other: 16 lines for each warp.
+  T(*lines)[PITCH] = &buffers.keys[0][0] + threadIdx.x / WARP_SIZE * WARP_QUERIES;
   write<VECTORS>(a, work, queries, sums, lines);
 }
 
