@@ -30,6 +30,14 @@ run: build ## Build, then serve the built-in model on ports 8000 (HTTP) and 5005
 plugins: ## Build the plugins (release) beside the server
 	$(CARGO) build --release $(PLUGINS)
 
+.PHONY: plugin-cuda
+plugin-cuda: ## Build the plugin for NVIDIA's GPUs (release; fetches CUDA's compiler into target/cuda if there is none; needs no GPU)
+	exports=$$(plugins/candle-cuda/compiler.sh); eval "$$exports"; $(CARGO) build --release -p candle-cuda
+
+.PHONY: plugin-metal
+plugin-metal: ## Build the plugin for Apple's GPUs (release; on macOS)
+	$(CARGO) build --release -p candle-metal
+
 .PHONY: redis
 redis: ## Fetch Debian's redis-server for the tests that need one (into target/debian, no root)
 	@deploy/debian.sh redis-server || { echo "make redis: no redis-server was fetched; without one in PATH (or valkey-server)" \
