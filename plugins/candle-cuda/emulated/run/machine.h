@@ -26,8 +26,8 @@ struct Block {
     dim3 grid;
 };
 
-// The thread that runs now, on this thread of the system.
-extern thread_local Thread* current;
+// The thread that runs now, on this thread of the system. (`thread_local` would ask at each use whether it is initialised.)
+extern __thread Thread* current;
 
 // Where a thread of the kernel calls from, for messages.
 struct Where {
