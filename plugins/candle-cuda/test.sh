@@ -18,4 +18,6 @@ else
   "$here/emulated/tests/run.sh" "$libraries"
   export CANDLE_CUDA_EMULATED=1
 fi
+# Every kernel by itself, against loops in f64.
+"$here/tests/kernels/run.sh" "$root/target/kernels" ${CANDLE_CUDA_EMULATED:+"$libraries"}
 LD_LIBRARY_PATH=$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} "${CARGO:-cargo}" test -p candle-cuda "$@"

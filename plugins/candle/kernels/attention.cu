@@ -1,20 +1,19 @@
 // Attention of tiles in halves, on tensor cores.
 //
-// A block takes one head of a tile, a warp 16 of its queries. Keys and values come through shared memory in two buffers,
+// A block takes one head of a tile (or two, see Part), a warp 16 of its queries. Keys and values come through shared memory in two buffers,
 // filled asynchronously: while a buffer is multiplied the next one arrives. Softmax runs along (as in FlashAttention): each
 // query keeps its largest score, the sum of its weights and their sum of values in registers, all f32.
 //
-// Short rows come first in the design: a row of up to KEYS tokens is one round, with one wait for memory (queries are
-// loaded while keys are on their way) and ten kilobytes of shared memory a buffer, so that registers alone bound how
-// many blocks share a processor (six at least for heads of 32). Nothing of a block depends on others, and short rows
-// pay for no padding but that of 16 queries and of 8 keys.
+// Short rows come first in the design: a row of up to KEYS tokens is one round with one wait for memory (queries are
+// loaded while keys are on their way), heads of 32 leave room for seven blocks on a processor, and rows pay for no padding
+// but that of 16 queries and 32 keys. Nothing of a block depends on others.
 //
-// What bounds it: a cell's head of w values is read and written in halves, 8w bytes for q, k, v and out. A row of n
-// tokens needs 4nw operations a cell and head: n / 2 a byte. The H200's roofs (790 TFLOP/s, 4.8 TB/s) meet at 165
-// a byte, so rows of up to some 300 tokens are bound by memory (by L2 where the products have just been written), and by
-// the latency of a round. Longer ones are bound by shared memory (a warp of 16 queries reads each key and value
-// once: 16 operations a byte at 128 bytes a cycle, half of what mma.sync can do at this width) and by exponentials
-// (16 a cycle: for heads of 32 as long as their products).
+// What bounds it, by arithmetic, not by measurement: a cell's head of w values is read and written in halves, 8w bytes for
+// q, k, v and out, and a row of n tokens needs 4nw operations a cell and head: n / 2 a byte. The H200's roofs (790 TFLOP/s,
+// 4.8 TB/s) meet at 165 a byte, so rows of up to some 300 tokens are bound by memory (by L2 where the products have just
+// been written) and by the latency of a round: there 60 % of 4.8 TB/s is what to hope for. Longer rows are bound by shared
+// memory (a warp of 16 queries reads each key and value once: 16 operations a byte at 128 bytes a cycle, half of what
+// mma.sync can do) and by exponentials (16 a cycle: for heads of 32 as long as their products): a quarter of 790 TFLOP/s.
 #include "sight.h"
 
 namespace {
@@ -35,6 +34,27 @@ template <typename T, uint32_t DIM> struct Buffers {
   // Of even and odd rounds.
   T keys[2][KEYS][PITCH];
   T values[2][KEYS][PITCH];
+};
+
+// What a thread works at. Tiles that half of a block's warps can hold take two heads, each with half of the warps and of
+// the buffers: so fewer warps stand idle beside short rows and the short ends of long ones.
+template <typename T, uint32_t DIM> struct Part : Work {
+  using B = Buffers<T, DIM>;
+  bool is_half;
+  // Half blocks may be left over, and blocks.
+  bool exists;
+
+  DEVICE explicit Part(const Attention &a) : Work(a) {
+    is_half = B::KEYS / 2 >= B::STEP && tile.n_queries <= TILE_QUERIES / 2;
+    if (is_half) head = 2 * head + threadIdx.x / (ATTENTION_THREADS / 2);
+    exists = head < a.n_heads;
+    kv = head / (a.n_heads / a.n_kv);
+  }
+  DEVICE uint32_t n_threads() const { return is_half ? ATTENTION_THREADS / 2 : ATTENTION_THREADS; }
+  DEVICE uint32_t thread() const { return threadIdx.x % n_threads(); }
+  // Keys of a round, and the line of the first.
+  DEVICE uint32_t n_keys() const { return is_half ? B::KEYS / 2 : B::KEYS; }
+  DEVICE uint32_t first_line() const { return threadIdx.x / n_threads() * n_keys(); }
 };
 
 // A warp's 16 queries. A lane has parts of two of them: lane / 4, and that + 8.
@@ -68,55 +88,65 @@ template <bool VECTORS, typename T> DEVICE void fetch(T *to, const T *line, uint
 
 // Keys and values from `first` on into the buffers of a round; zeros behind the row, as far as a step looks.
 template <bool VECTORS, typename T, uint32_t DIM>
-DEVICE void fetch_round(const Attention &a, const Work &work, Buffers<T, DIM> &buffers, uint32_t round, uint32_t first) {
+DEVICE void fetch_round(const Attention &a, const Part<T, DIM> &work, Buffers<T, DIM> &buffers, uint32_t round,
+                        uint32_t first) {
   constexpr uint32_t CHUNKS = DIM / 8, STEP = Buffers<T, DIM>::STEP, TIMES = Buffers<T, DIM>::KEYS * CHUNKS / ATTENTION_THREADS;
-  const uint32_t part = round % 2, left = work.tile.n_keys > first ? work.tile.n_keys - first : 0;
+  const uint32_t n_keys = work.exists ? work.tile.n_keys : 0, left = n_keys > first ? n_keys - first : 0;
 #pragma unroll(VECTORS ? TIMES : 1)
-  for (uint32_t i = threadIdx.x; i < Buffers<T, DIM>::KEYS * CHUNKS; i += ATTENTION_THREADS) {
+  for (uint32_t time = 0; time < TIMES; time++) {
+    const uint32_t i = time * work.n_threads() + work.thread();
     const uint32_t line = i / CHUNKS, at = i % CHUNKS * 8;
     if (line / STEP * STEP >= left) break;
     const bool exists = line < left;
     // Where there is no key the address is that of one.
     const uint64_t cell = uint64_t(work.tile.k_cell) + (exists ? first + line : 0);
     const T *key = values_of<T>(a.k, a.k_stride, cell, work.kv, a.dim);
-    fetch<VECTORS>(&buffers.keys[part][line][at], key, at, a.dim, exists);
+    fetch<VECTORS>(&buffers.keys[round % 2][work.first_line() + line][at], key, at, a.dim, exists);
     const T *value = values_of<T>(a.v, a.v_stride, cell, work.kv, a.dim);
-    fetch<VECTORS>(&buffers.values[part][line][at], value, at, a.dim, exists);
+    fetch<VECTORS>(&buffers.values[round % 2][work.first_line() + line][at], value, at, a.dim, exists);
   }
   copy_commit();
 }
 
-// Two values of a query, with their bias; zeros where there are none.
-template <bool VECTORS, typename T>
-DEVICE uint32_t query_pair(const Attention &a, const Work &work, uint32_t query, uint32_t at) {
-  if (query >= work.tile.n_queries || at >= a.dim) return 0;
-  const T *line = values_of<T>(a.q, a.q_stride, uint64_t(work.tile.q_cell) + query, work.head, a.dim);
-  float first, second;
-  if (VECTORS) {
-    const uint32_t word = *reinterpret_cast<const uint32_t *>(line + at);
-    if (!a.q_bias) return word;
-    unpack<T>(word, first, second);
-  } else {
-    first = widen(line[at]);
-    second = at + 1 < a.dim ? widen(line[at + 1]) : 0.0f;
-  }
-  const float2 bias = bias_pair<VECTORS>(a.q_bias, work.head, at, a.dim);
-  return pack<T>(first + bias.x, second + bias.y);
+// Two values of a line from `at` on, zeros behind `dim`.
+template <bool VECTORS, typename T> DEVICE uint32_t load_pair(const T *line, uint32_t at, uint32_t dim) {
+  if (VECTORS) return *reinterpret_cast<const uint32_t *>(line + at);
+  return pack<T>(widen(line[at]), at + 1 < dim ? widen(line[at + 1]) : 0.0f);
 }
 
-template <bool VECTORS, typename T, uint32_t DIM> DEVICE Queries<DIM> queries_of(const Attention &a, const Work &work) {
+// The warp's queries as mma's first operand, zeros where there are none. What is asked of memory is asked at once: where
+// there is no value, one that exists is read instead, so that no branch waits for it.
+template <bool VECTORS, typename T, uint32_t DIM>
+DEVICE Queries<DIM> queries_of(const Attention &a, const Part<T, DIM> &work) {
   Queries<DIM> queries;
-  queries.first = threadIdx.x / WARP_SIZE * WARP_QUERIES;
-  const uint32_t left = work.tile.n_queries > queries.first ? work.tile.n_queries - queries.first : 0;
+  queries.first = work.thread() / WARP_SIZE * WARP_QUERIES;
+  const uint32_t left = work.exists && work.tile.n_queries > queries.first ? work.tile.n_queries - queries.first : 0;
   queries.n = left < WARP_QUERIES ? left : WARP_QUERIES;
+  if (queries.n == 0) return queries;
+  const T *lines[2];
 #pragma unroll
-  for (uint32_t step = 0; step < DIM / 16; step++) {
+  for (uint32_t half = 0; half < 2; half++) {
+    const uint32_t query = lane() / 4 + half * 8, cell = query < queries.n ? queries.first + query : 0;
+    lines[half] = values_of<T>(a.q, a.q_stride, uint64_t(work.tile.q_cell) + cell, work.head, a.dim);
+  }
 #pragma unroll
-    for (uint32_t part = 0; part < 4; part++) {
-      const uint32_t query = queries.first + lane() / 4 + part % 2 * 8;
-      const uint32_t at = step * 16 + part / 2 * 8 + lane() % 4 * 2;
-      queries.values[step][part] = query_pair<VECTORS, T>(a, work, query, at);
+  for (uint32_t i = 0; i < DIM / 4; i++) {
+    const uint32_t at = i / 2 * 8 + lane() % 4 * 2;
+    queries.values[i / 4][i % 4] = load_pair<VECTORS>(lines[i % 2], at < a.dim ? at : 0, a.dim);
+  }
+  if (a.q_bias) {
+#pragma unroll
+    for (uint32_t i = 0; i < DIM / 4; i++) {
+      const float2 bias = bias_pair<VECTORS>(a.q_bias, work.head, i / 2 * 8 + lane() % 4 * 2, a.dim);
+      float first, second;
+      unpack<T>(queries.values[i / 4][i % 4], first, second);
+      queries.values[i / 4][i % 4] = pack<T>(first + bias.x, second + bias.y);
     }
+  }
+#pragma unroll
+  for (uint32_t i = 0; i < DIM / 4; i++) {
+    const bool exists = lane() / 4 + i % 2 * 8 < queries.n && i / 2 * 8 + lane() % 4 * 2 < a.dim;
+    if (!exists) queries.values[i / 4][i % 4] = 0;
   }
   return queries;
 }
@@ -214,21 +244,21 @@ DEVICE void mix(Sums<DIM> &sums, const float (&weights)[N][4], const T (*values)
 
 // What a warp does with a round: steps with keys that none of its queries sees are passed over.
 template <typename T, uint32_t DIM, bool TERMS>
-DEVICE void steps(const Attention &a, const Work &work, const Queries<DIM> &queries, const Buffers<T, DIM> &buffers,
+DEVICE void steps(const Attention &a, const Part<T, DIM> &work, const Queries<DIM> &queries, const Buffers<T, DIM> &buffers,
                   uint32_t round, uint32_t first_key, Sums<DIM> &sums) {
-  constexpr uint32_t KEYS = Buffers<T, DIM>::KEYS, STEP = Buffers<T, DIM>::STEP;
+  constexpr uint32_t STEP = Buffers<T, DIM>::STEP;
   const uint32_t position = work.tile.first_position + queries.first, last = position + queries.n - 1;
   const Range by_any = seen_by_any(a, position, last, work.tile.n_keys);
   const Range by_all = seen_by_all(a, position, last, work.tile.n_keys);
 #pragma unroll 1
-  for (uint32_t at = 0; at < KEYS; at += STEP) {
-    const uint32_t key = first_key + at;
+  for (uint32_t at = 0; at < work.n_keys(); at += STEP) {
+    const uint32_t key = first_key + at, line = work.first_line() + at;
     if (!by_any.meets(key, key + STEP)) continue;
     float scores[STEP / 8][4];
-    multiply<T>(queries, &buffers.keys[round % 2][at], scores);
+    multiply<T>(queries, &buffers.keys[round % 2][line], scores);
     if (TERMS || !by_all.has_all(key, key + STEP)) adjust<T, TERMS>(a, work, queries, key, scores);
     weigh(sums, TERMS ? 1.0f : a.scale * LOG2_E, scores);
-    mix<T>(sums, scores, &buffers.values[round % 2][at]);
+    mix<T>(sums, scores, &buffers.values[round % 2][line]);
   }
 }
 
@@ -245,7 +275,7 @@ DEVICE void write(const Attention &a, const Work &work, const Queries<DIM> &quer
 #pragma unroll
     for (uint32_t j = 0; j < DIM / 8; j++) {
       const uint32_t at = j * 8 + lane() % 4 * 2;
-      const float2 bias = bias_pair<VECTORS>(a.v_bias, work.kv, at, a.dim);
+      const float2 bias = a.v_bias ? bias_pair<VECTORS>(a.v_bias, work.kv, at, a.dim) : make_float2(0.0f, 0.0f);
       const float first = sums.values[j][2 * half] * share + bias.x * bias_share;
       const float second = sums.values[j][2 * half + 1] * share + bias.y * bias_share;
       *reinterpret_cast<uint32_t *>(&lines[lane() / 4 + half * 8][at]) = pack<T>(first, second);
@@ -268,18 +298,20 @@ DEVICE void write(const Attention &a, const Work &work, const Queries<DIM> &quer
 
 template <bool TERMS, bool VECTORS, typename T, uint32_t DIM>
 DEVICE void attend(const Attention &a, Buffers<T, DIM> &buffers) {
-  constexpr uint32_t KEYS = Buffers<T, DIM>::KEYS, PITCH = Buffers<T, DIM>::PITCH;
-  static_assert(4 * KEYS >= TILE_QUERIES, "buffers have room for what the tile writes");
-  const Work work(a);
+  constexpr uint32_t PITCH = Buffers<T, DIM>::PITCH;
+  static_assert(4 * Buffers<T, DIM>::KEYS >= TILE_QUERIES, "buffers have room for what the tile writes");
+  const Part<T, DIM> work(a);
+  // Half blocks come in twos: the first is there if any is.
+  if (work.is_half && blockIdx.x % a.n_heads * 2 >= a.n_heads) return;
   const uint32_t last = work.tile.first_position + work.tile.n_queries - 1;
   const Range keys = seen_by_any(a, work.tile.first_position, last, work.tile.n_keys);
   fetch_round<VECTORS>(a, work, buffers, 0, keys.first);
-  const Queries<DIM> queries = queries_of<VECTORS, T, DIM>(a, work);
+  const Queries<DIM> queries = queries_of<VECTORS>(a, work);
   Sums<DIM> sums;
   uint32_t round = 0, first = keys.first;
   do {
-    if (first + KEYS < keys.end) {
-      fetch_round<VECTORS>(a, work, buffers, round + 1, first + KEYS);
+    if (first + work.n_keys() < keys.end) {
+      fetch_round<VECTORS>(a, work, buffers, round + 1, first + work.n_keys());
       copy_wait<1>();
     } else {
       copy_wait<0>();
@@ -288,11 +320,11 @@ DEVICE void attend(const Attention &a, Buffers<T, DIM> &buffers) {
     if (queries.n) steps<T, DIM, TERMS>(a, work, queries, buffers, round, first, sums);
     // Nobody reads these buffers any more.
     sync_block();
-    round++, first += KEYS;
+    round++, first += work.n_keys();
   } while (first < keys.end);
   if (queries.n == 0) return;
-  // Keys and values stand behind each other.
-  T(*lines)[PITCH] = &buffers.keys[0][0] + queries.first;
+  // Keys and values stand behind each other: 16 lines for each warp.
+  T(*lines)[PITCH] = &buffers.keys[0][0] + threadIdx.x / WARP_SIZE * WARP_QUERIES;
   write<VECTORS>(a, work, queries, sums, lines);
 }
 

@@ -17,9 +17,9 @@
 //   attention_one_{f32,f16,bf16}               tiles with one query: of the last layer, of decoders; any dim, with
 //                                              or without terms
 //
-// Launch: grid n_tiles × n_heads (of one dimension, heads of a tile beside each other, so that what
-// runs together reads the same lines), block ATTENTION_THREADS, no dynamic shared memory. Tiles of the longest
-// rows should come first: then the last blocks to end are short ones.
+// Launch: a grid of n_tiles × n_heads (one dimension, heads of a tile beside each other, so that what runs together reads
+// the same lines), blocks of ATTENTION_THREADS, no dynamic shared memory. Some blocks take two heads, and those that are
+// left over return at once. Tiles of the longest rows should come first: then the last blocks to end are short ones.
 #pragma once
 
 #include <stdint.h>

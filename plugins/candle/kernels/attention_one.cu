@@ -44,20 +44,18 @@ template <uint32_t LANES> DEVICE float sum_of_team(float x) {
 }
 
 // A team's next keys: `first`, and those a whole step of all teams further. All lanes of a warp come here together.
-template <typename T, uint32_t LANES>
-DEVICE void look(const Attention &a, const Work &work, const float (&query)[8], Range keys, uint32_t first, bool vectors,
-                 Share &share) {
+template <bool VECTORS, typename T, uint32_t LANES>
+DEVICE void look(const Attention &a, const Work &work, const float (&query)[8], Range keys, uint32_t first, Share &share) {
   constexpr uint32_t TEAMS = ATTENTION_THREADS / LANES;
   const uint32_t at = threadIdx.x % LANES * 8;
   float key[BATCH][8], value[BATCH][8], scores[BATCH];
 #pragma unroll
   for (uint32_t i = 0; i < BATCH; i++) {
     const uint32_t position = first + i * TEAMS;
-    // Where there is no key nothing is read.
-    const uint32_t dim = keys.has(position) ? a.dim : 0;
-    const uint64_t cell = uint64_t(work.tile.k_cell) + position;
-    load_some(values_of<T>(a.k, a.k_stride, cell, work.kv, a.dim), at, dim, vectors, key[i]);
-    load_some(values_of<T>(a.v, a.v_stride, cell, work.kv, a.dim), at, dim, vectors, value[i]);
+    // Where there is no key, one that is seen is read instead, and gets no weight.
+    const uint64_t cell = uint64_t(work.tile.k_cell) + (keys.has(position) ? position : keys.first);
+    load_some<VECTORS>(values_of<T>(a.k, a.k_stride, cell, work.kv, a.dim), at, a.dim, key[i]);
+    load_some<VECTORS>(values_of<T>(a.v, a.v_stride, cell, work.kv, a.dim), at, a.dim, value[i]);
   }
   float most = share.most;
 #pragma unroll
@@ -97,8 +95,8 @@ template <uint32_t LANES> DEVICE void join_teams(Share &share) {
 }
 
 // What warps have, and the head written by the block's first team.
-template <typename T, uint32_t LANES>
-DEVICE void write(const Attention &a, const Work &work, const Share &mine, Share (*shares)[LANES], bool vectors) {
+template <bool VECTORS, typename T, uint32_t LANES>
+DEVICE void write(const Attention &a, const Work &work, const Share &mine, Share (*shares)[LANES]) {
   const uint32_t lane = threadIdx.x % WARP_SIZE;
   if (lane < LANES) shares[threadIdx.x / WARP_SIZE][lane] = mine;
   sync_block();
@@ -117,34 +115,43 @@ DEVICE void write(const Attention &a, const Work &work, const Share &mine, Share
     mixed[i] = all.values[i] * share + bias;
   }
   T *line = static_cast<T *>(a.out) + work.tile.q_cell * a.out_stride + uint64_t(work.head) * a.dim;
-  store_some(line, lane * 8, a.dim, vectors, mixed);
+  store_some<VECTORS>(line, lane * 8, a.dim, mixed);
 }
 
-template <typename T, uint32_t LANES> DEVICE void attend(const Attention &a) {
+template <bool VECTORS, typename T, uint32_t LANES> DEVICE void attend(const Attention &a, float *room) {
   constexpr uint32_t TEAMS = ATTENTION_THREADS / LANES;
-  __shared__ alignas(16) float room[N_WARPS * LANES * sizeof(Share) / sizeof(float)];
   const Work work(a);
-  const bool vectors = in_vectors<T>(a);
   const uint32_t at = threadIdx.x % LANES * 8;
   float query[8];
-  load_some(values_of<T>(a.q, a.q_stride, work.tile.q_cell, work.head, a.dim), at, a.dim, vectors, query);
-  for (uint32_t i = 0; a.q_bias && i < 8; i++) {
-    if (at + i < a.dim) query[i] += a.q_bias[work.head * a.dim + at + i];
+  load_some<VECTORS>(values_of<T>(a.q, a.q_stride, work.tile.q_cell, work.head, a.dim), at, a.dim, query);
+#pragma unroll
+  for (uint32_t i = 0; i < 8; i++) {
+    if (a.q_bias && at + i < a.dim) query[i] += a.q_bias[work.head * a.dim + at + i];
+    if (at + i >= a.dim) query[i] = 0.0f;
   }
   const Range keys = seen(a, work.tile.first_position, work.tile.n_keys);
   Share share;
   for (uint32_t first = keys.first; first < keys.end; first += BATCH * TEAMS) {
-    look<T, LANES>(a, work, query, keys, first + threadIdx.x / LANES, vectors, share);
+    look<VECTORS, T, LANES>(a, work, query, keys, first + threadIdx.x / LANES, share);
   }
   join_teams<LANES>(share);
-  write<T, LANES>(a, work, share, reinterpret_cast<Share(*)[LANES]>(room), vectors);
+  write<VECTORS, T, LANES>(a, work, share, reinterpret_cast<Share(*)[LANES]>(room));
+}
+
+template <bool VECTORS, typename T> DEVICE void attend_any(const Attention &a, float *room) {
+  if (a.dim <= 32) return attend<VECTORS, T, 4>(a, room);
+  if (a.dim <= 64) return attend<VECTORS, T, 8>(a, room);
+  if (a.dim <= 128) return attend<VECTORS, T, 16>(a, room);
+  attend<VECTORS, T, 32>(a, room);
 }
 
 template <typename T> DEVICE void attend_any(const Attention &a) {
-  if (a.dim <= 32) return attend<T, 4>(a);
-  if (a.dim <= 64) return attend<T, 8>(a);
-  if (a.dim <= 128) return attend<T, 16>(a);
-  attend<T, 32>(a);
+  __shared__ alignas(16) float room[N_WARPS * WARP_SIZE * sizeof(Share) / sizeof(float)];
+  if (in_vectors<T>(a)) {
+    attend_any<true, T>(a, room);
+  } else {
+    attend_any<false, T>(a, room);
+  }
 }
 
 } // namespace

@@ -15,7 +15,7 @@ template <uint32_t M, typename T> DEVICE void add_some(const Add &a) {
     float sum[M];
     load(x + at, sum);
     add(sum, y + at);
-    if (a.bias) add(sum, a.bias + column);
+    if (a.bias) add_constant(sum, a.bias + column);
     store(x + at, sum);
   });
 }
@@ -36,7 +36,7 @@ template <uint32_t M, typename T> DEVICE void activate_some(const Activate &a) {
     const uint64_t at = cell * a.width + column;
     float values[M];
     load(x + at, values);
-    if (a.bias) add(values, a.bias + column);
+    if (a.bias) add_constant(values, a.bias + column);
     activate(a.activation, values);
     store(x + at, values);
   });
@@ -59,8 +59,8 @@ template <uint32_t M, typename T> DEVICE void gate_some(const Gate &a) {
     load(first, values);
     load(first + a.width, factors);
     if (a.bias) {
-      add(values, a.bias + column);
-      add(factors, a.bias + a.width + column);
+      add_constant(values, a.bias + column);
+      add_constant(factors, a.bias + a.width + column);
     }
     activate(a.activation, values);
 #pragma unroll

@@ -23,7 +23,7 @@ template <typename T> struct Head {
   // M values with their bias.
   template <uint32_t M> DEVICE void read(uint32_t at, float (&to)[M]) const {
     load(x + at, to);
-    if (bias) add(to, bias + at);
+    if (bias) add_constant(to, bias + at);
   }
 
   // The same, normed.
@@ -31,10 +31,10 @@ template <typename T> struct Head {
     read(at, to);
     if (!norm.weight) return;
     float weight[M];
-    load(norm.weight + at, weight);
+    load_constant(norm.weight + at, weight);
 #pragma unroll
     for (uint32_t i = 0; i < M; i++) to[i] = (to[i] - mean) * factor * weight[i];
-    if (norm.bias) add(to, norm.bias + at);
+    if (norm.bias) add_constant(to, norm.bias + at);
   }
 };
 
@@ -64,8 +64,8 @@ template <uint32_t M, typename T> DEVICE void turn(const Heads &a, const Head<T>
     float first[M], second[M], cos[M], sin[M];
     head.read_normed(at, first);
     head.read_normed(at + a.n_pairs, second);
-    load(a.cos + angles + at, cos);
-    load(a.sin + angles + at, sin);
+    load_constant(a.cos + angles + at, cos);
+    load_constant(a.sin + angles + at, sin);
 #pragma unroll
     for (uint32_t i = 0; i < M; i++) {
       const float x = first[i], y = second[i];

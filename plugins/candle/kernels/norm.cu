@@ -35,10 +35,10 @@ template <uint32_t LANES> DEVICE float sum_of(float x) {
 template <uint32_t M>
 DEVICE void scale(const NormParameters &norm, uint32_t column, float mean, float factor, float (&x)[M]) {
   float weight[M];
-  load(norm.weight + column, weight);
+  load_constant(norm.weight + column, weight);
 #pragma unroll
   for (uint32_t i = 0; i < M; i++) x[i] = (x[i] - mean) * factor * weight[i];
-  if (norm.bias) add(x, norm.bias + column);
+  if (norm.bias) add_constant(x, norm.bias + column);
 }
 
 // A cell whose values fit the registers of LANES lanes, VECTORS · N of each; `exists` is false where lanes only keep
@@ -48,26 +48,27 @@ DEVICE void norm_held(const Step &step, uint64_t cell, bool exists) {
   const NormParameters &norm = step.a.norm;
   const uint32_t lane = threadIdx.x % LANES, width = exists ? uint32_t(step.a.width) : 0;
   float x[VECTORS][N];
+#pragma unroll
+  for (uint32_t v = 0; v < VECTORS; v++) {
+    // Where there is nothing, the first cell's values are read instead: no branch, so that all is asked for at once.
+    const uint32_t column = (v * LANES + lane) * N;
+    step.load(exists ? cell : 0, column < width ? column : 0, x[v]);
+  }
   float sum = 0.0f;
 #pragma unroll
   for (uint32_t v = 0; v < VECTORS; v++) {
     const uint32_t column = (v * LANES + lane) * N;
-    if (column < width) step.load(cell, column, x[v]);
-  }
-#pragma unroll
-  for (uint32_t v = 0; v < VECTORS; v++) {
-    const uint32_t column = (v * LANES + lane) * N;
-    if (column >= width) continue;
-    step.keep(cell, column, x[v]);
-    sum += (x[v][0] + x[v][1]) + (x[v][2] + x[v][3]);
+    if (column < width) step.keep(cell, column, x[v]);
+    sum += column < width ? (x[v][0] + x[v][1]) + (x[v][2] + x[v][3]) : 0.0f;
   }
   const float mean = norm.centred ? sum_of<LANES>(sum) / float(step.a.width) : 0.0f;
   float squares = 0.0f;
 #pragma unroll
   for (uint32_t v = 0; v < VECTORS; v++) {
-    if ((v * LANES + lane) * N >= width) continue;
+    float square = 0.0f;
 #pragma unroll
-    for (uint32_t i = 0; i < N; i++) squares += (x[v][i] - mean) * (x[v][i] - mean);
+    for (uint32_t i = 0; i < N; i++) square += (x[v][i] - mean) * (x[v][i] - mean);
+    squares += (v * LANES + lane) * N < width ? square : 0.0f;
   }
   const float factor = 1.0f / sqrtf(sum_of<LANES>(squares) / float(step.a.width) + norm.epsilon);
 #pragma unroll
@@ -201,7 +202,7 @@ template <typename T> struct AddNormStep {
   template <uint32_t M> DEVICE void load(uint64_t cell, uint32_t column, float (&x)[M]) const {
     ::load(static_cast<const T *>(a.x) + cell * a.width + column, x);
     add(x, static_cast<const T *>(a.residual) + cell * a.width + column);
-    if (a.bias) add(x, a.bias + column);
+    if (a.bias) add_constant(x, a.bias + column);
   }
   template <uint32_t M> DEVICE void keep(uint64_t cell, uint32_t column, const float (&x)[M]) const {
     if (a.sum) ::store(static_cast<T *>(a.sum) + cell * a.width + column, x);

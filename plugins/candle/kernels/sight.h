@@ -102,30 +102,34 @@ template <typename T> DEVICE bool in_vectors(const Attention &a) {
   return pointers % 16 == 0 && biases % 16 == 0 && widths % 8 == 0;
 }
 
-// Two values from `at` on of a head's biases, if there are any; zeros behind `dim`.
+// Two values from `at` on of a head's biases; behind `dim` they are anything.
 template <bool VECTORS> DEVICE float2 bias_pair(const float *biases, uint32_t head, uint32_t at, uint32_t dim) {
-  if (!biases || at >= dim) return make_float2(0.0f, 0.0f);
-  const float *from = biases + head * dim + at;
-  if (VECTORS) return *reinterpret_cast<const float2 *>(from);
+  const float *from = biases + head * dim + (at < dim ? at : 0);
+  if (VECTORS) return __ldg(reinterpret_cast<const float2 *>(from));
   return make_float2(from[0], at + 1 < dim ? from[1] : 0.0f);
 }
 
-// Up to 8 values of a line of `dim` from `first` on, zeros behind them.
-template <typename T> DEVICE void load_some(const T *line, uint32_t first, uint32_t dim, bool vectors, float (&to)[8]) {
-  if (vectors && first < dim) return load(line + first, to);
+// Up to 8 values of a line of `dim` from `first` on, not beyond its end; those behind it are anything.
+template <bool VECTORS, typename T> DEVICE void load_some(const T *line, uint32_t first, uint32_t dim, float (&to)[8]) {
+  if constexpr (VECTORS) {
+    // No branch: what is asked of memory shall be asked at once.
+    load(line + (first < dim ? first : 0), to);
+  } else {
 #pragma unroll
-  for (uint32_t i = 0; i < 8; i++) to[i] = first + i < dim ? widen(line[first + i]) : 0.0f;
+    for (uint32_t i = 0; i < 8; i++) to[i] = first + i < dim ? widen(line[first + i]) : 0.0f;
+  }
 }
 
 // Up to 8 values into a line of `dim`.
-template <typename T> DEVICE void store_some(T *line, uint32_t first, uint32_t dim, bool vectors, const float (&from)[8]) {
-  if (vectors) {
+template <bool VECTORS, typename T>
+DEVICE void store_some(T *line, uint32_t first, uint32_t dim, const float (&from)[8]) {
+  if constexpr (VECTORS) {
     if (first < dim) store(line + first, from);
-    return;
-  }
+  } else {
 #pragma unroll
-  for (uint32_t i = 0; i < 8; i++) {
-    if (first + i < dim) narrow(from[i], line[first + i]);
+    for (uint32_t i = 0; i < 8; i++) {
+      if (first + i < dim) narrow(from[i], line[first + i]);
+    }
   }
 }
 

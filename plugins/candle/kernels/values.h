@@ -58,9 +58,26 @@ template <typename T> DEVICE void store(T *to, const float (&from)[8]) {
 
 template <typename T> DEVICE void store(T *to, const float (&from)[1]) { narrow(from[0], *to); }
 
-// to += what stands there, if anything does.
+// Weights and biases: nobody writes them while a kernel runs, so their loads may come before any store.
+DEVICE void load_constant(const float *from, float (&to)[1]) { to[0] = __ldg(from); }
+
+template <int N> DEVICE void load_constant(const float *from, float (&to)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; i += 4) {
+    const float4 all = __ldg(reinterpret_cast<const float4 *>(from + i));
+    to[i] = all.x, to[i + 1] = all.y, to[i + 2] = all.z, to[i + 3] = all.w;
+  }
+}
+
+// to += what stands there.
+template <int N> DEVICE void add_constant(float (&to)[N], const float *from) {
+  float more[N];
+  load_constant(from, more);
+#pragma unroll
+  for (int i = 0; i < N; i++) to[i] += more[i];
+}
+
 template <int N, typename T> DEVICE void add(float (&to)[N], const T *from) {
-  if (!from) return;
   float more[N];
   load(from, more);
 #pragma unroll
