@@ -106,7 +106,8 @@ void Runner::run_block() {
     for (size_t warp = 0; warp < warps.size(); warp++) {
         size_t lanes = std::min<size_t>(WARP, tasks.size() - warp * WARP);
         warps[warp].alive = lanes == WARP ? ~0u : (1u << lanes) - 1;
-        warps[warp].groups.clear();
+        for (unsigned at = 0; at < warps[warp].n_groups; at++) warps[warp].groups[at].arrived = 0;
+        warps[warp].n_groups = 0;
     }
     while (n_ended < tasks.size()) {
         for (size_t i = 0; i < warps.size(); i++) run_warp(order_reversed() ? warps.size() - 1 - i : i);

@@ -30,9 +30,9 @@ struct Task : Thread {
     unsigned groups_committed = 0;
 };
 
-// Lanes that wait for one another in one operation.
+// Lanes that wait for one another in one operation; of a group that nobody has come to nothing else counts.
 struct Group {
-    unsigned mask, arrived;
+    unsigned mask, arrived = 0;
     Together together;
     const char* operation;
     void* parts[WARP];
@@ -40,7 +40,9 @@ struct Group {
 
 struct Warp {
     unsigned alive = 0;
-    std::vector<Group> groups;
+    // A lane waits in one group at a time, so there are never more; nearly always the first is all that is needed.
+    Group groups[WARP];
+    unsigned n_groups = 0;  // that were used in this block
 };
 
 // A variable's storage: pages of its own, kept from block to block.
