@@ -55,7 +55,7 @@ kernels() {
 
 kernels_of() {
   local target="$out/$1-$3.kernels.so" work="$out/$1"
-  ! newer "$target" "$2"/*.* "$here"/*/*.h "$out/rewrite" "$here/build.sh" || return 0
+  ! newer "$target" "$2"/*.* "$here"/shim/*.h "$here"/run/{machine,tensor}.h "$out/rewrite" "$here/build.sh" || return 0
   # Macros that kernels are made of keep their line in messages; the toolkit's own warnings are not ours.
   "$cxx" "${common[@]}" -E -x c++ -include "$here/shim/cuda_on_host.h" -I "$here/shim" "$work/include/$3.cu" |
     "$out/rewrite" "$3.cu" >"$work/$3.cc"

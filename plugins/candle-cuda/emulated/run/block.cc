@@ -9,10 +9,12 @@
 
 namespace emulated {
 
-thread_local Thread* current = nullptr;
+__thread Thread* current = nullptr;
+__thread Runner* runner_here = nullptr;
 
-Runner& runner() {
+Runner& make_runner() {
     static thread_local Runner here;
+    runner_here = &here;
     return here;
 }
 
@@ -104,7 +106,8 @@ void Runner::run_block() {
     for (size_t warp = 0; warp < warps.size(); warp++) {
         size_t lanes = std::min<size_t>(WARP, tasks.size() - warp * WARP);
         warps[warp].alive = lanes == WARP ? ~0u : (1u << lanes) - 1;
-        warps[warp].groups.clear();
+        for (unsigned at = 0; at < warps[warp].n_groups; at++) warps[warp].groups[at].arrived = 0;
+        warps[warp].n_groups = 0;
     }
     while (n_ended < tasks.size()) {
         for (size_t i = 0; i < warps.size(); i++) run_warp(order_reversed() ? warps.size() - 1 - i : i);
@@ -133,38 +136,40 @@ void Runner::stuck() {
     fail({nullptr, 0}, "%s", text.c_str());
 }
 
-static void enter(Runner& here, dim3 threads) {
+void Runner::enter(dim3 threads) {
     size_t count = size_t(threads.x) * threads.y * threads.z;
-    if (here.tasks.size() == count && here.block.threads.x == threads.x && here.block.threads.y == threads.y) return;
-    here.tasks = std::vector<Task>(count);
-    here.warps = std::vector<Warp>((count + WARP - 1) / WARP);
-    here.block.threads = threads;
+    if (tasks.size() == count && block.threads.x == threads.x && block.threads.y == threads.y) return;
+    tasks = std::vector<Task>(count);
+    warps = std::vector<Warp>((count + WARP - 1) / WARP);
+    block.threads = threads;
     for (unsigned rank = 0; rank < count; rank++) {
-        Task& task = here.tasks[rank];
+        Task& task = tasks[rank];
         task.rank = rank;
         task.lane = rank % WARP;
-        task.block = &here.block;
+        task.block = &block;
         task.index = {rank % threads.x, rank / threads.x % threads.y, rank / threads.x / threads.y};
     }
 }
 
-void launch(const Kernel& kernel, dim3 grid, dim3 threads, size_t shared_bytes, void* const* arguments) {
+void Runner::take_part(Launch& launch) {
     faults_watch();
-    Runner& here = runner();
-    here.kernel = &kernel;
-    here.arguments = arguments;
-    enter(here, threads);
-    here.block.grid = grid;
-    shared_set_dynamic(here, shared_bytes);
-    for (unsigned z = 0; z < grid.z; z++) {
-        for (unsigned y = 0; y < grid.y; y++) {
-            for (unsigned x = 0; x < grid.x; x++) {
-                here.block.index = {x, y, z};
-                here.run_block();
-            }
-        }
+    kernel = launch.kernel;
+    arguments = launch.arguments;
+    enter(launch.threads);
+    block.grid = launch.grid;
+    shared_set_dynamic(*this, launch.shared_bytes);
+    for (size_t at; (at = launch.next_block++) < launch.n_blocks;) {
+        const dim3& grid = launch.grid;
+        block.index = {unsigned(at % grid.x), unsigned(at / grid.x % grid.y), unsigned(at / grid.x / grid.y)};
+        run_block();
     }
-    here.kernel = nullptr;
+    kernel = nullptr;
+}
+
+void launch(const Kernel& kernel, dim3 grid, dim3 threads, size_t shared_bytes, void* const* arguments) {
+    size_t n_blocks = size_t(grid.x) * grid.y * grid.z;
+    Launch launch = {&kernel, grid, threads, shared_bytes, arguments, n_blocks, {}};
+    crew_run(launch);
 }
 
 static void wait_block(bool vote, Where where) {

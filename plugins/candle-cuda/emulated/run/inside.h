@@ -1,5 +1,6 @@
 // The runner's own state: one a thread of the system.
 #pragma once
+#include <atomic>
 #include <map>
 #include <memory>
 #include <vector>
@@ -29,9 +30,9 @@ struct Task : Thread {
     unsigned groups_committed = 0;
 };
 
-// Lanes that wait for one another in one operation.
+// Lanes that wait for one another in one operation; of a group that nobody has come to nothing else counts.
 struct Group {
-    unsigned mask, arrived;
+    unsigned mask, arrived = 0;
     Together together;
     const char* operation;
     void* parts[WARP];
@@ -39,7 +40,9 @@ struct Group {
 
 struct Warp {
     unsigned alive = 0;
-    std::vector<Group> groups;
+    // A lane waits in one group at a time, so there are never more; nearly always the first is all that is needed.
+    Group groups[WARP];
+    unsigned n_groups = 0;  // that were used in this block
 };
 
 // A variable's storage: pages of its own, kept from block to block.
@@ -49,6 +52,16 @@ struct Shared {
     char *pages, *start;
     size_t pages_bytes;
     bool in_block;  // the running block has it
+};
+
+// A grid under way. Whoever takes part takes the next block.
+struct Launch {
+    const Kernel* kernel;
+    dim3 grid, threads;
+    size_t shared_bytes;
+    void* const* arguments;
+    size_t n_blocks;
+    std::atomic<size_t> next_block{0};
 };
 
 struct Runner {
@@ -66,6 +79,9 @@ struct Runner {
     size_t dynamic_bytes = 0;
 
     ~Runner();
+    // Runs blocks until none is left.
+    void take_part(Launch& launch);
+    void enter(dim3 threads);
     void run_block();
     void run_warp(unsigned warp);
     void resume(Task& task);
@@ -74,7 +90,12 @@ struct Runner {
     Task& task() { return *static_cast<Task*>(current); }
 };
 
-Runner& runner();
+extern __thread Runner* runner_here;
+Runner& make_runner();
+inline Runner& runner() { return runner_here ? *runner_here : make_runner(); }
+
+// crew.cc: has threads of the system take part in a launch, and returns when it is done.
+void crew_run(Launch& launch);
 
 // shared.cc
 void shared_start_block(Runner& runner);

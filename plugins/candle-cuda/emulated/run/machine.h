@@ -26,8 +26,8 @@ struct Block {
     dim3 grid;
 };
 
-// The thread that runs now, on this thread of the system.
-extern thread_local Thread* current;
+// The thread that runs now, on this thread of the system. (`thread_local` would ask at each use whether it is initialised.)
+extern __thread Thread* current;
 
 // Where a thread of the kernel calls from, for messages.
 struct Where {
@@ -42,7 +42,7 @@ void meet_block(Where where);
 unsigned count_block(bool vote, Where where);
 
 // One operation of a warp: each lane of `mask` brings a part (in and out), and the last to come does the work for all.
-// `parts` has 32 entries; those of lanes that are not in `lanes` are null.
+// `parts` has 32 entries; those of lanes that are not in `lanes` mean nothing.
 using Together = void (*)(void* const* parts, unsigned lanes);
 void meet_warp(unsigned mask, Together together, void* part, const char* operation, Where where);
 

@@ -7,6 +7,7 @@
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
+#include <thread>
 
 #include "launch.h"
 
@@ -31,6 +32,7 @@ const Settings& settings() {
         int(number("EMULATED_CUDA_DEVICES", 1)),
         size_t(number("EMULATED_CUDA_MEMORY_BYTES", long(8) << 30)),
         int(number("EMULATED_CUDA_COMPUTE", 86)),
+        int(number("EMULATED_CUDA_THREADS", long(std::thread::hardware_concurrency()))),
         getenv("EMULATED_CUDA_LOG"),
         number("EMULATED_CUDA_FATAL_LAUNCH", 0),
     };

@@ -6,22 +6,26 @@
 
 namespace emulated {
 
-static void finish(Runner& here, Warp& warp, size_t at, unsigned first_rank) {
-    Group group = warp.groups[at];
-    warp.groups.erase(warp.groups.begin() + long(at));
-    group.together(group.parts, group.arrived);
+static void finish(Runner& here, Group& group, unsigned first_rank) {
+    unsigned lanes = group.arrived;
+    group.together(group.parts, lanes);
+    group.arrived = 0;
     for (unsigned lane = 0; lane < WARP; lane++) {
-        if (!(group.arrived >> lane & 1)) continue;
-        here.tasks[first_rank + lane].state = State::Ready;
+        if (lanes >> lane & 1) here.tasks[first_rank + lane].state = State::Ready;
     }
 }
 
-static size_t find_group(Warp& warp, unsigned mask) {
-    for (size_t at = 0; at < warp.groups.size(); at++) {
-        if (warp.groups[at].mask == mask) return at;
+// The group that waits with this mask, or one that is free.
+static Group& find_group(Warp& warp, unsigned mask) {
+    Group* free = nullptr;
+    for (unsigned at = 0; at < warp.n_groups; at++) {
+        Group& group = warp.groups[at];
+        if (group.arrived && group.mask == mask) return group;
+        if (!group.arrived && !free) free = &group;
     }
-    warp.groups.push_back(Group{mask, 0, nullptr, "", {}});
-    return warp.groups.size() - 1;
+    if (!free) free = &warp.groups[warp.n_groups++];
+    free->mask = mask;
+    return *free;
 }
 
 void meet_warp(unsigned mask, Together together, void* part, const char* operation, Where where) {
@@ -29,9 +33,8 @@ void meet_warp(unsigned mask, Together together, void* part, const char* operati
     Task& task = here.task();
     Warp& warp = here.warps[task.rank / WARP];
     if (!(mask >> task.lane & 1)) fail(where, "%s: the mask 0x%08x lacks the calling lane %u", operation, mask, task.lane);
-    size_t at = find_group(warp, mask);
-    Group& group = warp.groups[at];
-    if (group.together && group.together != together) {
+    Group& group = find_group(warp, mask);
+    if (group.arrived && group.together != together) {
         fail(where, "lanes of one warp meet in different operations: %s and %s", group.operation, operation);
     }
     group.together = together;
@@ -39,7 +42,7 @@ void meet_warp(unsigned mask, Together together, void* part, const char* operati
     group.parts[task.lane] = part;
     group.arrived |= 1u << task.lane;
     if (group.arrived == (mask & warp.alive)) {
-        finish(here, warp, at, task.rank - task.lane);
+        finish(here, group, task.rank - task.lane);
         return;
     }
     task.waits = where;
@@ -51,8 +54,9 @@ void meet_warp(unsigned mask, Together together, void* part, const char* operati
 void warp_lane_ended(Runner& here, Task& task) {
     Warp& warp = here.warps[task.rank / WARP];
     warp.alive &= ~(1u << task.lane);
-    for (size_t at = warp.groups.size(); at-- > 0;) {
-        if (warp.groups[at].arrived == (warp.groups[at].mask & warp.alive)) finish(here, warp, at, task.rank - task.lane);
+    for (unsigned at = 0; at < warp.n_groups; at++) {
+        Group& group = warp.groups[at];
+        if (group.arrived && group.arrived == (group.mask & warp.alive)) finish(here, group, task.rank - task.lane);
     }
 }
 
