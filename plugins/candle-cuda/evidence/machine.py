@@ -38,7 +38,8 @@ def smi(*arguments):
 def about():
     """The GPU by name, and the processors that this process may use."""
     values = smi(f"--query-gpu={','.join(ABOUT)}", "--format=csv,noheader", "--id=0").split(", ")
-    return dict(zip(ABOUT, values)) | {"processors": len(os.sched_getaffinity(0))}
+    gpu = dict(zip(ABOUT, values)) if len(values) == len(ABOUT) else {}
+    return gpu | {"processors": len(os.sched_getaffinity(0))}
 
 
 class Samples:
