@@ -1,7 +1,8 @@
-//! What models are made of. Each block computes on any device by candle's operations (`composed`), and on
-//! CPUs in f32 by fewer passes over memory (`fused`); both are compared on every golden model.
+//! What models are made of. Each block computes on any device by candle's operations (`composed`), on CPUs in f32 by
+//! fewer passes over memory (`fused`) and on CUDA by kernels of our own (`crate::cuda`); all are compared on every
+//! golden model.
 //!
-//! A rectangle of rows is one matrix of cells: row after row, each `width` tokens, padding included.
+//! Rows are one matrix of cells, row after row.
 
 pub(crate) mod activation;
 pub(crate) mod attention;
@@ -17,19 +18,24 @@ pub(crate) mod product;
 pub(crate) mod relative;
 pub(crate) mod rotary;
 
+#[cfg(feature = "cuda")]
+use crate::cuda::steps;
 use crate::numbers::Numbers;
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
 /// A value for each output of a layer, also where the fused loops read it.
 #[derive(Clone)]
 pub(crate) struct Vector {
-    tensor: Tensor,
+    pub(crate) tensor: Tensor,
     values: Vec<f32>,
 }
 
 impl Vector {
-    pub(crate) fn new(numbers: &Numbers, values: Vec<f32>) -> Result<Self> {
-        let tensor = numbers.tensor(&values, values.len())?;
+    pub(crate) fn new(numbers: &Numbers, mut values: Vec<f32>) -> Result<Self> {
+        let tensor = numbers.exact_tensor(&values, values.len())?;
+        if !numbers.device.is_cpu() {
+            values = Vec::new();
+        }
         Ok(Self { tensor, values })
     }
 
@@ -38,9 +44,28 @@ impl Vector {
     }
 }
 
-/// Whether the fused loops can compute on this tensor.
-fn is_fused(x: &Tensor) -> bool {
-    x.device().is_cpu() && x.dtype() == DType::F32
+/// By what the steps between products are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Steps {
+    /// Our loops.
+    Fused,
+    /// Our kernels.
+    #[cfg(feature = "cuda")]
+    Cuda,
+    /// candle's operations.
+    Composed,
+}
+
+impl Steps {
+    /// The best that there is for this tensor.
+    fn of(x: &Tensor) -> Self {
+        match (x.device(), x.dtype()) {
+            (Device::Cpu, DType::F32) => Self::Fused,
+            #[cfg(feature = "cuda")]
+            (Device::Cuda(_), _) => Self::Cuda,
+            _ => Self::Composed,
+        }
+    }
 }
 
 /// `to` + `x`, in `to`'s own memory where that can be.
@@ -50,12 +75,13 @@ pub(crate) fn add(to: Tensor, x: &Tensor) -> Result<Tensor> {
 
 /// `to` + `x` + bias.
 fn add_with_bias(to: Tensor, x: &Tensor, bias: Option<&Vector>) -> Result<Tensor> {
-    if is_fused(&to) {
-        to.inplace_op2(x, &fused::Add { bias: values(bias) })?;
-        return Ok(to);
+    match Steps::of(&to) {
+        Steps::Fused => to.inplace_op2(x, &fused::Add { bias: values(bias) })?,
+        #[cfg(feature = "cuda")]
+        Steps::Cuda => steps::add(&to, x, bias)?,
+        Steps::Composed => return composed::add_bias((to + x)?, bias),
     }
-    let sum = (to + x)?;
-    composed::add_bias(sum, bias)
+    Ok(to)
 }
 
 fn values(vector: Option<&Vector>) -> &[f32] {

@@ -18,6 +18,8 @@ pub(crate) struct Family {
     /// What stands in for it where there is none; empty if that says too little.
     pub(crate) model_type: &'static str,
     pub(crate) open: fn(&Loader<'_>) -> Result<Box<dyn Model>, Fault>,
+    /// Whether what it computes outgrows f16.
+    pub(crate) is_wide: bool,
 }
 
 const fn family(
@@ -29,11 +31,23 @@ const fn family(
         architecture,
         model_type,
         open,
+        is_wide: false,
+    }
+}
+
+/// One whose stream is never normed, and is known to reach beyond what f16 holds.
+const fn wide(
+    architecture: &'static str,
+    open: fn(&Loader<'_>) -> Result<Box<dyn Model>, Fault>,
+) -> Family {
+    Family {
+        is_wide: true,
+        ..family(architecture, "", open)
     }
 }
 
 /// All that this plugin computes.
-pub(crate) const FAMILIES: [Family; 20] = [
+pub(crate) static FAMILIES: [Family; 20] = [
     family("BertForSequenceClassification", "bert", bert::open_bert),
     family(
         "RobertaForSequenceClassification",
@@ -85,10 +99,10 @@ pub(crate) const FAMILIES: [Family; 20] = [
     family("Qwen3ForSequenceClassification", "", qwen::open_3),
     family("Qwen2ForCausalLM", "", qwen::open_2_yes_no),
     family("Qwen3ForCausalLM", "", qwen::open_3_yes_no),
-    family("T5ForSequenceClassification", "", t5::open_classifier),
+    wide("T5ForSequenceClassification", t5::open_classifier),
     // A copy of T5 in `transformers`, under other names; its output is T5 1.1's.
-    family("MT5ForSequenceClassification", "", t5::open_classifier),
-    family("MT5ForConditionalGeneration", "", t5::open_mt5_yes_no),
-    family("UMT5ForSequenceClassification", "", t5::open_classifier),
-    family("T5ForConditionalGeneration", "", t5::open_yes_no),
+    wide("MT5ForSequenceClassification", t5::open_classifier),
+    wide("MT5ForConditionalGeneration", t5::open_mt5_yes_no),
+    wide("UMT5ForSequenceClassification", t5::open_classifier),
+    wide("T5ForConditionalGeneration", t5::open_yes_no),
 ];

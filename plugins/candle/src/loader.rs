@@ -162,15 +162,23 @@ impl Loader<'_> {
 
     /// The same of tensors that were read.
     pub(crate) fn hold_whole(&self, raw: RawLinear) -> Result<Linear, Fault> {
-        self.hold(Held::Float(DType::F32), raw)
+        let numbers = Numbers {
+            compute: self.numbers.exact(),
+            ..self.numbers.clone()
+        };
+        self.hold_as(&numbers, Held::Float(DType::F32), raw)
     }
 
     fn hold(&self, held: Held, raw: RawLinear) -> Result<Linear, Fault> {
+        self.hold_as(self.numbers, held, raw)
+    }
+
+    fn hold_as(&self, numbers: &Numbers, held: Held, raw: RawLinear) -> Result<Linear, Fault> {
         let bias = match raw.bias.is_empty() {
             true => None,
             false => Some(self.vector(raw.bias)?),
         };
-        Linear::new(self.numbers, held, raw.weights, raw.n_in, bias)
+        Linear::new(numbers, held, raw.weights, raw.n_in, bias)
     }
 
     pub(crate) fn vector(&self, values: Vec<f32>) -> Result<Vector, Fault> {

@@ -1,19 +1,21 @@
 //! A folder becomes a model.
 
+use crate::backend::Asked;
+use crate::block::embedding::PositionRule;
 use crate::block::layer::Layer;
 use crate::config::Config;
-use crate::family::FAMILIES;
-use crate::loader::{Loader, Options};
+use crate::family::{FAMILIES, Family};
+use crate::loader::Loader;
 use crate::numbers::{Dtype, Numbers};
 use crate::rows::Rows;
 use crate::weights::{Weights, gguf_names};
 use backend_api::Fault;
 use candle_core::{DType, Device, Result as Computed, Tensor};
-use std::path::Path;
+use std::ops::Range;
 
 /// A model of one family.
 pub(crate) trait Model: Send + Sync {
-    /// (rows, labels) of a rectangle of rows.
+    /// (rows, labels).
     fn forward(&self, rows: &Rows) -> Computed<Tensor>;
 
     /// What the host must know of it.
@@ -22,6 +24,21 @@ pub(crate) trait Model: Send + Sync {
     /// Whether a row of known tokens can be scored.
     fn can_score(&self, _ids: &[u32]) -> bool {
         true
+    }
+
+    /// How it numbers positions.
+    fn position_rule(&self) -> PositionRule {
+        PositionRule::FromZero
+    }
+
+    /// The token of a row whose state the head reads.
+    fn pick(&self, _ids: &[u32]) -> usize {
+        0
+    }
+
+    /// What a decoder reads: of token ids by cell, and of each row's cells.
+    fn begin(&self, _ids: &[u32], _cells: &[Range<usize>]) -> Vec<u32> {
+        Vec::new()
     }
 }
 
@@ -44,6 +61,8 @@ pub(crate) struct Sizes {
     pub(crate) n_product_bytes: usize,
     /// Heads of attention.
     pub(crate) n_heads: usize,
+    /// Values of one.
+    pub(crate) head_dim: usize,
     /// Values of a cell that exist at the same time, at most.
     pub(crate) cell_values: usize,
 }
@@ -55,19 +74,18 @@ pub(crate) struct Opened {
     pub(crate) fingerprint: u64,
     /// What its linear layers are held in: a dtype, or the type that a GGUF file stores most of them in.
     pub(crate) dtype: &'static str,
+    /// Where it is.
+    pub(crate) device: Device,
 }
 
 impl Opened {
-    /// Loads the model in `dir` for rows of at most `row_tokens_max` tokens. Without a dtype it is f32, or what a
-    /// GGUF file stores.
+    /// Loads a model for rows of at most `row_tokens_max` tokens.
     pub(crate) fn load(
-        dir: &Path,
-        dtype: Option<Dtype>,
-        compute: DType,
-        device: Device,
-        options: &Options,
+        asked: &Asked<'_>,
+        device: &Device,
         row_tokens_max: usize,
     ) -> Result<Self, Fault> {
+        let (dir, options) = (asked.request.model_dir.as_path(), asked.options);
         let path = dir.join("config.json");
         let text = std::fs::read_to_string(&path).map_err(|error| {
             let why = match gguf_names(dir).first() {
@@ -83,13 +101,14 @@ impl Opened {
         refuse_what_nobody_computes(&config)?;
         let family = family(&config)?;
         let weights = Weights::open(dir, options.file.as_deref())?;
+        let dtype = asked.dtype.unwrap_or(auto(family, &weights, device));
         let numbers = &Numbers {
-            dtype: dtype.unwrap_or(match weights.is_gguf() {
-                true => Dtype::Stored,
-                false => Dtype::F32,
-            }),
-            compute,
-            device,
+            dtype,
+            compute: match options.reference {
+                true => DType::F64,
+                false => dtype.computed_on(device),
+            },
+            device: device.clone(),
         };
         weights.add_to_fingerprint(text.as_bytes());
         let loader = Loader {
@@ -100,7 +119,7 @@ impl Opened {
             options,
             row_tokens_max,
         };
-        let model = family(&loader)?;
+        let model = (family.open)(&loader)?;
         let sizes = model.sizes();
         Ok(Self {
             model,
@@ -110,15 +129,34 @@ impl Opened {
                 Dtype::Stored => weights.most(),
                 asked => asked.name(),
             },
+            device: numbers.device.clone(),
         })
     }
 }
 
-type Open = fn(&Loader<'_>) -> Result<Box<dyn Model>, Fault>;
+/// The dtype where the request leaves it open: what a GGUF file stores, else f32; on CUDA halves, of which those of
+/// bf16 have f32's range. A checkpoint that is stored in them may use it, and T5's streams outgrow f16.
+fn auto(family: &Family, weights: &Weights, device: &Device) -> Dtype {
+    if device.is_cuda() {
+        return match family.is_wide || weights.are_mostly("bf16") {
+            true => Dtype::Bf16,
+            false => Dtype::F16,
+        };
+    }
+    match weights.is_gguf() {
+        true => Dtype::Stored,
+        false => Dtype::F32,
+    }
+}
 
 /// The family that a configuration names: by its architecture, or, without one, by its model type.
-fn family(config: &Config) -> Result<Open, Fault> {
-    let known = || FAMILIES.map(|family| family.architecture).join(", ");
+fn family(config: &Config) -> Result<&'static Family, Fault> {
+    let known = || {
+        FAMILIES
+            .each_ref()
+            .map(|family| family.architecture)
+            .join(", ")
+    };
     let architectures = match config.find(&["architectures"]) {
         Some(_) => config.texts("architectures")?,
         None => Vec::new(),
@@ -128,7 +166,7 @@ fn family(config: &Config) -> Result<Open, Fault> {
         let found = FAMILIES
             .iter()
             .find(|family| !family.model_type.is_empty() && Some(family.model_type) == model_type);
-        return found.map(|family| family.open).ok_or_else(|| {
+        return found.ok_or_else(|| {
             Fault::unsupported(format!(
                 "config.json: no architectures, and model_type = {model_type:?}; this plugin computes {}",
                 known()
@@ -138,7 +176,7 @@ fn family(config: &Config) -> Result<Open, Fault> {
     let found = FAMILIES
         .iter()
         .find(|family| architectures.iter().any(|name| name == family.architecture));
-    found.map(|family| family.open).ok_or_else(|| {
+    found.ok_or_else(|| {
         Fault::unsupported(format!(
             "config.json: architectures = {architectures:?}; this plugin computes {}",
             known()
@@ -168,6 +206,7 @@ impl Sizes {
             self.n_product_bytes = self.n_product_bytes.max(layer.n_product_bytes());
             inner = inner.max(layer.n_inner());
             self.n_heads = layer.attention.shape.n_heads;
+            self.head_dim = layer.attention.shape.dim;
         }
         // The stream, queries, keys and values as products and by heads, what they mix to; or the stream, its
         // norm and the inner values before and behind a gate. Twice, because the allocator keeps what the

@@ -80,6 +80,16 @@ impl Dtype {
         }
     }
 
+    /// What is multiplied and added on a device, where linear layers are held as this says.
+    pub(crate) fn computed_on(self, device: &Device) -> DType {
+        match self {
+            _ if device.is_cpu() => DType::F32,
+            Self::F16 => DType::F16,
+            Self::Bf16 => DType::BF16,
+            Self::F32 | Self::Int8 | Self::Int4 | Self::Stored => DType::F32,
+        }
+    }
+
     /// Whether blocks of this kind are what this dtype means.
     pub(crate) fn is_of(self, kind: GgmlDType) -> bool {
         match self {
@@ -101,12 +111,23 @@ impl Dtype {
 }
 
 impl Numbers {
-    /// A tensor of these values in the type that is computed in.
-    pub(crate) fn tensor(&self, values: &[f32], shape: impl Into<Shape>) -> Computed<Tensor> {
-        self.tensor_of(values.to_vec(), shape)
+    /// What norms, biases, angles and heads are held and computed in: on CUDA the steps between products read them in
+    /// f32, whatever is multiplied.
+    pub(crate) fn exact(&self) -> DType {
+        match self.device.is_cuda() {
+            true => DType::F32,
+            false => self.compute,
+        }
     }
 
-    /// The same of values that nobody else needs.
+    /// A tensor of these values for the steps between products.
+    pub(crate) fn exact_tensor(&self, values: &[f32], shape: impl Into<Shape>) -> Computed<Tensor> {
+        Tensor::from_slice(values, shape, &Device::Cpu)?
+            .to_dtype(self.exact())?
+            .to_device(&self.device)
+    }
+
+    /// A tensor of these values in the type that is computed in.
     pub(crate) fn tensor_of(&self, values: Vec<f32>, shape: impl Into<Shape>) -> Computed<Tensor> {
         Tensor::from_vec(values, shape, &Device::Cpu)?
             .to_dtype(self.compute)?

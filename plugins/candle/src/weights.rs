@@ -294,6 +294,14 @@ impl Weights {
         most.map_or("f32", |(name, _)| name)
     }
 
+    /// Whether most bytes are of tensors of this type.
+    pub(crate) fn are_mostly(&self, kind: &str) -> bool {
+        let is_it = |entry: &&Entry| matches!(&entry.kind, Ok(found) if found.name == kind);
+        let n_bytes: u64 = self.tensors.values().map(|entry| entry.len).sum();
+        let of_it = self.tensors.values().filter(is_it);
+        n_bytes < 2 * of_it.map(|entry| entry.len).sum::<u64>()
+    }
+
     /// Adds to the hash of everything read, which tells models apart; it is no proof against forgers.
     pub(crate) fn add_to_fingerprint(&self, bytes: &[u8]) {
         self.fingerprint.set(hash(self.fingerprint.get(), bytes));

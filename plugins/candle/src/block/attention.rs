@@ -6,7 +6,10 @@ use super::norm::Norm;
 use super::product::product;
 use super::relative::Relative;
 use super::rotary::Angles;
-use super::{composed, fused, is_fused, values};
+use super::{Steps, bytes_of, composed, fused, values};
+#[cfg(feature = "cuda")]
+use crate::cuda::attention;
+use crate::numbers::Numbers;
 use crate::rows::Rows;
 use candle_core::{Device, Result, Tensor};
 use std::ops::Range;
@@ -52,9 +55,11 @@ pub(crate) struct Attention {
 /// What is added to scores by the distance of key and query, in each head.
 pub(crate) struct Distances {
     /// Distances below this to either side.
-    reach: usize,
+    pub(crate) reach: usize,
     /// heads × (2 · reach − 1), by key − query from −(reach − 1) on.
     values: Vec<f32>,
+    /// The same on the device.
+    pub(crate) table: Tensor,
 }
 
 /// Which keys a query sees, and how.
@@ -86,6 +91,10 @@ impl Attention {
         rows: &Rows,
         distances: Option<&Distances>,
     ) -> Result<Tensor> {
+        #[cfg(feature = "cuda")]
+        if Steps::of(x) == Steps::Cuda {
+            return attention::mix(self, queries, x, rows, distances);
+        }
         let query_norm = self.norms.as_ref().map(|[query, _]| query);
         let key_norm = self.norms.as_ref().map(|[_, key]| key);
         let q = self
@@ -146,7 +155,7 @@ impl Attention {
             norm: norm.map(Norm::parameters),
             angles: self.angles.as_deref(),
         };
-        if is_fused(&product) {
+        if Steps::of(&product) == Steps::Fused {
             return product.apply_op1_no_bwd(&heads);
         }
         let biased = composed::add_bias(product, linear.bias())?;
@@ -259,7 +268,7 @@ impl Keys<'_> {
 
     /// Scores become weights.
     fn weights(&self, scores: Tensor) -> Result<Tensor> {
-        if is_fused(&scores) {
+        if Steps::of(&scores) == Steps::Fused {
             scores.inplace_op1(self)?;
             return Ok(scores);
         }
@@ -271,13 +280,24 @@ impl Keys<'_> {
 
 impl Distances {
     /// Of rows of at most `reach` tokens; `value` gets the head and key − query.
-    pub(crate) fn new(n_heads: usize, reach: usize, value: impl Fn(usize, isize) -> f32) -> Self {
+    pub(crate) fn new(
+        numbers: &Numbers,
+        n_heads: usize,
+        reach: usize,
+        value: impl Fn(usize, isize) -> f32,
+    ) -> Result<Self> {
         let last = reach as isize - 1;
-        let values = (0..n_heads).flat_map(|head| (-last..=last).map(move |offset| (head, offset)));
-        Self {
+        let places = (0..n_heads).flat_map(|head| (-last..=last).map(move |offset| (head, offset)));
+        let values: Vec<_> = places.map(|(head, offset)| value(head, offset)).collect();
+        Ok(Self {
             reach,
-            values: values.map(|(head, offset)| value(head, offset)).collect(),
-        }
+            table: numbers.exact_tensor(&values, values.len())?,
+            values,
+        })
+    }
+
+    pub(crate) fn n_bytes(&self) -> usize {
+        size_of_val(&self.values[..]) + bytes_of(&self.table)
     }
 
     #[inline(always)]

@@ -3,7 +3,7 @@
 use super::linear::widened;
 use super::norm::Norm;
 use super::{add, bytes_of};
-use crate::rows::{Rows, indices};
+use crate::rows::Rows;
 use candle_core::quantized::QTensor;
 use candle_core::{DType, Result, Tensor};
 
@@ -38,10 +38,14 @@ impl Table {
     }
 
     /// These rows, in the type that is computed in.
-    pub(crate) fn look_up(&self, rows: Vec<u32>) -> Result<Tensor> {
+    pub(crate) fn look_up(&self, rows: &Tensor) -> Result<Tensor> {
         let found = match &self.rows {
-            Vectors::Floats(table) => table.index_select(&indices(rows, table.device())?, 0)?,
-            Vectors::Blocks(table) => table.embedding(&indices(rows, &table.device())?)?,
+            #[cfg(feature = "cuda")]
+            Vectors::Floats(table) if table.device().is_cuda() => {
+                return crate::cuda::steps::pick(table, rows);
+            }
+            Vectors::Floats(table) => table.index_select(rows, 0)?,
+            Vectors::Blocks(table) => table.embedding(rows)?,
         };
         if found.dtype() == self.compute {
             Ok(found)
@@ -57,11 +61,12 @@ impl Table {
         }
     }
 
-    /// Rows that it has.
-    fn n_rows(&self) -> Result<usize> {
+    /// A table of floats.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn floats(&self) -> Result<&Tensor> {
         match &self.rows {
-            Vectors::Floats(table) => table.dim(0),
-            Vectors::Blocks(table) => Ok(table.shape().dims2()?.0),
+            Vectors::Floats(table) => Ok(table),
+            Vectors::Blocks(_) => candle_core::bail!("a table in blocks"),
         }
     }
 }
@@ -87,22 +92,27 @@ pub(crate) struct Embeddings {
 impl Embeddings {
     /// (cells, width).
     pub(crate) fn forward(&self, rows: &Rows) -> Result<Tensor> {
-        let mut x = self.words.look_up(rows.ids.clone())?;
-        if let Some((table, rule)) = &self.positions {
-            x = add(x, &table.look_up(rule.positions(rows))?)?;
+        #[cfg(feature = "cuda")]
+        if rows.packed.is_some() {
+            return crate::cuda::steps::embed(self, rows);
+        }
+        let mut x = self.words.look_up(&rows.ids)?;
+        if let Some((table, _)) = &self.positions {
+            x = add(x, &table.look_up(&rows.positions)?)?;
         }
         if let Some(table) = &self.types {
-            // With one row there is nothing to tell apart: types are whatever the tokenizer says.
-            let types = match table.n_rows()? {
-                1 => vec![0; rows.types.len()],
-                _ => rows.types.clone(),
-            };
-            x = add(x, &table.look_up(types)?)?;
+            x = add(x, &table.look_up(&rows.types)?)?;
         }
         match &self.norm {
             Some(norm) => norm.forward(&x),
             None => Ok(x),
         }
+    }
+
+    pub(crate) fn position_rule(&self) -> PositionRule {
+        self.positions
+            .as_ref()
+            .map_or(PositionRule::FromZero, |(_, rule)| *rule)
     }
 
     pub(crate) fn n_bytes(&self) -> usize {
@@ -113,20 +123,16 @@ impl Embeddings {
 }
 
 impl PositionRule {
-    /// The position of each cell; that of padding behind a row is one that the table has.
-    fn positions(self, rows: &Rows) -> Vec<u32> {
-        let mut positions = Vec::with_capacity(rows.ids.len());
-        for (ids, &len) in rows.ids.chunks_exact(rows.width).zip(&rows.lens) {
-            let mut counted = 0;
-            positions.extend(ids.iter().enumerate().map(|(at, &id)| match self {
-                Self::FromZero => at as u32,
-                Self::BehindPadding(pad) if id == pad || len <= at => pad,
-                Self::BehindPadding(pad) => {
-                    counted += 1;
-                    pad + counted
-                }
-            }));
-        }
-        positions
+    /// Adds the positions of a row's cells; that of padding behind its tokens is one that the table has.
+    pub(crate) fn number(self, ids: &[u32], n_cells: usize, positions: &mut Vec<u32>) {
+        let mut counted = 0;
+        positions.extend((0..n_cells).map(|at| match (self, ids.get(at)) {
+            (Self::FromZero, _) => at as u32,
+            (Self::BehindPadding(pad), Some(&id)) if id != pad => {
+                counted += 1;
+                pad + counted
+            }
+            (Self::BehindPadding(pad), _) => pad,
+        }));
     }
 }

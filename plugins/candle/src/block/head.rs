@@ -1,4 +1,5 @@
-//! From a row's pooled state to its logits, in what is computed in and never in blocks: a few values a row.
+//! From a row's pooled state to its logits, in what is computed in, on CUDA in f32, and never in blocks: a few values a
+//! row.
 
 use super::activation::Activation;
 use super::linear::Linear;
@@ -26,7 +27,7 @@ impl Head {
 
     /// (rows, hidden) to (rows, labels).
     pub(crate) fn forward(&self, pooled: &Tensor) -> Result<Tensor> {
-        let mut x = pooled.clone();
+        let mut x = self.classifier.widened(pooled)?;
         if let Some(dense) = &self.dense {
             x = dense.activated(&x, self.activation)?;
         }

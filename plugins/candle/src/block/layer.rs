@@ -40,8 +40,8 @@ pub(crate) struct Layer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wanted {
     All,
-    /// The first of each row: what the last layer of most encoders is asked for.
-    Firsts,
+    /// The one of each row that the head reads: what the last layer of most encoders is asked for.
+    Picks,
 }
 
 impl Layer {
@@ -55,7 +55,7 @@ impl Layer {
     ) -> Result<Tensor> {
         let queries = match wanted {
             Wanted::All => x.clone(),
-            Wanted::Firsts => rows.firsts(x)?,
+            Wanted::Picks => rows.picked(x)?,
         };
         let mixed = self.attention.mix(&queries, x, rows, distances)?;
         let output = &self.attention.output;
@@ -95,7 +95,7 @@ impl Layer {
         };
         let (queries, stream) = match wanted {
             Wanted::All => (normed.clone(), stream),
-            Wanted::Firsts => (rows.firsts(&normed)?, rows.firsts(&stream)?),
+            Wanted::Picks => (rows.picked(&normed)?, rows.picked(&stream)?),
         };
         let mixed = self.attention.mix(&queries, &normed, rows, distances)?;
         self.attention.output.add_to(stream, &mixed)

@@ -2,7 +2,9 @@
 
 use super::activation::Activation;
 use super::product::product;
-use super::{Vector, bytes_of, composed, fused, is_fused, values};
+use super::{Steps, Vector, bytes_of, composed, fused, values};
+#[cfg(feature = "cuda")]
+use crate::cuda::steps;
 use crate::loader::made;
 use crate::numbers::{Held, Numbers};
 use crate::raw::Piece;
@@ -71,8 +73,19 @@ impl Linear {
         })
     }
 
+    /// What the layer multiplies, in the type of its own weights where those are wider than the model's.
+    pub(crate) fn widened(&self, x: &Tensor) -> Result<Tensor> {
+        match &self.weight {
+            #[cfg(feature = "cuda")]
+            Weight::Whole(weight) if x.device().is_cuda() && weight.dtype() != x.dtype() => {
+                steps::to_f32(x)
+            }
+            _ => Ok(x.clone()),
+        }
+    }
+
     /// x · weightᵀ, for (cells, inputs).
-    pub(super) fn product(&self, x: &Tensor) -> Result<Tensor> {
+    pub(crate) fn product(&self, x: &Tensor) -> Result<Tensor> {
         match &self.weight {
             Weight::Whole(weight) => product(x, &weight.t()?),
             Weight::Half(weight) => product(x, &widened(weight, x.dtype())?.t()?),
@@ -92,7 +105,7 @@ impl Linear {
         }
     }
 
-    pub(super) fn bias(&self) -> Option<&Vector> {
+    pub(crate) fn bias(&self) -> Option<&Vector> {
         self.bias.as_ref()
     }
 
@@ -103,15 +116,19 @@ impl Linear {
     /// activation(linear(x)).
     pub(crate) fn activated(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
         let product = self.product(x)?;
-        if !is_fused(&product) {
-            let sum = composed::add_bias(product, self.bias())?;
-            return composed::activate(activation, &sum);
-        }
-        if self.bias.is_some() || activation != Activation::Identity {
-            product.inplace_op1(&fused::Activate {
+        let is_done = self.bias.is_none() && activation == Activation::Identity;
+        match Steps::of(&product) {
+            _ if is_done => {}
+            Steps::Fused => product.inplace_op1(&fused::Activate {
                 bias: values(self.bias()),
                 activation,
-            })?;
+            })?,
+            #[cfg(feature = "cuda")]
+            Steps::Cuda => steps::activate(&product, self.bias(), activation)?,
+            Steps::Composed => {
+                let sum = composed::add_bias(product, self.bias())?;
+                return composed::activate(activation, &sum);
+            }
         }
         Ok(product)
     }
@@ -119,13 +136,17 @@ impl Linear {
     /// Of outputs (a, b) of one width: activation(a) · b.
     pub(crate) fn gated(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
         let product = self.product(x)?;
-        if is_fused(&product) {
-            return product.apply_op1_no_bwd(&fused::Gate {
+        match Steps::of(&product) {
+            Steps::Fused => product.apply_op1_no_bwd(&fused::Gate {
                 bias: values(self.bias()),
                 activation,
-            });
+            }),
+            #[cfg(feature = "cuda")]
+            Steps::Cuda => steps::gate(&product, self.bias(), activation),
+            Steps::Composed => {
+                composed::gate(activation, &composed::add_bias(product, self.bias())?)
+            }
         }
-        composed::gate(activation, &composed::add_bias(product, self.bias())?)
     }
 
     /// stream + linear(x), in the stream's own memory where that can be.

@@ -1,17 +1,19 @@
 //! Layer norms, and RMS norms, which have neither mean nor bias.
 
 use super::linear::Linear;
-use super::{Vector, composed, fused, is_fused, values};
+use super::{Steps, Vector, composed, fused, values};
+#[cfg(feature = "cuda")]
+use crate::cuda::steps;
 use candle_core::{Result, Tensor};
 
 /// (x − mean) / √(variance + ε) · weight + bias.
 #[derive(Clone)]
 pub(crate) struct Norm {
-    pub(super) weight: Vector,
-    pub(super) bias: Option<Vector>,
-    pub(super) epsilon: f32,
+    pub(crate) weight: Vector,
+    pub(crate) bias: Option<Vector>,
+    pub(crate) epsilon: f32,
     /// Whether the mean is taken off.
-    pub(super) centred: bool,
+    pub(crate) centred: bool,
 }
 
 impl Norm {
@@ -35,26 +37,33 @@ impl Norm {
 
     /// The normed rows, as a tensor of their own.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        if is_fused(x) {
-            x.apply_op1_no_bwd(&self.parameters())
-        } else {
-            composed::norm(self, x)
+        match Steps::of(x) {
+            Steps::Fused => x.apply_op1_no_bwd(&self.parameters()),
+            #[cfg(feature = "cuda")]
+            Steps::Cuda => steps::norm(self, x),
+            Steps::Composed => composed::norm(self, x),
         }
     }
 
     /// norm(linear(x) + residual).
     pub(crate) fn behind(&self, linear: &Linear, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
         let product = linear.product(x)?;
-        if is_fused(&product) {
-            let step = fused::AddNorm {
-                bias: values(linear.bias()),
-                norm: self.parameters(),
-            };
-            product.inplace_op2(residual, &step)?;
-            return Ok(product);
+        match Steps::of(&product) {
+            Steps::Fused => {
+                let step = fused::AddNorm {
+                    bias: values(linear.bias()),
+                    norm: self.parameters(),
+                };
+                product.inplace_op2(residual, &step)?;
+            }
+            #[cfg(feature = "cuda")]
+            Steps::Cuda => steps::add_norm(self, &product, linear.bias(), residual)?,
+            Steps::Composed => {
+                let sum = composed::add_bias((product + residual)?, linear.bias())?;
+                return composed::norm(self, &sum);
+            }
         }
-        let sum = composed::add_bias((product + residual)?, linear.bias())?;
-        composed::norm(self, &sum)
+        Ok(product)
     }
 
     pub(crate) fn n_bytes(&self) -> usize {

@@ -5,13 +5,13 @@
 
 #![allow(unsafe_code)] // gemm takes pointers.
 
-use super::is_fused;
+use super::Steps;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use gemm::Parallelism;
 
 /// x · y, of two matrices or of as many pairs of them.
 pub(crate) fn product(x: &Tensor, y: &Tensor) -> Result<Tensor> {
-    if is_fused(x) && is_fused(y) {
+    if Steps::of(x) == Steps::Fused && Steps::of(y) == Steps::Fused {
         x.apply_op2_no_bwd(y, &Product)
     } else {
         x.matmul(y)

@@ -2,7 +2,8 @@
 //! distance.
 
 use super::product::product;
-use super::{bytes_of, fused, is_fused};
+use super::{Steps, bytes_of, fused};
+use crate::numbers::Numbers;
 use candle_core::{Result, Tensor};
 use std::sync::Arc;
 
@@ -42,28 +43,40 @@ impl Buckets {
 
 /// The rows that all distances have, from −(reach − 1) on: shared by the layers.
 pub(crate) struct Lookup {
-    reach: usize,
+    pub(crate) reach: usize,
     rows: Vec<u32>,
+    /// The same on the device.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code))]
+    pub(crate) table: Tensor,
 }
 
 impl Lookup {
     /// Of rows of at most `reach` tokens.
-    pub(crate) fn new(buckets: &Buckets, reach: usize) -> Self {
+    pub(crate) fn new(numbers: &Numbers, buckets: &Buckets, reach: usize) -> Result<Self> {
         let last = reach as isize - 1;
         let rows = (-last..=last).map(|distance| buckets.row(distance) as u32);
-        Self {
+        let rows: Vec<_> = rows.collect();
+        Ok(Self {
             reach,
-            rows: rows.collect(),
-        }
+            table: Tensor::from_slice(&rows, rows.len(), &numbers.device)?,
+            rows,
+        })
     }
 
-    /// The rows of distances below `width`, and the first of the table that is among them: rows rise with
-    /// distances.
+    /// The first row that distances below `width` look up, and how many they may: rows rise with distances.
+    pub(crate) fn range(&self, width: usize) -> (usize, usize) {
+        let first = self.rows[self.reach - width];
+        let last = self.rows[self.reach + width - 2];
+        (first as usize, (last - first + 1) as usize)
+    }
+
+    /// The rows of distances below `width`, from the first of the table that is among them on; that one, and how
+    /// many there are.
     fn within(&self, width: usize) -> (Vec<u32>, usize, usize) {
         let near = &self.rows[self.reach - width..self.reach + width - 1];
-        let (first, last) = (near[0], near[near.len() - 1]);
-        let rows = near.iter().map(|row| row - first).collect();
-        (rows, first as usize, (last - first + 1) as usize)
+        let (first, n_rows) = self.range(width);
+        let rows = near.iter().map(|row| row - first as u32).collect();
+        (rows, first, n_rows)
     }
 }
 
@@ -94,7 +107,7 @@ impl Relative {
         let (_, n_queries, n_keys) = scores.dims3()?;
         let (rows, first, n_rows) = self.lookup.within(n_keys);
         let by_query = terms(q, self.keys.as_ref(), first, n_rows)?;
-        if is_fused(&scores) {
+        if Steps::of(&scores) == Steps::Fused {
             let step = fused::AddRelative {
                 rows: &rows,
                 n_rows,
@@ -141,6 +154,8 @@ fn terms(x: &Tensor, table: Option<&Tensor>, first: usize, n_rows: usize) -> Res
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::numbers::Dtype;
+    use candle_core::{DType, Device};
 
     #[track_caller]
     fn check(span: usize, logarithmic: Option<usize>, expected: &[(isize, usize)]) {
@@ -177,7 +192,12 @@ mod tests {
             span: 16,
             logarithmic: Some(239),
         };
-        let (rows, first, n_rows) = Lookup::new(&buckets, 100).within(3);
-        assert_eq!((rows, first, n_rows), (vec![0, 1, 2, 3, 4], 14, 5));
+        let numbers = Numbers {
+            dtype: Dtype::F32,
+            compute: DType::F32,
+            device: Device::Cpu,
+        };
+        let lookup = Lookup::new(&numbers, &buckets, 100).unwrap();
+        assert_eq!(lookup.within(3), (vec![0, 1, 2, 3, 4], 14, 5));
     }
 }

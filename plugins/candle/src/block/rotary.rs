@@ -6,11 +6,11 @@ use candle_core::{Result, Tensor};
 /// The angles of every position, shared by the layers of one base.
 pub(crate) struct Angles {
     /// Pairs that turn.
-    n_pairs: usize,
+    pub(crate) n_pairs: usize,
     cos: Vec<f32>,
     sin: Vec<f32>,
     /// The same as (positions, pairs) on the device.
-    tables: [Tensor; 2],
+    pub(crate) tables: [Tensor; 2],
 }
 
 impl Angles {
@@ -34,7 +34,7 @@ impl Angles {
             angles.map(|angle| of(angle) as f32).collect()
         };
         let (cos, sin) = (angles(f64::cos), angles(f64::sin));
-        let table = |values: &[f32]| numbers.tensor(values, (positions, n_pairs));
+        let table = |values: &[f32]| numbers.exact_tensor(values, (positions, n_pairs));
         Ok(Self {
             n_pairs,
             tables: [table(&cos)?, table(&sin)?],

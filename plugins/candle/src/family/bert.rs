@@ -40,8 +40,8 @@ struct Bert {
     embeddings: Embeddings,
     /// ELECTRA's, from embeddings to the stream.
     project: Option<Linear>,
-    /// How steeply the scores of each head fall with the distance; empty if they do not.
-    slopes: Vec<f32>,
+    /// How the scores of each head fall with the distance, if they do.
+    distances: Option<Distances>,
     layers: Vec<Layer>,
     head: Head,
     sizes: Sizes,
@@ -53,12 +53,8 @@ impl Model for Bert {
         if let Some(project) = &self.project {
             x = project.forward(&x)?;
         }
-        let distances = (!self.slopes.is_empty()).then(|| {
-            let fall = |head: usize, offset: isize| -self.slopes[head] * offset.abs() as f32;
-            Distances::new(self.slopes.len(), rows.width, fall)
-        });
         for (layer, wanted) in wanted(&self.layers) {
-            x = layer.post(&x, rows, distances.as_ref(), wanted)?;
+            x = layer.post(&x, rows, self.distances.as_ref(), wanted)?;
         }
         self.head.forward(&x)
     }
@@ -66,13 +62,17 @@ impl Model for Bert {
     fn sizes(&self) -> Sizes {
         self.sizes
     }
+
+    fn position_rule(&self) -> PositionRule {
+        self.embeddings.position_rule()
+    }
 }
 
-/// Layers, of whose last one only each row's first cell is wanted.
+/// Layers, of whose last one only the cell of each row is wanted that the head reads.
 pub(super) fn wanted(layers: &[Layer]) -> impl Iterator<Item = (&Layer, Wanted)> {
     layers.iter().enumerate().map(|(at, layer)| {
         let last = at + 1 == layers.len();
-        (layer, if last { Wanted::Firsts } else { Wanted::All })
+        (layer, if last { Wanted::Picks } else { Wanted::All })
     })
 }
 
@@ -186,26 +186,29 @@ fn open(
     let n_layers = config.n_layers(&["num_hidden_layers", "n_layers"])?;
     let layers = (0..n_layers).map(|at| layer(loader, &shape, at));
     let layers = layers.collect::<Result<Vec<_>, _>>()?;
+    let row_tokens_max = row_tokens_max(loader, positions)?;
+    let distances = match positions {
+        Positions::Alibi => Some(fall(loader, shape.n_heads, row_tokens_max)?),
+        _ => None,
+    };
+    let n_distances = distances.as_ref().map_or(0, Distances::n_bytes);
     let sizes = Sizes {
         vocab: config.vocab()?,
         types,
-        row_tokens_max: row_tokens_max(loader, positions)?,
+        row_tokens_max,
         n_labels,
         pad_id: match positions {
             Positions::BehindPadding(pad) => pad,
             _ => 0,
         },
-        n_bytes: embeddings.n_bytes() + head.n_bytes(),
+        n_bytes: embeddings.n_bytes() + head.n_bytes() + n_distances,
         ..Sizes::default()
     };
     Ok(Box::new(Bert {
         sizes: sizes.with_layers(&layers, hidden),
         embeddings,
         project,
-        slopes: match positions {
-            Positions::Alibi => slopes(shape.n_heads),
-            _ => Vec::new(),
-        },
+        distances,
         layers,
         head,
     }))
@@ -378,6 +381,14 @@ fn layer(loader: &Loader<'_>, shape: &Shape, at: usize) -> Result<Layer, Fault> 
         },
         output_norm: norm(names.output_norm)?,
     })
+}
+
+/// What ALiBi takes from scores at each distance.
+fn fall(loader: &Loader<'_>, n_heads: usize, row_tokens_max: usize) -> Result<Distances, Fault> {
+    let slopes = slopes(n_heads);
+    let reach = row_tokens_max.min(loader.row_tokens_max);
+    let fall = |head: usize, offset: isize| -slopes[head] * offset.abs() as f32;
+    made(Distances::new(loader.numbers, n_heads, reach, fall))
 }
 
 /// ALiBi's slopes: powers of two for a power of two of heads, and for more heads every other one of the

@@ -48,6 +48,10 @@ impl Model for Deberta {
     fn sizes(&self) -> Sizes {
         self.sizes
     }
+
+    fn position_rule(&self) -> PositionRule {
+        self.embeddings.position_rule()
+    }
 }
 
 /// What a family of layers shares.
@@ -188,7 +192,7 @@ fn shape(
         table = made(norm.forward(&table))?;
     }
     shape.distances = Some(Distances {
-        lookup: Arc::new(Lookup::new(&buckets, row_tokens_max)),
+        lookup: Arc::new(made(Lookup::new(loader.numbers, &buckets, row_tokens_max))?),
         table,
         keys,
         queries,

@@ -1,5 +1,6 @@
 //! Qwen2 and Qwen3: decoders that rank, by a head that classifies or by the logits of two tokens.
 
+use super::bert::wanted;
 use super::tokens::Tokens;
 use crate::block::attention::{Attention, HeadShape};
 use crate::block::embedding::Embeddings;
@@ -30,22 +31,23 @@ struct Qwen {
 impl Model for Qwen {
     fn forward(&self, rows: &Rows) -> Computed<Tensor> {
         let mut x = self.embeddings.forward(rows)?;
-        for layer in &self.layers {
-            x = layer.pre(x, rows, None, Wanted::All)?;
+        for (layer, last) in wanted(&self.layers) {
+            // A rectangle's queries are its first ones, where they are not all.
+            let wanted = if rows.is_packed() { last } else { Wanted::All };
+            x = layer.pre(x, rows, None, wanted)?;
         }
-        let x = rows.pick(&x, |row| self.last(rows, row))?;
+        if !rows.is_packed() {
+            x = rows.picked(&x)?;
+        }
         self.head.forward(&self.last_norm.forward(&x)?)
     }
 
     fn sizes(&self) -> Sizes {
         self.sizes
     }
-}
 
-impl Qwen {
     /// The last token of a row that is not padding, or the first one if all are.
-    fn last(&self, rows: &Rows, row: usize) -> usize {
-        let ids = &rows.ids[row * rows.width..][..rows.lens[row]];
+    fn pick(&self, ids: &[u32]) -> usize {
         match self.pad {
             Some(pad) => ids.iter().rposition(|&id| id != pad).unwrap_or(0),
             None => ids.len() - 1,

@@ -12,13 +12,14 @@ use crate::block::head::Head;
 use crate::block::layer::{FeedForward, Layer, Wanted};
 use crate::block::norm::Norm;
 use crate::config::{Config, unsupported};
-use crate::loader::Loader;
+use crate::loader::{Loader, made};
 use crate::model::{Model, Sizes};
 use crate::raw::RawLinear;
 use crate::rows::Rows;
 use backend_api::Fault;
 use candle_core::{Result as Computed, Tensor};
 use serde_json::json;
+use std::ops::Range;
 
 /// What `transformers` gives a configuration that does not say.
 const BUCKETS: usize = 32;
@@ -47,16 +48,14 @@ enum Ending {
 struct Stack {
     blocks: Vec<Block>,
     last_norm: Norm,
-    buckets: Buckets,
 }
 
 struct Block {
     layer: Layer,
     /// A decoder's attention to the encoder, and the norm before it.
     cross: Option<(Norm, Attention)>,
-    /// What each bucket of distances adds to the scores of each head: buckets × heads. Without one the
-    /// first block's serve.
-    biases: Option<Vec<f32>>,
+    /// What distances add to the scores of each head. Without them the first block's serve.
+    distances: Option<Distances>,
 }
 
 /// Which bucket a distance is in.
@@ -71,16 +70,12 @@ struct Buckets {
 
 impl Model for T5 {
     fn forward(&self, rows: &Rows) -> Computed<Tensor> {
-        let x = self.words.look_up(rows.ids.clone())?;
+        let x = self.words.look_up(&rows.ids)?;
         let encoded = self.encoder.forward(x, rows, None)?;
-        let begun = match self.ending {
-            Ending::AtToken(_) => self.shifted(rows),
-            Ending::AtStart => vec![self.start; rows.n()],
-        };
-        let x = self.words.look_up(begun)?;
+        let x = self.words.look_up(&rows.begun)?;
         let decoded = self.decoder.forward(x, rows, Some(&encoded))?;
         let pooled = match self.ending {
-            Ending::AtToken(end) => rows.pick(&decoded, |row| last_of(rows, row, end))?,
+            Ending::AtToken(_) => rows.picked(&decoded)?,
             Ending::AtStart => decoded,
         };
         self.head.forward(&pooled)
@@ -96,23 +91,27 @@ impl Model for T5 {
             Ending::AtStart => true,
         }
     }
-}
 
-impl T5 {
-    /// Each row one token behind: what the decoder reads.
-    fn shifted(&self, rows: &Rows) -> Vec<u32> {
-        let mut ids = rows.ids.clone();
-        for row in ids.chunks_exact_mut(rows.width) {
-            row.copy_within(..rows.width - 1, 1);
-            row[0] = self.start;
+    fn pick(&self, ids: &[u32]) -> usize {
+        match self.ending {
+            Ending::AtToken(end) => ids.iter().rposition(|&id| id == end).unwrap_or(0),
+            Ending::AtStart => 0,
         }
-        ids
     }
-}
 
-fn last_of(rows: &Rows, row: usize, token: u32) -> usize {
-    let ids = &rows.ids[row * rows.width..][..rows.lens[row]];
-    ids.iter().rposition(|&id| id == token).unwrap_or(0)
+    fn begin(&self, ids: &[u32], cells: &[Range<usize>]) -> Vec<u32> {
+        match self.ending {
+            // Each row one token behind.
+            Ending::AtToken(_) => {
+                let rows = cells.iter().flat_map(|cells| {
+                    let behind = &ids[cells.start..cells.end - 1];
+                    std::iter::once(self.start).chain(behind.iter().copied())
+                });
+                rows.collect()
+            }
+            Ending::AtStart => vec![self.start; cells.len()],
+        }
+    }
 }
 
 impl Stack {
@@ -120,12 +119,8 @@ impl Stack {
     fn forward(&self, mut x: Tensor, rows: &Rows, encoded: Option<&Tensor>) -> Computed<Tensor> {
         let mut distances = None;
         for block in &self.blocks {
-            if let Some(biases) = &block.biases {
-                distances = Some(self.buckets.distances(biases, rows.width));
-            }
-            x = block
-                .layer
-                .attend(x, rows, distances.as_ref(), Wanted::All)?;
+            distances = block.distances.as_ref().or(distances);
+            x = block.layer.attend(x, rows, distances, Wanted::All)?;
             if let (Some((norm, cross)), Some(encoded)) = (&block.cross, encoded) {
                 let mixed = cross.mix(&norm.forward(&x)?, encoded, rows, None)?;
                 x = cross.output.add_to(x, &mixed)?;
@@ -140,17 +135,26 @@ impl Stack {
     }
 
     fn n_bytes(&self) -> usize {
-        let crosses = self.blocks.iter().filter_map(|block| block.cross.as_ref());
-        crosses.map(|(_, attention)| attention.n_bytes()).sum()
+        let blocks = self.blocks.iter();
+        let crosses = blocks.clone().filter_map(|block| block.cross.as_ref());
+        let distances = blocks.filter_map(|block| block.distances.as_ref());
+        crosses
+            .map(|(_, attention)| attention.n_bytes())
+            .chain(distances.map(Distances::n_bytes))
+            .sum()
     }
 }
 
 impl Buckets {
-    fn distances(&self, biases: &[f32], width: usize) -> Distances {
-        let n_heads = biases.len() / self.n;
-        Distances::new(n_heads, width, |head, offset| {
-            biases[self.of(offset) * n_heads + head]
-        })
+    /// What is added at each distance: `biases` are buckets × heads.
+    fn distances(&self, loader: &Loader<'_>, biases: &[f32]) -> Result<Distances, Fault> {
+        let (n_heads, reach) = (biases.len() / self.n, row_tokens_max(loader)?);
+        made(Distances::new(
+            loader.numbers,
+            n_heads,
+            reach,
+            |head, offset| biases[self.of(offset) * n_heads + head],
+        ))
     }
 
     /// The bucket of key − query: half of them for one distance each, half for more and more.
@@ -235,11 +239,9 @@ fn open(
     let words = loader.words(&format!("{prefix}shared.weight"), vocab, hidden)?;
     let encoder = stack(loader, &format!("{prefix}encoder"), n_layers, false)?;
     let decoder = stack(loader, &format!("{prefix}decoder"), n_decoder, true)?;
-    // Nothing in the model bounds a row.
-    let row_tokens_max = config.positions(&["n_positions"], Some(loader.row_tokens_max))?;
     let sizes = Sizes {
         vocab,
-        row_tokens_max,
+        row_tokens_max: row_tokens_max(loader)?,
         n_labels: head.classifier.n_out(),
         pad_id: start,
         n_bytes: words.n_bytes() + head.n_bytes() + encoder.n_bytes() + decoder.n_bytes(),
@@ -257,13 +259,23 @@ fn open(
     }))
 }
 
+/// Nothing in the model bounds a row.
+fn row_tokens_max(loader: &Loader<'_>) -> Result<usize, Fault> {
+    let most = loader.row_tokens_max;
+    let n = loader.config.positions(&["n_positions"], Some(most))?;
+    Ok(n.min(most))
+}
+
 fn stack(loader: &Loader<'_>, name: &str, n: usize, decodes: bool) -> Result<Stack, Fault> {
     let config = loader.config;
     let hidden = config.width(&["d_model"])?;
     let buckets = buckets(config, !decodes)?;
-    let blocks = (0..n).map(|at| block(loader, &format!("{name}.block.{at}"), decodes, buckets.n));
+    let blocks = (0..n).map(|at| block(loader, &format!("{name}.block.{at}"), decodes, &buckets));
     let blocks = blocks.collect::<Result<Vec<_>, _>>()?;
-    if blocks.first().is_some_and(|block| block.biases.is_none()) {
+    if blocks
+        .first()
+        .is_some_and(|block| block.distances.is_none())
+    {
         return Err(Fault::bad_model(format!(
             "{name}.block.0.layer.0.SelfAttention.relative_attention_bias.weight: no such tensor in the \
              model's files"
@@ -273,7 +285,6 @@ fn stack(loader: &Loader<'_>, name: &str, n: usize, decodes: bool) -> Result<Sta
     Ok(Stack {
         blocks,
         last_norm: loader.rms_norm(&norm, hidden, config.epsilon("layer_norm_epsilon", 1e-6)?)?,
-        buckets,
     })
 }
 
@@ -293,7 +304,12 @@ fn buckets(config: &Config, both_ways: bool) -> Result<Buckets, Fault> {
     })
 }
 
-fn block(loader: &Loader<'_>, name: &str, decodes: bool, n_buckets: usize) -> Result<Block, Fault> {
+fn block(
+    loader: &Loader<'_>,
+    name: &str,
+    decodes: bool,
+    buckets: &Buckets,
+) -> Result<Block, Fault> {
     let config = loader.config;
     let hidden = config.width(&["d_model"])?;
     let epsilon = config.epsilon("layer_norm_epsilon", 1e-6)?;
@@ -301,8 +317,11 @@ fn block(loader: &Loader<'_>, name: &str, decodes: bool, n_buckets: usize) -> Re
         |at: usize| loader.rms_norm(&format!("{name}.layer.{at}.layer_norm"), hidden, epsilon);
     let n_heads = config.n_heads(&["num_heads"], None)?;
     let bias = format!("{name}.layer.0.SelfAttention.relative_attention_bias.weight");
-    let biases = match loader.weights.has(&bias) {
-        true => Some(loader.weights.read(&bias, &[n_buckets, n_heads])?),
+    let distances = match loader.weights.has(&bias) {
+        true => {
+            let biases = loader.weights.read(&bias, &[buckets.n, n_heads])?;
+            Some(buckets.distances(loader, &biases)?)
+        }
         false => None,
     };
     let last = if decodes { 2 } else { 1 };
@@ -322,7 +341,7 @@ fn block(loader: &Loader<'_>, name: &str, decodes: bool, n_buckets: usize) -> Re
     Ok(Block {
         layer,
         cross,
-        biases,
+        distances,
     })
 }
 

@@ -1,0 +1,37 @@
+// The emulated driver's own state.
+#pragma once
+#include <cuda.h>
+
+#include "../run/launch.h"
+#include "../run/state.h"
+
+// A context is a device's primary one; its address is the handle.
+struct CUctx_st {
+    int device;
+    int n_retained;
+};
+
+struct CUevent_st {
+    double recorded_s;
+    bool was_recorded;
+};
+
+namespace emulated {
+
+// The calling thread's context, or null.
+CUcontext current_context();
+// Whether `device` is a number of a device.
+bool is_device(CUdevice device);
+double now_s();
+
+// Says what a caller did wrong beside the error it gets, for errors alone say little.
+CUresult refuse(CUresult error, const char* format, ...) __attribute__((format(printf, 2, 3)));
+
+}  // namespace emulated
+
+// Begins each function that needs a living context.
+#define NEEDS_CONTEXT()                                                          \
+    do {                                                                         \
+        if (!emulated::current_context()) return CUDA_ERROR_INVALID_CONTEXT;     \
+        if (emulated::is_dead()) return CUDA_ERROR_ILLEGAL_ADDRESS;              \
+    } while (0)

@@ -1,0 +1,238 @@
+//! A layer's attention over packed rows: two products and one kernel, whatever the lengths.
+
+use super::driver::{address, launch, product_by_head, unfilled};
+use super::packed::Tiles;
+use super::steps::{bias, blocks, gpu, norm_parameters};
+use super::twins::{self, ATTENTION_THREADS, HEAD_DIM_MAX, HEADS_OF_BLOCK, NO_WINDOW};
+use crate::block::attention::{Attention, Distances, HeadShape};
+use crate::block::norm::Norm;
+use crate::block::relative::Relative;
+use crate::rows::Rows;
+use candle_core::{Result, Tensor, bail};
+
+/// Columns of the table of relative embeddings come in multiples of this to the tensor cores.
+const COLUMNS_MULTIPLE: usize = 8;
+
+/// Keys and values, or queries, in a product's cells.
+struct Cells<'a> {
+    product: &'a Tensor,
+    /// Heads to change.
+    n_heads: usize,
+    /// Values from one cell to the next.
+    stride: usize,
+    /// Where each stands in its row.
+    positions: &'a Tensor,
+}
+
+/// What the heads bring together, (queries, heads × dim): `queries` are all cells of x, or one of each row.
+pub(crate) fn mix(
+    attention: &Attention,
+    queries: &Tensor,
+    x: &Tensor,
+    rows: &Rows,
+    distances: Option<&Distances>,
+) -> Result<Tensor> {
+    let Some(packed) = &rows.packed else {
+        bail!("attention on a GPU to rows that are not packed");
+    };
+    let HeadShape { n_heads, n_kv, dim } = attention.shape;
+    let (n_queries, n_keys) = (queries.dim(0)?, x.dim(0)?);
+    let tiles = packed.tiles(n_queries, n_keys)?;
+    let q = attention.query.product(queries)?;
+    let kv = attention.key_value.product(x)?;
+    let key_norm = attention.norms.as_ref().map(|[_, key]| key);
+    let query_norm = attention.norms.as_ref().map(|[query, _]| query);
+    let (q_width, k_width) = (n_heads * dim, n_kv * dim);
+    let q_bias = bias(attention.query.bias(), q_width as u64)?;
+    let kv_bias = bias(attention.key_value.bias(), 2 * k_width as u64)?;
+    let is_changed = attention.angles.is_some()
+        || attention.norms.is_some()
+        || (attention.relative.is_some() && attention.query.bias().is_some());
+    if is_changed {
+        let cells = Cells {
+            product: &q,
+            n_heads,
+            stride: q_width,
+            positions: packed.positions(n_queries, rows),
+        };
+        cells.change(attention, q_bias, query_norm)?;
+        let cells = Cells {
+            product: &kv,
+            n_heads: n_kv,
+            stride: 2 * k_width,
+            positions: packed.positions(n_keys, rows),
+        };
+        cells.change(attention, kv_bias, key_norm)?;
+    }
+    let out = unfilled(gpu(x)?, q.dtype(), (n_queries, q_width))?;
+    let value_size = q.dtype().size_in_bytes();
+    let k = address(&kv)?;
+    let behind = |address: u64, n_bytes: usize| {
+        if address == 0 {
+            0
+        } else {
+            address + n_bytes as u64
+        }
+    };
+    let mut argument = twins::Attention {
+        q: address(&q)?,
+        k,
+        v: k + (k_width * value_size) as u64,
+        out: address(&out)?,
+        tiles: address(&tiles.words)?,
+        q_bias: if is_changed { 0 } else { q_bias },
+        v_bias: behind(kv_bias, k_width * size_of::<f32>()),
+        distances: 0,
+        rows: 0,
+        by_query: 0,
+        by_key: 0,
+        by_query_cell: 0,
+        by_query_head: 0,
+        by_key_cell: 0,
+        by_key_head: 0,
+        q_stride: q_width as u64,
+        k_stride: 2 * k_width as u64,
+        v_stride: 2 * k_width as u64,
+        out_stride: q_width as u64,
+        n_tiles: tiles.n as u32,
+        n_heads: n_heads as u32,
+        n_kv: n_kv as u32,
+        dim: dim as u32,
+        distances_reach: 0,
+        rows_reach: 0,
+        window: attention.window.map_or(NO_WINDOW, |window| window as u32),
+        causal: attention.causal.into(),
+        scale: attention.scale,
+        unused: 0,
+    };
+    if let Some(distances) = distances {
+        let n_values = n_heads * (2 * distances.reach - 1);
+        if distances.reach < rows.width || distances.table.elem_count() != n_values {
+            bail!(
+                "rows of {} tokens, and distances of {}",
+                rows.width,
+                distances.reach
+            );
+        }
+        argument.distances = address(&distances.table)?;
+        argument.distances_reach = distances.reach as u32;
+    }
+    // They live until the kernel is enqueued.
+    let _terms = match &attention.relative {
+        Some(relative) => add_terms(&mut argument, relative, &q, &kv, rows.width)?,
+        None => [None, None],
+    };
+    let has_terms = distances.is_some() || attention.relative.is_some();
+    let name = kernel(tiles, dim, has_terms)?;
+    launch(
+        gpu(x)?,
+        name,
+        q.dtype(),
+        (tiles.n * n_heads, ATTENTION_THREADS),
+        &argument,
+    )?;
+    Ok(out)
+}
+
+/// The least kernel that is wide enough.
+fn kernel(tiles: &Tiles, dim: usize, has_terms: bool) -> Result<&'static str> {
+    if HEAD_DIM_MAX < dim {
+        bail!("heads of {dim} values: the kernels take up to {HEAD_DIM_MAX}");
+    }
+    Ok(match (tiles.of_one, has_terms, dim) {
+        (true, _, _) => "attention_one",
+        (false, false, ..=32) => "attention_32",
+        (false, false, ..=64) => "attention_64",
+        (false, false, ..=128) => "attention_128",
+        (false, false, _) => "attention_256",
+        (false, true, ..=32) => "attention_terms_32",
+        (false, true, ..=64) => "attention_terms_64",
+        (false, true, ..=128) => "attention_terms_128",
+        (false, true, _) => "attention_terms_256",
+    })
+}
+
+impl Cells<'_> {
+    /// Adds the bias of queries or keys, norms their heads and turns them, where they lie.
+    fn change(&self, attention: &Attention, bias: u64, norm: Option<&Norm>) -> Result<()> {
+        let dim = attention.shape.dim;
+        let n_cells = self.product.dim(0)?;
+        let angles = attention.angles.as_deref();
+        let norm = norm_parameters(norm, dim as u64)?;
+        let [cos, sin] = match angles {
+            Some(angles) => [address(&angles.tables[0])?, address(&angles.tables[1])?],
+            None => [0, 0],
+        };
+        let argument = twins::Heads {
+            x: address(self.product)?,
+            bias,
+            norms: [norm, norm],
+            cos,
+            sin,
+            positions: address(self.positions)?,
+            n_cells: n_cells as u64,
+            stride: self.stride as u64,
+            n_first: self.n_heads as u32,
+            n_second: 0,
+            dim: dim as u32,
+            n_pairs: angles.map_or(0, |angles| angles.n_pairs as u32),
+        };
+        let grid = blocks((n_cells * self.n_heads).div_ceil(HEADS_OF_BLOCK));
+        launch(
+            gpu(self.product)?,
+            "heads",
+            self.product.dtype(),
+            grid,
+            &argument,
+        )
+    }
+}
+
+/// DeBERTa's terms, of the rows of the table that distances below `width` look up.
+fn add_terms(
+    argument: &mut twins::Attention,
+    relative: &Relative,
+    q: &Tensor,
+    kv: &Tensor,
+    width: usize,
+) -> Result<[Option<Tensor>; 2]> {
+    let lookup = &relative.lookup;
+    if lookup.reach < width {
+        bail!("rows of {width} tokens, and distances of {}", lookup.reach);
+    }
+    let (first, n_rows) = lookup.range(width);
+    let end = first + n_rows;
+    let first = first / COLUMNS_MULTIPLE * COLUMNS_MULTIPLE;
+    let columns = |table: &Tensor| -> Result<(usize, usize)> {
+        let end = end.next_multiple_of(COLUMNS_MULTIPLE).min(table.dim(2)?);
+        Ok((first, end - first))
+    };
+    argument.rows = address(&lookup.table)?;
+    argument.rows_reach = lookup.reach as u32;
+    // Kernels count rows from the table's first on, so the matrices are said to begin that much earlier.
+    let origin = |terms: &Tensor| -> Result<u64> {
+        let before = (first * terms.dtype().size_in_bytes()) as u64;
+        Ok(address(terms)?.wrapping_sub(before))
+    };
+    let strides = |terms: &Tensor| -> Result<(u64, u64)> {
+        let (_, n_cells, n_columns) = terms.dims3()?;
+        Ok((n_columns as u64, (n_cells * n_columns) as u64))
+    };
+    let terms_of = |x: &Tensor, table: Option<&Tensor>| -> Result<Option<Tensor>> {
+        let Some(table) = table else {
+            return Ok(None);
+        };
+        product_by_head(x, x.dim(1)?, table, columns(table)?).map(Some)
+    };
+    let by_query = terms_of(q, relative.keys.as_ref())?;
+    if let Some(terms) = &by_query {
+        argument.by_query = origin(terms)?;
+        (argument.by_query_cell, argument.by_query_head) = strides(terms)?;
+    }
+    let by_key = terms_of(kv, relative.queries.as_ref())?;
+    if let Some(terms) = &by_key {
+        argument.by_key = origin(terms)?;
+        (argument.by_key_cell, argument.by_key_head) = strides(terms)?;
+    }
+    Ok([by_query, by_key])
+}

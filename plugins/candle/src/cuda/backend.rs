@@ -1,0 +1,376 @@
+//! A model on one GPU or several: memory is measured by the largest batch at open, and respected afterwards.
+
+use super::driver::n_gpus;
+use super::faults::{self, describe, fault};
+use super::lane::{Lane, Loaded, open_stream};
+use super::names;
+use super::twins::HEAD_DIM_MAX;
+use crate::backend::{Asked, WORKERS_MAX, scorable};
+use backend_api::{
+    Backend, Description, Fault, FaultCode, Layout, Phases, RaggedBatch, Row, RowStatus, Scores,
+    Worker,
+};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+/// Tokens that are computed together, unless one row has more: enough to fill a GPU, and few enough that rows are looked
+/// at in between.
+const CELLS_MAX: usize = 16_384;
+/// Bytes of a GPU that are left to others, and the share of a small one.
+const FREE_BYTES_MIN: usize = 256 << 20;
+const FREE_SHARE_MIN: usize = 32;
+/// The oldest GPUs that the kernels run on: they multiply bf16 and copy to shared memory by themselves.
+const COMPUTE_CAPABILITY_MIN: (i32, i32) = (8, 0);
+
+/// The lanes of each GPU, which workers are dealt in turn.
+struct CudaBackend {
+    lanes: Vec<Arc<Lane>>,
+    next: AtomicUsize,
+    description: Description,
+}
+
+/// Scores on its lane.
+struct CudaWorker {
+    lane: Arc<Lane>,
+}
+
+/// What a GPU can take at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Room {
+    rows_max: usize,
+    tokens_max: usize,
+    row_tokens_max: usize,
+}
+
+/// Opens a model on the GPUs that the request names.
+pub(crate) fn open(asked: &Asked<'_>) -> Result<Box<dyn Backend>, Fault> {
+    let request = asked.request;
+    if asked.options.reference {
+        return Err(Fault::unsupported(
+            "options: reference computes in f64, on CPUs: open it with candle-cpu",
+        ));
+    }
+    let n = n_gpus().map_err(|error| {
+        Fault::unsupported(format!(
+            "device {:?}: CUDA's driver says {}: see that nvidia-smi lists a GPU here (in a container: that it was \
+             started with --gpus), or take device cpu",
+            request.device,
+            describe(error)
+        ))
+    })?;
+    let ordinals = names::ordinals(&request.device, n)?;
+    let n_workers = (request.n_workers.max(1) as usize).div_ceil(ordinals.len());
+    let mut room = Room {
+        rows_max: request.rows_max as usize,
+        tokens_max: request.tokens_max as usize,
+        row_tokens_max: asked.row_tokens_max() as usize,
+    };
+    let (mut loaded, mut memory_bytes) = (Vec::new(), 0);
+    for &ordinal in &ordinals {
+        let (one, its, n_bytes) = load(asked, ordinal, room)?;
+        room = room.and(its);
+        memory_bytes += n_bytes;
+        loaded.push(one);
+    }
+    let description = describe_all(asked, &loaded, room, memory_bytes)?;
+    let mut lanes = Vec::new();
+    for (&ordinal, mut one) in ordinals.iter().zip(loaded) {
+        one.set_limits(room.rows_max, room.cells_max(), n_workers)?;
+        let lane = Arc::new(Lane::new(one));
+        faults::register(ordinal, Arc::downgrade(&lane));
+        lanes.push(lane);
+    }
+    Ok(Box::new(CudaBackend {
+        lanes,
+        next: AtomicUsize::new(0),
+        description,
+    }))
+}
+
+/// The model on one GPU, what it takes at once there, and the bytes that both need.
+fn load(asked: &Asked<'_>, ordinal: usize, room: Room) -> Result<(Loaded, Room, u64), Fault> {
+    let stream = open_stream(ordinal)?;
+    let failed = |what: &'static str| move |error| fault(ordinal, None, what, &error);
+    let capability = stream.capability().map_err(failed("its capability"))?;
+    if capability < COMPUTE_CAPABILITY_MIN {
+        let (major, minor) = capability;
+        return Err(Fault::unsupported(format!(
+            "GPU {ordinal}: its compute capability is {major}.{minor}; this plugin runs from 8.0 (Ampere) on"
+        )));
+    }
+    let before = stream.bytes_taken().map_err(failed("its memory"))?;
+    let opened = asked.load(&stream.as_device())?;
+    if HEAD_DIM_MAX < opened.sizes.head_dim {
+        return Err(Fault::unsupported(format!(
+            "config.json: heads of {} values; on cuda this plugin computes up to {HEAD_DIM_MAX}",
+            opened.sizes.head_dim
+        )));
+    }
+    let mut loaded = Loaded::new(stream, ordinal, opened);
+    let room = fit(&mut loaded, room)?;
+    let after = loaded.stream.bytes_taken();
+    let after = after.map_err(failed("its memory"))?;
+    Ok((loaded, room, after.saturating_sub(before)))
+}
+
+/// What fits of a room: the largest batch is tried, and half of it where that does not fit.
+fn fit(loaded: &mut Loaded, mut room: Room) -> Result<Room, Fault> {
+    let of_model = loaded.opened.sizes.row_tokens_max;
+    room.row_tokens_max = room.row_tokens_max.min(of_model);
+    loop {
+        let outcome = loaded
+            .set_limits(room.rows_max, room.cells_max(), 1)
+            .and_then(|()| try_largest(loaded, room));
+        match (outcome, room.halved()) {
+            (Ok(()), _) => return Ok(room),
+            (Err(fault), Some(half)) if fault.code == FaultCode::OutOfMemory => {
+                // What was kept for the larger one would stand in the smaller one's way.
+                let _ = loaded.stream.trim();
+                room = half;
+            }
+            (Err(fault), _) => return Err(fault),
+        }
+    }
+}
+
+/// Computes the largest batches: of the longest rows, and of the most.
+fn try_largest(loaded: &Loaded, room: Room) -> Result<(), Fault> {
+    let (cells, rows) = (room.cells_max(), room.rows_max);
+    let longest = room.row_tokens_max;
+    let n_long = (cells / longest).clamp(1, rows);
+    let n_short = rows.min(cells);
+    let ids = vec![0; longest.max(cells / n_short)];
+    for (n_rows, len) in [(n_long, longest), (n_short, (cells / n_short).min(longest))] {
+        let row = Row {
+            input_ids: &ids[..len],
+            type_ids: &ids[..len],
+        };
+        loaded.score(&vec![row; n_rows])?;
+    }
+    let memory = loaded.stream.context().mem_get_info();
+    let (free, total) = memory.map_err(|error| Fault::internal(describe(error)))?;
+    let needed = FREE_BYTES_MIN.min(total / FREE_SHARE_MIN);
+    if free < needed {
+        return Err(Fault::new(
+            FaultCode::OutOfMemory,
+            format!(
+                "GPU {}: a batch of {cells} tokens leaves {} MiB free of {}, and {} are left to others: take shorter \
+                 rows, f16, a smaller model or a GPU of its own",
+                loaded.ordinal(),
+                free >> 20,
+                total >> 20,
+                needed >> 20
+            ),
+        ));
+    }
+    Ok(())
+}
+
+fn describe_all(
+    asked: &Asked<'_>,
+    loaded: &[Loaded],
+    room: Room,
+    memory_bytes: u64,
+) -> Result<Description, Fault> {
+    let Some(first) = loaded.first() else {
+        return Err(Fault::internal("no GPU was opened"));
+    };
+    let (dtype, sizes) = (first.opened.dtype, first.opened.sizes);
+    let capability = first.stream.capability();
+    let (major, minor) =
+        capability.map_err(|error| fault(first.ordinal(), None, "its capability", &error))?;
+    // What f32 is multiplied by in attention is an ordinary multiplier; halves have tensor cores.
+    let instruction = if dtype == "f32" { "fma" } else { "mma" };
+    let kernel = format!("cuda-sm{major}{minor}-{instruction}-{dtype}");
+    Ok(Description {
+        device: names::name(loaded.iter().map(Loaded::ordinal)),
+        dtype: dtype.to_owned(),
+        numerics_id: asked.numerics_id(dtype, &kernel, &first.opened),
+        kernel,
+        n_labels: sizes.n_labels as u32,
+        rows_max: room.rows_max as u32,
+        tokens_max: room.tokens_max as u32,
+        row_tokens_max: room.row_tokens_max as u32,
+        layout: Layout::Ragged,
+        preferred_multiple: 1,
+        n_workers_max: WORKERS_MAX,
+        cancels: true,
+        // cuBLAS adds up in an order that it chooses by the batch's size.
+        bitwise: false,
+        memory_bytes,
+        linear_mop_per_s: 0,
+        attention_mop_per_s: 0,
+    })
+}
+
+// === impl Room ===
+
+impl Room {
+    /// Tokens that are computed together.
+    fn cells_max(&self) -> usize {
+        self.tokens_max.min(CELLS_MAX.max(self.row_tokens_max))
+    }
+
+    fn and(self, other: Self) -> Self {
+        Self {
+            rows_max: self.rows_max.min(other.rows_max),
+            tokens_max: self.tokens_max.min(other.tokens_max),
+            row_tokens_max: self.row_tokens_max.min(other.row_tokens_max),
+        }
+    }
+
+    /// With half of the tokens at once, if any are left.
+    fn halved(self) -> Option<Self> {
+        let tokens_max = self.cells_max() / 2;
+        (0 < tokens_max).then(|| Self {
+            rows_max: self.rows_max.min(tokens_max),
+            tokens_max,
+            row_tokens_max: self.row_tokens_max.min(tokens_max),
+        })
+    }
+}
+
+// === impl CudaBackend ===
+
+impl Backend for CudaBackend {
+    fn description(&self) -> Description {
+        self.description.clone()
+    }
+
+    fn worker(&self) -> Result<Box<dyn Worker>, Fault> {
+        let next = self.next.fetch_add(1, Ordering::Relaxed);
+        let lane = Arc::clone(&self.lanes[next % self.lanes.len()]);
+        let is_lost = lane.loaded().is_none();
+        match is_lost {
+            true => Err(lane.lost()),
+            false => Ok(Box::new(CudaWorker { lane })),
+        }
+    }
+}
+
+// === impl CudaWorker ===
+
+impl Worker for CudaWorker {
+    fn score(&mut self, batch: &RaggedBatch<'_>, out: &mut Scores<'_>) -> Result<Phases, Fault> {
+        let outcome = match &*self.lane.loaded() {
+            Some(loaded) => score(loaded, batch, out),
+            None => Err(self.lane.lost()),
+        };
+        if matches!(&outcome, Err(fault) if fault.code == FaultCode::DeviceLost) {
+            self.lane.let_go();
+        }
+        outcome
+    }
+}
+
+/// Scores a batch, in parts of what goes up at once.
+fn score(loaded: &Loaded, batch: &RaggedBatch<'_>, out: &mut Scores<'_>) -> Result<Phases, Fault> {
+    let rows = scorable(&loaded.opened, batch, out);
+    let lens = rows.iter().map(|&row| batch.row(row).input_ids.len());
+    let mut phases = Phases::default();
+    let mut left = rows.as_slice();
+    for n_rows in parts(lens, loaded.rows_max, loaded.cells_max) {
+        let (part, others) = left.split_at(n_rows);
+        left = others;
+        score_part(loaded, batch, part, out, &mut phases)?;
+    }
+    Ok(phases)
+}
+
+/// How many rows of these lengths go up at once, one part after the other.
+fn parts(lens: impl Iterator<Item = usize>, rows_max: usize, cells_max: usize) -> Vec<usize> {
+    let mut parts = Vec::new();
+    let (mut n_rows, mut n_cells) = (0, 0);
+    for len in lens {
+        if 0 < n_rows && (n_rows == rows_max || cells_max < n_cells + len) {
+            parts.push(n_rows);
+            (n_rows, n_cells) = (0, 0);
+        }
+        n_rows += 1;
+        n_cells += len;
+    }
+    if 0 < n_rows {
+        parts.push(n_rows);
+    }
+    parts
+}
+
+/// Scores rows at once, or, where memory does not suffice after all, half of them after the other.
+fn score_part(
+    loaded: &Loaded,
+    batch: &RaggedBatch<'_>,
+    rows: &[usize],
+    out: &mut Scores<'_>,
+    phases: &mut Phases,
+) -> Result<(), Fault> {
+    let started = Instant::now();
+    // Another part may have taken long.
+    let mut wanted = Vec::with_capacity(rows.len());
+    for &row in rows {
+        match batch.state(row) {
+            RowStatus::Scored => wanted.push(row),
+            nobody_waits => out.fail(row, nobody_waits),
+        }
+    }
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    let tokens: Vec<_> = wanted.iter().map(|&row| batch.row(row)).collect();
+    let logits = match loaded.score(&tokens) {
+        Err(fault) if fault.code == FaultCode::OutOfMemory && 1 < wanted.len() => {
+            let (first, second) = wanted.split_at(wanted.len() / 2);
+            score_part(loaded, batch, first, out, phases)?;
+            return score_part(loaded, batch, second, out, phases);
+        }
+        outcome => outcome?,
+    };
+    let computed = Instant::now();
+    let n_labels = loaded.opened.sizes.n_labels;
+    for (&row, logits) in wanted.iter().zip(logits.values.chunks_exact(n_labels)) {
+        out.set(row, logits);
+    }
+    phases.prepare_us += (logits.enqueued - started).as_micros() as u64;
+    phases.compute_us += (computed - logits.enqueued).as_micros() as u64;
+    phases.collect_us += computed.elapsed().as_micros() as u64;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_hold_what_goes_up_at_once() {
+        let check = |lens: &[usize], expected: &[usize]| {
+            assert_eq!(parts(lens.iter().copied(), 3, 10), expected, "{lens:?}");
+        };
+        check(&[], &[]);
+        check(&[4, 6], &[2]);
+        check(&[4, 7], &[1, 1]);
+        check(&[1, 1, 1, 1], &[3, 1]);
+        check(&[10, 10, 1], &[1, 1, 1]);
+    }
+
+    #[test]
+    fn a_room_halves_until_nothing_is_left() {
+        let room = Room {
+            rows_max: 1_024,
+            tokens_max: 65_536,
+            row_tokens_max: 512,
+        };
+        assert_eq!(room.cells_max(), CELLS_MAX);
+        let half = room.halved().unwrap();
+        assert_eq!((half.tokens_max, half.cells_max()), (8_192, 8_192));
+        assert_eq!((half.rows_max, half.row_tokens_max), (1_024, 512));
+        let mut last = half;
+        while let Some(next) = last.halved() {
+            assert!(next.tokens_max < last.tokens_max);
+            last = next;
+        }
+        assert_eq!(
+            (last.rows_max, last.tokens_max, last.row_tokens_max),
+            (1, 1, 1)
+        );
+    }
+}

@@ -1,0 +1,431 @@
+//! What calls CUDA where candle and cudarc have no safe word for it: memory that is not filled yet, launches, one
+//! product, pinned buffers, and a context's end.
+//!
+//! All work of a GPU goes through one stream, in the order in which it is given, memory's too. So nothing here tracks
+//! events between streams, and a batch's memory is free for the next one as soon as it is enqueued.
+
+#![allow(unsafe_code)] // CUDA's interface is C.
+
+use candle_core::cuda_backend::cudarc::cublas::{result as cublas, sys as blas};
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaContext, CudaEvent, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr,
+    DriverError, PinnedHostSlice, result, sys,
+};
+use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
+use candle_core::cuda_backend::{CudaStorageSlice, DeviceId, WrapErr};
+use candle_core::op::BackpropOp;
+use candle_core::{CudaDevice, CudaStorage, DType, Result, Shape, Storage, Tensor, bail};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+/// What build.rs made of each file in kernels/: its name, and code for GPUs.
+mod images {
+    include!(concat!(env!("OUT_DIR"), "/images.rs"));
+}
+
+/// The kernels of each device that is open: steps know their tensors' device and nothing else.
+static KERNELS: RwLock<Vec<(DeviceId, Arc<Kernels>)>> = RwLock::new(Vec::new());
+
+/// Our kernels on one device.
+struct Kernels {
+    modules: Vec<Arc<CudaModule>>,
+    functions: RwLock<HashMap<(&'static str, DType), CudaFunction>>,
+}
+
+/// What is left of GPUs that were lost. cudarc panics where cuBLAS and cuRAND do not let go of a handle, which on a dead
+/// context they do not; so these are never dropped, and hold no memory of a GPU's.
+static ABANDONED: Mutex<Vec<CudaDevice>> = Mutex::new(Vec::new());
+
+/// A stream on a GPU, with our kernels loaded there.
+pub(super) struct Stream {
+    pub(super) device: CudaDevice,
+    stream: Arc<CudaStream>,
+}
+
+/// Pinned memory that a batch goes up from and comes down to, and the event behind it.
+pub(super) struct Buffers {
+    up: PinnedHostSlice<u32>,
+    down: PinnedHostSlice<f32>,
+    done: CudaEvent,
+}
+
+/// How many GPUs there are.
+pub(super) fn n_gpus() -> std::result::Result<usize, DriverError> {
+    Ok(CudaContext::device_count()?.max(0) as usize)
+}
+
+/// Ends what is left of a GPU's context, so that the next one that is opened is new. Nothing of ours may be on it.
+pub(super) fn reset(ordinal: usize) -> std::result::Result<(), DriverError> {
+    let device = result::device::get(ordinal as i32)?;
+    // SAFETY: `device` is one that the driver has just named. That no object of this library is left on its
+    // context is the caller's promise, which `faults` keeps.
+    unsafe { sys::cuDevicePrimaryCtxReset_v2(device).result() }
+}
+
+// === impl Stream ===
+
+impl Stream {
+    /// A new stream on this GPU.
+    pub(super) fn open(ordinal: usize) -> Result<Self> {
+        let device = CudaDevice::new_with_stream(ordinal)?;
+        // SAFETY: there is no other stream that this device's tensors are used on.
+        unsafe { device.disable_event_tracking() };
+        let stream = device.cuda_stream();
+        let stream = Self { device, stream };
+        stream.keep_memory()?;
+        let load = |(_, image): &(&str, &[u8])| {
+            // Copied, because the driver wants it aligned.
+            let image = Ptx::from_binary(image.to_vec());
+            stream.context().load_module(image).w()
+        };
+        let kernels = Kernels {
+            modules: images::IMAGES.iter().map(load).collect::<Result<_>>()?,
+            functions: RwLock::default(),
+        };
+        let mut all = KERNELS.write().unwrap_or_else(PoisonError::into_inner);
+        all.push((stream.device.id(), Arc::new(kernels)));
+        drop(all);
+        Ok(stream)
+    }
+
+    pub(super) fn context(&self) -> &Arc<CudaContext> {
+        self.stream.context()
+    }
+
+    /// The same for candle.
+    pub(super) fn as_device(&self) -> candle_core::Device {
+        candle_core::Device::Cuda(self.device.clone())
+    }
+
+    /// The GPU's compute capability.
+    pub(super) fn capability(&self) -> Result<(i32, i32)> {
+        self.context().compute_capability().w()
+    }
+
+    /// Has the driver's pool keep what was given back: what the largest batch needed is there for the next one.
+    fn keep_memory(&self) -> Result<()> {
+        let Some(pool) = self.pool()? else {
+            return Ok(());
+        };
+        let mut most = u64::MAX;
+        let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+        // SAFETY: the pool is the device's own, and this attribute is a u64.
+        unsafe { result::mem_pool::set_attribute(pool, attribute, (&raw mut most).cast()) }.w()
+    }
+
+    /// The driver's memory pool, if it has one.
+    fn pool(&self) -> Result<Option<sys::CUmemoryPool>> {
+        if !self.context().has_async_alloc() {
+            return Ok(None);
+        }
+        self.context().bind_to_thread().w()?;
+        // SAFETY: the device is the context's own.
+        let pool = unsafe { result::device::get_default_mem_pool(self.context().cu_device()) };
+        pool.map(Some).w()
+    }
+
+    /// Bytes that this process's pool has taken from the GPU; where there is no pool, that all have.
+    pub(super) fn bytes_taken(&self) -> Result<u64> {
+        let Some(pool) = self.pool()? else {
+            let (free, total) = self.context().mem_get_info().w()?;
+            return Ok((total - free) as u64);
+        };
+        self.wait().w()?;
+        let mut n_bytes = 0_u64;
+        let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT;
+        // SAFETY: the pool is the device's own, and this attribute is a u64.
+        unsafe { result::mem_pool::get_attribute(pool, attribute, (&raw mut n_bytes).cast()) }
+            .w()?;
+        Ok(n_bytes)
+    }
+
+    /// Gives memory that nothing uses back to the GPU, when all that was enqueued is done.
+    pub(super) fn trim(&self) -> Result<()> {
+        self.stream.synchronize().w()?;
+        match self.pool()? {
+            // SAFETY: the pool is the device's own.
+            Some(pool) => unsafe { result::mem_pool::trim_to(pool, 0) }.w(),
+            None => Ok(()),
+        }
+    }
+
+    /// Gives up what cannot be dropped, of a GPU that was lost.
+    pub(super) fn abandon(&self) {
+        let mut abandoned = ABANDONED.lock().unwrap_or_else(PoisonError::into_inner);
+        abandoned.push(self.device.clone());
+    }
+
+    /// Waits for all that was enqueued.
+    pub(super) fn wait(&self) -> std::result::Result<(), DriverError> {
+        self.stream.synchronize()
+    }
+
+    /// Pinned buffers for so many words up and logits down.
+    pub(super) fn buffers(&self, n_words: usize, n_logits: usize) -> Result<Buffers> {
+        let context = self.context();
+        // SAFETY: the words are written before they go up, and the logits come down before they are read.
+        let (up, down) = unsafe {
+            (
+                context.alloc_pinned(n_words.max(1)).w()?,
+                context.alloc_pinned_with_flags(n_logits.max(1), 0).w()?,
+            )
+        };
+        let done = context
+            .new_event(Some(sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC))
+            .w()?;
+        Ok(Buffers { up, down, done })
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        let id = self.device.id();
+        let mut all = KERNELS.write().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|(other, _)| *other != id);
+    }
+}
+
+// === impl Buffers ===
+
+impl Buffers {
+    /// Words that go up at once.
+    pub(super) fn n_words(&self) -> usize {
+        self.up.len()
+    }
+
+    /// Logits that come down at once.
+    pub(super) fn n_logits(&self) -> usize {
+        self.down.len()
+    }
+
+    /// Enqueues these words' copy to the GPU, in parts one behind another; returns them as one tensor.
+    pub(super) fn send(&mut self, stream: &Stream, parts: &[&[u32]]) -> Result<Tensor> {
+        let n_words = parts.iter().map(|part| part.len()).sum();
+        let Some(words) = self.up.as_mut_slice().w()?.get_mut(..n_words) else {
+            bail!("{n_words} words for a buffer of {}", self.n_words());
+        };
+        let mut left = &mut *words;
+        for part in parts {
+            let (here, behind) = left.split_at_mut(part.len());
+            here.copy_from_slice(part);
+            left = behind;
+        }
+        // SAFETY: the copy below writes all of it.
+        let mut sent: CudaSlice<u32> = unsafe { stream.device.alloc(n_words)? };
+        stream.stream.memcpy_htod(&*words, &mut sent).w()?;
+        Ok(tensor(
+            &stream.device,
+            CudaStorageSlice::U32(sent),
+            n_words.into(),
+        ))
+    }
+
+    /// Enqueues the copy of f32 logits to the host, and the event behind it.
+    pub(super) fn fetch(&mut self, stream: &Stream, logits: &Tensor) -> Result<()> {
+        let n_logits = logits.elem_count();
+        let (storage, layout) = logits.storage_and_layout();
+        let (Storage::Cuda(storage), Some((start, end))) = (&*storage, layout.contiguous_offsets())
+        else {
+            bail!("logits that do not lie together on a GPU");
+        };
+        let CudaStorageSlice::F32(values) = &storage.slice else {
+            bail!("logits in {:?}", logits.dtype());
+        };
+        let Some(down) = self.down.as_mut_slice().w()?.get_mut(..n_logits) else {
+            bail!("{n_logits} logits for a buffer of {}", self.n_logits());
+        };
+        stream
+            .stream
+            .memcpy_dtoh(&values.slice(start..end), down)
+            .w()?;
+        self.done.record(&stream.stream).w()
+    }
+
+    /// Waits for the copies of this batch, and for no other.
+    pub(super) fn wait(&self) -> Result<&[f32]> {
+        self.done.synchronize().w()?;
+        self.down.as_slice().w()
+    }
+}
+
+// === impl Kernels ===
+
+impl Kernels {
+    fn of(device: &CudaDevice) -> Result<Arc<Self>> {
+        let all = KERNELS.read().unwrap_or_else(PoisonError::into_inner);
+        let id = device.id();
+        match all.iter().find(|(other, _)| *other == id) {
+            Some((_, kernels)) => Ok(Arc::clone(kernels)),
+            None => bail!("a tensor on a GPU that is not open"),
+        }
+    }
+
+    fn function(&self, name: &'static str, dtype: DType) -> Result<CudaFunction> {
+        let known = self
+            .functions
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(function) = known.get(&(name, dtype)) {
+            return Ok(function.clone());
+        }
+        drop(known);
+        let symbol = format!("{name}_{}", dtype.as_str());
+        let mut found = self
+            .modules
+            .iter()
+            .map(|module| module.load_function(&symbol));
+        let Some(function) = found.find_map(std::result::Result::ok) else {
+            bail!("no kernel {symbol}");
+        };
+        let mut known = self
+            .functions
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        known.insert((name, dtype), function.clone());
+        Ok(function)
+    }
+}
+
+/// Enqueues a kernel of this name and type with its one argument: `grid` blocks of `threads`.
+pub(super) fn launch<T: Copy>(
+    device: &CudaDevice,
+    name: &'static str,
+    dtype: DType,
+    (grid, threads): (usize, u32),
+    argument: &T,
+) -> Result<()> {
+    let function = Kernels::of(device)?.function(name, dtype)?;
+    let Ok(grid) = u32::try_from(grid) else {
+        bail!("{name}: {grid} blocks");
+    };
+    let stream = device.cuda_stream();
+    stream.context().bind_to_thread().w()?;
+    let mut arguments = [std::ptr::from_ref(argument).cast_mut().cast()];
+    // SAFETY: the argument is the twin of the kernel's only one, and outlives the call, which copies it. Addresses in
+    // it are of tensors that `steps` and `attention` hold and whose sizes they checked; memory is freed in this
+    // stream's order, so behind the kernel.
+    unsafe {
+        result::launch_kernel(
+            function.cu_function(),
+            (grid, 1, 1),
+            (threads, 1, 1),
+            0,
+            stream.cu_stream(),
+            &mut arguments,
+        )
+    }
+    .w()
+}
+
+/// A contiguous tensor whose values are whatever the memory held: for a kernel that writes all of them.
+pub(super) fn unfilled(
+    device: &CudaDevice,
+    dtype: DType,
+    shape: impl Into<Shape>,
+) -> Result<Tensor> {
+    let shape = shape.into();
+    let n = shape.elem_count();
+    // SAFETY: nothing reads them before the kernel that is launched next in the same stream.
+    let slice = unsafe {
+        match dtype {
+            DType::F32 => CudaStorageSlice::F32(device.alloc(n)?),
+            DType::F16 => CudaStorageSlice::F16(device.alloc(n)?),
+            DType::BF16 => CudaStorageSlice::BF16(device.alloc(n)?),
+            other => bail!("a step in {other:?}"),
+        }
+    };
+    Ok(tensor(device, slice, shape))
+}
+
+fn tensor(device: &CudaDevice, slice: CudaStorageSlice, shape: Shape) -> Tensor {
+    let storage = CudaStorage {
+        slice,
+        device: device.clone(),
+    };
+    Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false)
+}
+
+/// Where a contiguous tensor's values begin on its device.
+pub(super) fn address(x: &Tensor) -> Result<u64> {
+    let (storage, layout) = x.storage_and_layout();
+    let (Storage::Cuda(storage), Some((start, _))) = (&*storage, layout.contiguous_offsets())
+    else {
+        bail!("a step on a tensor that does not lie together on a GPU");
+    };
+    let stream = storage.device.cuda_stream();
+    let base = match &storage.slice {
+        CudaStorageSlice::U32(values) => values.device_ptr(&stream).0,
+        CudaStorageSlice::F32(values) => values.device_ptr(&stream).0,
+        CudaStorageSlice::F16(values) => values.device_ptr(&stream).0,
+        CudaStorageSlice::BF16(values) => values.device_ptr(&stream).0,
+        _ => bail!("a step on {:?}", x.dtype()),
+    };
+    Ok(base + (start * x.dtype().size_in_bytes()) as u64)
+}
+
+/// A product of each head: of parts of cells, `stride` values from one cell to the next and `dim` from one head to the
+/// next, with `n_rows` columns from `first` on of a table (heads, dim, rows). The result is (heads, cells, n_rows).
+pub(super) fn product_by_head(
+    x: &Tensor,
+    stride: usize,
+    table: &Tensor,
+    (first, n_rows): (usize, usize),
+) -> Result<Tensor> {
+    let (n_heads, dim, table_rows) = table.dims3()?;
+    let n_cells = x.elem_count() / stride;
+    let dtype = x.dtype();
+    if table.dtype() != dtype || stride < n_heads * dim || table_rows < first + n_rows {
+        bail!(
+            "a product of heads: {:?} {dtype:?} by {stride} with {:?} {:?} from {first} to {}",
+            x.dims(),
+            table.dims(),
+            table.dtype(),
+            first + n_rows
+        );
+    }
+    let kind = match dtype {
+        DType::F32 => blas::cudaDataType_t::CUDA_R_32F,
+        DType::F16 => blas::cudaDataType_t::CUDA_R_16F,
+        DType::BF16 => blas::cudaDataType_t::CUDA_R_16BF,
+        other => bail!("a product of heads in {other:?}"),
+    };
+    let candle_core::Device::Cuda(device) = x.device() else {
+        bail!("a product of heads elsewhere");
+    };
+    let out = unfilled(device, dtype, (n_heads, n_cells, n_rows))?;
+    let (a, b, c) = (address(table)?, address(x)?, address(&out)?);
+    let a = a + (first * dtype.size_in_bytes()) as u64;
+    let (one, zero) = (1.0_f32, 0.0_f32);
+    let handle = device.cublas_handle();
+    // SAFETY: cuBLAS reads columns where we have rows, so the table is its first matrix. All that it reads lies within
+    // `table` and `x` by the check above, all that it writes within `out`; it runs in the stream that frees them.
+    unsafe {
+        cublas::gemm_strided_batched_ex(
+            *handle.handle(),
+            blas::cublasOperation_t::CUBLAS_OP_N,
+            blas::cublasOperation_t::CUBLAS_OP_N,
+            n_rows as i32,
+            n_cells as i32,
+            dim as i32,
+            (&raw const one).cast(),
+            a as *const _,
+            kind,
+            table_rows as i32,
+            (dim * table_rows) as i64,
+            b as *const _,
+            kind,
+            stride as i32,
+            dim as i64,
+            (&raw const zero).cast(),
+            c as *mut _,
+            kind,
+            n_rows as i32,
+            (n_cells * n_rows) as i64,
+            n_heads as i32,
+            blas::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+            blas::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+        )
+    }
+    .w()?;
+    Ok(out)
+}

@@ -1,0 +1,191 @@
+//! One GPU with its copy of the model: rows go in, logits come out. Workers share it; one enqueues a batch while
+//! another waits for its own.
+
+use super::driver::{Buffers, Stream};
+use super::faults::{self, fault};
+use super::packed;
+use crate::model::Opened;
+use backend_api::{Fault, FaultCode, Row};
+use candle_core::{DType, Result as Computed};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::time::Instant;
+
+/// A GPU and what was loaded on it, until it is lost.
+pub(super) struct Lane {
+    pub(super) ordinal: usize,
+    loaded: RwLock<Option<Loaded>>,
+}
+
+/// What is on a GPU. Fields are dropped in this order.
+pub(super) struct Loaded {
+    pub(super) opened: Opened,
+    buffers: Mutex<Vec<Buffers>>,
+    /// One batch at a time is enqueued: its kernels follow each other, and its memory is the next one's.
+    turn: Mutex<()>,
+    pub(super) stream: Stream,
+    ordinal: usize,
+    /// Rows and tokens of the largest batch that goes up at once.
+    pub(super) rows_max: usize,
+    pub(super) cells_max: usize,
+}
+
+/// A batch's logits, rows × labels, and when it was enqueued.
+pub(super) struct Logits {
+    pub(super) values: Vec<f32>,
+    pub(super) enqueued: Instant,
+}
+
+// === impl Lane ===
+
+impl Lane {
+    pub(super) fn new(loaded: Loaded) -> Self {
+        Self {
+            ordinal: loaded.ordinal,
+            loaded: RwLock::new(Some(loaded)),
+        }
+    }
+
+    /// What is on the GPU, unless it was lost.
+    pub(super) fn loaded(&self) -> RwLockReadGuard<'_, Option<Loaded>> {
+        self.loaded.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Drops what is on a GPU that was lost.
+    pub(super) fn let_go(&self) {
+        let mut loaded = self.loaded.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(loaded) = loaded.take() {
+            loaded.abandon();
+        }
+    }
+
+    /// Why there is nothing any more.
+    pub(super) fn lost(&self) -> Fault {
+        Fault::new(
+            FaultCode::DeviceLost,
+            format!("GPU {}: it was lost with all that was on it", self.ordinal),
+        )
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        let loaded = self
+            .loaded
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner);
+        let Some(Loaded {
+            opened,
+            buffers,
+            stream,
+            ..
+        }) = loaded.take()
+        else {
+            return;
+        };
+        drop((opened, buffers));
+        // Other processes and other models may have what this one kept. A GPU that is lost cannot give it back.
+        if stream.trim().is_err() {
+            stream.abandon();
+        }
+    }
+}
+
+// === impl Loaded ===
+
+impl Loaded {
+    pub(super) fn new(stream: Stream, ordinal: usize, opened: Opened) -> Self {
+        Self {
+            opened,
+            buffers: Mutex::default(),
+            turn: Mutex::default(),
+            stream,
+            ordinal,
+            rows_max: 0,
+            cells_max: 0,
+        }
+    }
+
+    /// The GPU's number.
+    pub(super) fn ordinal(&self) -> usize {
+        self.ordinal
+    }
+
+    /// Sets the largest batch, and makes pinned buffers of its size for so many workers.
+    pub(super) fn set_limits(
+        &mut self,
+        rows_max: usize,
+        cells_max: usize,
+        n_workers: usize,
+    ) -> Result<(), Fault> {
+        (self.rows_max, self.cells_max) = (rows_max, cells_max);
+        let made = (0..n_workers).map(|_| self.new_buffers());
+        let made = made.collect::<Result<Vec<_>, _>>()?;
+        *self.buffers() = made;
+        Ok(())
+    }
+
+    /// The logits of these rows, which are no more than fit.
+    ///
+    /// # Errors
+    /// `OutOfMemory` if they do not fit after all: fewer may. `DeviceLost` if the GPU is gone.
+    pub(super) fn score(&self, rows: &[Row<'_>]) -> Result<Logits, Fault> {
+        let kept = self.buffers().pop();
+        let mut buffers = kept.map_or_else(|| self.new_buffers(), Ok)?;
+        let outcome = self.compute(rows, &mut buffers);
+        if outcome.is_err() {
+            // Copies may be under way; and memory is looked for once more where fewer rows come next.
+            let _ = self.stream.trim();
+        }
+        self.buffers().push(buffers);
+        let what = || {
+            let n_tokens: usize = rows.iter().map(|row| row.input_ids.len()).sum();
+            format!("{} rows of {n_tokens} tokens", rows.len())
+        };
+        outcome.map_err(|error| fault(self.ordinal, Some(&self.stream), &what(), &error))
+    }
+
+    fn compute(&self, rows: &[Row<'_>], buffers: &mut Buffers) -> Computed<Logits> {
+        let n_logits = rows.len() * self.opened.sizes.n_labels;
+        self.enqueue(rows, buffers)?;
+        let enqueued = Instant::now();
+        let values = buffers.wait()?[..n_logits].to_vec();
+        Ok(Logits { values, enqueued })
+    }
+
+    fn enqueue(&self, rows: &[Row<'_>], buffers: &mut Buffers) -> Computed<()> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let model = &*self.opened.model;
+        let rows = packed::send(&self.stream, buffers, rows, model)?;
+        let logits = model.forward(&rows)?.to_dtype(DType::F32)?;
+        buffers.fetch(&self.stream, &logits)
+    }
+
+    fn new_buffers(&self) -> Result<Buffers, Fault> {
+        let n_words = packed::words_max(self.rows_max, self.cells_max);
+        let n_logits = self.rows_max * self.opened.sizes.n_labels;
+        let made = self.stream.buffers(n_words, n_logits);
+        made.map_err(|error| fault(self.ordinal, Some(&self.stream), "pinned buffers", &error))
+    }
+
+    fn buffers(&self) -> MutexGuard<'_, Vec<Buffers>> {
+        self.buffers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Drops all of it where nothing can be given back.
+    pub(super) fn abandon(self) {
+        let Self {
+            opened,
+            buffers,
+            stream,
+            ..
+        } = self;
+        drop((opened, buffers));
+        stream.abandon();
+    }
+}
+
+/// A model on a GPU, which may have been lost before.
+pub(super) fn open_stream(ordinal: usize) -> Result<Stream, Fault> {
+    faults::revive(ordinal)?;
+    Stream::open(ordinal).map_err(|error| fault(ordinal, None, "opening it", &error))
+}
