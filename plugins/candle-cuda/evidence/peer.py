@@ -142,7 +142,10 @@ def draw(name, weight, generator):
         return
     size = 1.0 if "embeddings" in name else weight.shape[1] ** -0.5
     if ".query." in name or ".key." in name:
-        size *= 1.4
+        size *= 1.6
+    if weight.shape[0] == 1:
+        # The last layer: logits differ from row to row by about 1.
+        size *= 8.0
     weight.normal_(0.0, size, generator=generator)
 
 
