@@ -1,13 +1,13 @@
 //! Compiles the kernels in kernels/ for NVIDIA's GPUs, where the feature `cuda` asks for them.
 //!
-//! nvcc comes from NVCC, from CUDA_HOME or CUDA_PATH, or from PATH. Each file becomes one image: code for the GPUs of
-//! CUDA_COMPUTE_CAP (80 unless it says otherwise) and of later ones of the same generation, and PTX, which the driver
-//! compiles when it first loads it on any that came later.
+//! nvcc comes from NVCC, from CUDA_HOME or CUDA_PATH, or from PATH. Each file becomes code for GPUs of CUDA_COMPUTE_CAP
+//! (80 unless it says otherwise) and later ones of the same generation, and PTX, which the driver compiles when it first
+//! loads it on any that came later.
 
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 /// Ampere: the first GPUs that have what the kernels use.
 const CAPABILITY_MIN: u32 = 80;
@@ -34,20 +34,26 @@ fn build() -> Result<(), String> {
     let jobs = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok());
     let sources = sources()?;
     for sources in sources.chunks(jobs.unwrap_or(1).max(1)) {
-        let started = sources
-            .iter()
-            .map(|source| start(&nvcc, source, &image(&out, source), capability));
-        // All are waited for, also behind one that failed.
-        let outcomes: Vec<_> = started.map(|child| child.and_then(wait)).collect();
-        outcomes.into_iter().collect::<Result<(), _>>()?;
+        std::thread::scope(|scope| {
+            let start = |source: &PathBuf| {
+                let (nvcc, out) = (&nvcc, &out);
+                let source = source.clone();
+                scope.spawn(move || compile(nvcc, &source, out, capability))
+            };
+            let compiled: Vec<_> = sources.iter().map(start).collect();
+            compiled.into_iter().try_for_each(|one| match one.join() {
+                Ok(outcome) => outcome,
+                Err(panic) => std::panic::resume_unwind(panic),
+            })
+        })?;
     }
-    let images = sources.iter().map(|source| {
-        let (name, image) = (stem(source), image(&out, source));
-        format!("    ({name:?}, include_bytes!({image:?})),\n")
+    let lines = sources.iter().map(|source| {
+        let [ptx, cubin] = images(&out, source);
+        format!("    [include_bytes!({cubin:?}), include_bytes!({ptx:?})],\n")
     });
     let list = format!(
-        "/// Each file's name and its image.\npub(super) const IMAGES: &[(&str, &[u8])] = &[\n{}];\n",
-        images.collect::<String>()
+        "/// Of each file: code, and PTX.\npub(super) const IMAGES: &[[&[u8]; 2]] = &[\n{}];\n",
+        lines.collect::<String>()
     );
     let path = out.join("images.rs");
     fs::write(&path, list).map_err(|error| format!("{}: {error}", path.display()))
@@ -66,13 +72,10 @@ fn sources() -> Result<Vec<PathBuf>, String> {
     Ok(sources)
 }
 
-fn stem(source: &Path) -> String {
-    let stem = source.file_stem().unwrap_or_default();
-    stem.to_string_lossy().into_owned()
-}
-
-fn image(out: &Path, source: &Path) -> PathBuf {
-    out.join(stem(source)).with_extension("fatbin")
+/// Where a source's PTX and its code go.
+fn images(out: &Path, source: &Path) -> [PathBuf; 2] {
+    let stem = out.join(source.file_stem().unwrap_or_default());
+    ["ptx", "cubin"].map(|extension| stem.with_extension(extension))
 }
 
 /// The compiler: where somebody says that CUDA is, or by its name.
@@ -102,29 +105,36 @@ fn capability() -> Result<u32, String> {
     }
 }
 
-fn start(nvcc: &Path, source: &Path, image: &Path, capability: u32) -> Result<Child, String> {
-    let target =
-        |code: &str| format!("-gencode=arch=compute_{capability},code={code}_{capability}");
-    let started = Command::new(nvcc)
-        .args(["-fatbin", "-std=c++17", "-O3", "-lineinfo"])
-        .args([target("sm"), target("compute")])
-        .arg("-o")
-        .args([image, source])
-        .stdin(Stdio::null())
-        .spawn();
-    started.map_err(|error| {
-        format!(
+fn compile(nvcc: &Path, source: &Path, out: &Path, capability: u32) -> Result<(), String> {
+    let [ptx, cubin] = images(out, source);
+    let compute = format!("-arch=compute_{capability}");
+    let options = ["-ptx", "-std=c++17", "-O3", &compute];
+    run(nvcc, &options, source, &ptx)?;
+    // A string of C's: the driver looks for its end.
+    let mut text = fs::read(&ptx).map_err(|error| format!("{}: {error}", ptx.display()))?;
+    run(
+        nvcc,
+        &["-cubin", &format!("-arch=sm_{capability}")],
+        &ptx,
+        &cubin,
+    )?;
+    text.push(0);
+    fs::write(&ptx, text).map_err(|error| format!("{}: {error}", ptx.display()))
+}
+
+fn run(nvcc: &Path, options: &[&str], from: &Path, to: &Path) -> Result<(), String> {
+    let mut command = Command::new(nvcc);
+    command.args(options).arg("-o").args([to, from]);
+    match command.stdin(Stdio::null()).status() {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(format!(
+            "{}: nvcc: {status}: what it says stands above",
+            from.display()
+        )),
+        Err(error) => Err(format!(
             "{}: {error}: the feature cuda needs CUDA's compiler: install the CUDA Toolkit (12.4 or later) and put nvcc \
              into PATH, or say where it is by CUDA_HOME",
             nvcc.display()
-        )
-    })
-}
-
-fn wait(mut child: Child) -> Result<(), String> {
-    match child.wait() {
-        Ok(status) if status.success() => Ok(()),
-        Ok(status) => Err(format!("nvcc: {status}: what it says stands above")),
-        Err(error) => Err(format!("nvcc: {error}")),
+        )),
     }
 }

@@ -23,6 +23,8 @@ CUcontext current_context();
 // Whether `device` is a number of a device.
 bool is_device(CUdevice device);
 double now_s();
+// Gives back every allocation on a device.
+void free_all(int device);
 
 // Says what a caller did wrong beside the error it gets, for errors alone say little.
 CUresult refuse(CUresult error, const char* format, ...) __attribute__((format(printf, 2, 3)));

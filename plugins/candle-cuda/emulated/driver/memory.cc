@@ -94,6 +94,24 @@ template <typename T> CUresult fill(CUdeviceptr to, T value, size_t count) {
 
 }  // namespace
 
+namespace emulated {
+
+void free_all(int device) {
+    std::lock_guard<std::mutex> alone(execution());
+    std::lock_guard<std::mutex> held(owners_lock);
+    for (auto at = owners().begin(); at != owners().end();) {
+        if (at->second.device != device) {
+            at++;
+            continue;
+        }
+        give_memory(device, at->second.bytes);
+        guarded_free(pointer(at->first));
+        at = owners().erase(at);
+    }
+}
+
+}  // namespace emulated
+
 CUresult cuMemAlloc(CUdeviceptr* address, size_t bytes) { return allocate(address, bytes); }
 CUresult cuMemAllocAsync(CUdeviceptr* address, size_t bytes, CUstream) { return allocate(address, bytes); }
 CUresult cuMemFree(CUdeviceptr address) { return release(address); }

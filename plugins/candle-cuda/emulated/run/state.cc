@@ -60,26 +60,41 @@ std::mutex& execution() {
 
 static std::atomic<long> launches{0};
 
+// Of a context that was made anew: it dies once.
+static std::atomic<bool> is_revived{false};
+
 bool begin_launch() {
     long fatal = settings().fatal_launch;
-    return ++launches < fatal || fatal == 0;
+    return ++launches < fatal || fatal == 0 || is_revived;
 }
 
-bool is_dead() { return settings().fatal_launch != 0 && launches >= settings().fatal_launch; }
+bool is_dead() { return settings().fatal_launch != 0 && launches >= settings().fatal_launch && !is_revived; }
+
+void revive() {
+    if (is_dead()) is_revived = true;
+}
 
 static std::atomic<size_t> used[DEVICES_MAX];
+// The most since it was asked to begin again.
+static std::atomic<size_t> used_at_most[DEVICES_MAX];
 
 bool take_memory(int device, size_t bytes) {
     size_t before = used[device];
     do {
         if (bytes > settings().memory_bytes || before > settings().memory_bytes - bytes) return false;
     } while (!used[device].compare_exchange_weak(before, before + bytes));
+    size_t most = used_at_most[device];
+    while (most < before + bytes && !used_at_most[device].compare_exchange_weak(most, before + bytes)) {}
     return true;
 }
 
 void give_memory(int device, size_t bytes) { used[device] -= bytes; }
 
 size_t memory_used(int device) { return used[device]; }
+
+size_t memory_used_at_most(int device) { return used_at_most[device]; }
+
+void forget_memory_used(int device) { used_at_most[device] = size_t(used[device]); }
 
 void missing(const char* function) {
     fprintf(stderr, "emulated CUDA: %s is not emulated\n", function);

@@ -27,11 +27,16 @@ std::mutex& execution();
 bool begin_launch();
 // Whether the context died: every call that touches it fails from then on.
 bool is_dead();
+// Ends that: the context was made anew.
+void revive();
 
 // Device memory in use, of all devices together each its own count. False if it would be too much.
 bool take_memory(int device, size_t bytes);
 void give_memory(int device, size_t bytes);
 size_t memory_used(int device);
+// The most that was in use since the start, or since that was forgotten.
+size_t memory_used_at_most(int device);
+void forget_memory_used(int device);
 
 // Ends the process: a function of NVIDIA's library is not emulated.
 [[noreturn]] void missing(const char* function);

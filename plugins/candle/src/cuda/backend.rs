@@ -99,7 +99,7 @@ fn load(asked: &Asked<'_>, ordinal: usize, room: Room) -> Result<(Loaded, Room, 
             "GPU {ordinal}: its compute capability is {major}.{minor}; this plugin runs from 8.0 (Ampere) on"
         )));
     }
-    let before = stream.bytes_taken().map_err(failed("its memory"))?;
+    let before = stream.begin_peak().map_err(failed("its memory"))?;
     let opened = asked.load(&stream.as_device())?;
     if HEAD_DIM_MAX < opened.sizes.head_dim {
         return Err(Fault::unsupported(format!(
@@ -109,9 +109,8 @@ fn load(asked: &Asked<'_>, ordinal: usize, room: Room) -> Result<(Loaded, Room, 
     }
     let mut loaded = Loaded::new(stream, ordinal, opened);
     let room = fit(&mut loaded, room)?;
-    let after = loaded.stream.bytes_taken();
-    let after = after.map_err(failed("its memory"))?;
-    Ok((loaded, room, after.saturating_sub(before)))
+    let most = loaded.stream.peak().map_err(failed("its memory"))?;
+    Ok((loaded, room, most.saturating_sub(before)))
 }
 
 /// What fits of a room: the largest batch is tried, and half of it where that does not fit.
@@ -119,6 +118,9 @@ fn fit(loaded: &mut Loaded, mut room: Room) -> Result<Room, Fault> {
     let of_model = loaded.opened.sizes.row_tokens_max;
     room.row_tokens_max = room.row_tokens_max.min(of_model);
     loop {
+        // What did not fit does not count.
+        let begun = loaded.stream.begin_peak();
+        begun.map_err(|error| fault(loaded.ordinal(), None, "its memory", &error))?;
         let outcome = loaded
             .set_limits(room.rows_max, room.cells_max(), 1)
             .and_then(|()| try_largest(loaded, room));

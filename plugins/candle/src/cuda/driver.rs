@@ -18,7 +18,7 @@ use candle_core::{CudaDevice, CudaStorage, DType, Result, Shape, Storage, Tensor
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-/// What build.rs made of each file in kernels/: its name, and code for GPUs.
+/// What build.rs made of each file in kernels/.
 mod images {
     include!(concat!(env!("OUT_DIR"), "/images.rs"));
 }
@@ -73,19 +73,27 @@ impl Stream {
         let stream = device.cuda_stream();
         let stream = Self { device, stream };
         stream.keep_memory()?;
-        let load = |(_, image): &(&str, &[u8])| {
-            // Copied, because the driver wants it aligned.
-            let image = Ptx::from_binary(image.to_vec());
-            stream.context().load_module(image).w()
-        };
         let kernels = Kernels {
-            modules: images::IMAGES.iter().map(load).collect::<Result<_>>()?,
+            modules: images::IMAGES
+                .iter()
+                .map(|images| stream.load(images))
+                .collect::<Result<_>>()?,
             functions: RwLock::default(),
         };
         let mut all = KERNELS.write().unwrap_or_else(PoisonError::into_inner);
         all.push((stream.device.id(), Arc::new(kernels)));
         drop(all);
         Ok(stream)
+    }
+
+    /// One file's kernels: as code, if it is for this GPU, or else by the driver's compiler.
+    fn load(&self, [code, ptx]: &[&[u8]; 2]) -> Result<Arc<CudaModule>> {
+        // Copied, because the driver wants them aligned.
+        let load = |image: &[u8]| {
+            let image = Ptx::from_binary(image.to_vec());
+            self.context().load_module(image)
+        };
+        load(code).or_else(|_| load(ptx)).w()
     }
 
     pub(super) fn context(&self) -> &Arc<CudaContext> {
@@ -124,16 +132,34 @@ impl Stream {
         pool.map(Some).w()
     }
 
-    /// Bytes that this process's pool has taken from the GPU; where there is no pool, that all have.
-    pub(super) fn bytes_taken(&self) -> Result<u64> {
+    /// Begins to look for the most memory that is in use; returns what is now, in bytes.
+    pub(super) fn begin_peak(&self) -> Result<u64> {
+        if let Some(pool) = self.pool()? {
+            let mut from_here = 0_u64;
+            let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
+            // SAFETY: the pool is the device's own, and this attribute is a u64 that 0 sets back.
+            unsafe {
+                result::mem_pool::set_attribute(pool, attribute, (&raw mut from_here).cast())
+            }
+            .w()?;
+        }
+        self.bytes(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)
+    }
+
+    /// The most that was in use since.
+    pub(super) fn peak(&self) -> Result<u64> {
+        self.bytes(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)
+    }
+
+    /// What the pool says; of a GPU without one, all that is in use there.
+    fn bytes(&self, attribute: sys::CUmemPool_attribute) -> Result<u64> {
         let Some(pool) = self.pool()? else {
             let (free, total) = self.context().mem_get_info().w()?;
             return Ok((total - free) as u64);
         };
         self.wait().w()?;
         let mut n_bytes = 0_u64;
-        let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT;
-        // SAFETY: the pool is the device's own, and this attribute is a u64.
+        // SAFETY: the pool is the device's own, and these attributes are u64.
         unsafe { result::mem_pool::get_attribute(pool, attribute, (&raw mut n_bytes).cast()) }
             .w()?;
         Ok(n_bytes)

@@ -14,7 +14,7 @@ use crate::model::{Model, Sizes};
 use crate::raw::RawLinear;
 use crate::rows::Rows;
 use backend_api::Fault;
-use candle_core::{Result as Computed, Tensor};
+use candle_core::{Device, Result as Computed, Tensor};
 use serde_json::json;
 use std::sync::Arc;
 
@@ -314,8 +314,11 @@ fn layer(loader: &Loader<'_>, shape: &Shape, at: usize) -> Result<Layer, Fault> 
 fn by_head(projection: &Linear, table: &Tensor, n_heads: usize) -> Computed<Tensor> {
     let projected = projection.forward(table)?;
     let (n_rows, hidden) = projected.dims2()?;
+    // Turned on the host: it is done once.
     projected
+        .to_device(&Device::Cpu)?
         .reshape((n_rows, n_heads, hidden / n_heads))?
         .permute((1, 2, 0))?
-        .contiguous()
+        .contiguous()?
+        .to_device(table.device())
 }

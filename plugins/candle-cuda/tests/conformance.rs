@@ -1,0 +1,74 @@
+//! What the contract promises of every plugin, of each kind of model and in each data type.
+
+mod common;
+
+use backend_api::conformance::{self, Subject};
+use backend_api::{OpenRequest, PluginLibrary};
+use candle_cuda::CandleCuda;
+use common::golden_request;
+
+/// Sums in another order; in halves their last bits.
+fn tolerance(dtype: &str) -> f32 {
+    match dtype {
+        "f32" => 2e-5,
+        "f16" => 1e-2,
+        _ => 0.1,
+    }
+}
+
+fn check(name: &str, dtypes: &[&str], type_vocab_size: u32) {
+    let library = PluginLibrary::in_process::<CandleCuda>().unwrap();
+    for dtype in dtypes {
+        conformance::run(&Subject {
+            library: &library,
+            // The suite computes rows of the longest length that it is allowed, emulated as on a GPU.
+            request: OpenRequest {
+                rows_max: 64,
+                tokens_max: 512,
+                row_tokens_max: 128,
+                ..golden_request(name, dtype)
+            },
+            vocab_size: 120,
+            type_vocab_size,
+            tolerance: tolerance(dtype),
+        });
+    }
+}
+
+const ALL: [&str; 3] = ["f32", "f16", "bf16"];
+
+#[test]
+fn bert() {
+    check("bert", &ALL, 2);
+}
+
+#[test]
+fn three_labels() {
+    check("bert-sharded-3-labels", &["f16"], 2);
+}
+
+#[test]
+fn modernbert() {
+    check("modernbert", &ALL, 1);
+}
+
+#[test]
+fn deberta() {
+    check("deberta-v3", &ALL, 1);
+}
+
+#[test]
+fn jina() {
+    check("jina-bert", &["f32", "f16"], 2);
+}
+
+#[test]
+fn decoders() {
+    check("qwen3-3-labels", &["f32", "bf16"], 1);
+    check("qwen2-yes-no", &["f32"], 1);
+}
+
+#[test]
+fn t5() {
+    check("t5-true-false", &["f32", "bf16"], 1);
+}

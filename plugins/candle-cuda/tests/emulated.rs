@@ -1,0 +1,238 @@
+//! What only the emulated driver can tell: what was copied and computed, what happens when memory ends or a context dies.
+//!
+//! It reads its settings once a process, so each test runs the others' code in a process of its own.
+
+#![allow(clippy::print_stderr)] // What the other process said.
+
+mod common;
+
+use backend_api::{FaultCode, OpenRequest};
+use common::{GoldenRow, farthest, golden, golden_request, open, score_all};
+use std::path::Path;
+use std::process::Command;
+
+const INSIDE: &str = "CROSSGATE_TEST_INSIDE";
+
+/// Whether this is the process of its own; if not, starts it with these settings and waits.
+fn is_inside(test: &str, settings: &[(&str, &str)]) -> bool {
+    if std::env::var_os(INSIDE).is_some() {
+        return true;
+    }
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args([test, "--exact", "--nocapture"])
+        .env(INSIDE, "1")
+        .envs(settings.iter().copied())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{test}: {}\n{said}", output.status);
+    // One that was not found would pass, too.
+    let ran = String::from_utf8_lossy(&output.stdout);
+    assert!(ran.contains("1 passed"), "{ran}");
+    false
+}
+
+fn lines(log: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string(log).unwrap();
+    text.lines().map(str::to_owned).collect()
+}
+
+/// Of each batch one copy goes up and one comes down; between them nothing is copied, and nothing waits.
+#[test]
+fn ids_go_up_and_logits_come_down() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("log");
+    let settings = [("EMULATED_CUDA_LOG", log.to_str().unwrap())];
+    if !is_inside("ids_go_up_and_logits_come_down", &settings) {
+        return;
+    }
+    let log = std::env::var("EMULATED_CUDA_LOG").unwrap();
+    let log = Path::new(&log);
+    for name in [
+        "bert",
+        "roberta",
+        "modernbert-mean-older-keys",
+        "deberta-v3",
+        "jina-bert",
+        "qwen3-yes-no",
+        "t5",
+        "mt5-true-false",
+    ] {
+        let backend = open(&golden_request(name, "f16")).unwrap();
+        let mut worker = backend.worker().unwrap();
+        let golden = golden(name);
+        let rows: Vec<&GoldenRow> = golden.rows.iter().take(6).collect();
+        score_all(&mut worker, &rows);
+        let before = lines(log).len();
+        score_all(&mut worker, &rows);
+        let lines = lines(log).split_off(before);
+        let of = |what: &str| -> Vec<&String> {
+            lines.iter().filter(|line| line.starts_with(what)).collect()
+        };
+        assert_eq!(of("copy htod").len(), 1, "{name}: {lines:#?}");
+        assert_eq!(of("copy dtoh").len(), 1, "{name}: {lines:#?}");
+        assert_eq!(of("synchronize").len(), 1, "{name}: {lines:#?}");
+        assert_eq!(of("synchronize event").len(), 1, "{name}: {lines:#?}");
+        assert!(
+            of("memset").is_empty() && of("pinned").is_empty(),
+            "{name}: {lines:#?}"
+        );
+        let n_bytes = rows.len() * golden.rows[0].logits.len() * size_of::<f32>();
+        assert_eq!(
+            *of("copy dtoh")[0],
+            format!("copy dtoh {n_bytes}"),
+            "{name}"
+        );
+        // ModernBERT's first layer has no norm, and its stream is copied for it.
+        let n_copies = usize::from(name.starts_with("modernbert"));
+        assert_eq!(of("copy dtod").len(), n_copies, "{name}: {lines:#?}");
+    }
+}
+
+/// The largest batch that was asked for does not fit; what is described does, and is scored.
+#[test]
+fn limits_shrink_to_the_memory() {
+    let settings = [("EMULATED_CUDA_MEMORY_BYTES", "2000000")];
+    if !is_inside("limits_shrink_to_the_memory", &settings) {
+        return;
+    }
+    let request = OpenRequest {
+        tokens_max: 4_096,
+        rows_max: 256,
+        ..golden_request("bert", "f32")
+    };
+    let backend = open(&request).unwrap();
+    let description = backend.description().clone();
+    assert!(description.tokens_max < 4_096, "{description:?}");
+    assert!(64 <= description.tokens_max, "{description:?}");
+    assert!(
+        (1..2_000_000).contains(&description.memory_bytes),
+        "{description:?}"
+    );
+    let golden = golden("bert");
+    let mut worker = backend.worker().unwrap();
+    for row in &golden.rows {
+        let found = score_all(&mut worker, &[row]);
+        assert!(farthest([&row.logits], &found) < 1e-4);
+    }
+    drop((worker, backend));
+    // Nothing is left behind.
+    for _ in 0..3 {
+        assert_eq!(*open(&request).unwrap().description(), description);
+    }
+}
+
+/// Where not even one token fits, the model does not open.
+#[test]
+fn a_model_that_does_not_fit_says_so() {
+    let settings = [("EMULATED_CUDA_MEMORY_BYTES", "100000")];
+    if !is_inside("a_model_that_does_not_fit_says_so", &settings) {
+        return;
+    }
+    let Err(fault) = open(&golden_request("bert", "f32")) else {
+        panic!("100 kB are not enough")
+    };
+    assert_eq!(fault.code, FaultCode::OutOfMemory, "{fault}");
+    assert!(fault.text.contains("GPU 0"), "{fault}");
+}
+
+/// A kernel that ends the context fails its batch as `DeviceLost`, with CUDA's own name of it; every worker of it is told
+/// so, and the model opens again on a new context while they are still there.
+#[test]
+fn a_dead_context_is_said_and_made_anew() {
+    let settings = [("EMULATED_CUDA_FATAL_LAUNCH", "400")];
+    if !is_inside("a_dead_context_is_said_and_made_anew", &settings) {
+        return;
+    }
+    let request = golden_request("bert", "f32");
+    let row = golden("bert").rows.remove(4);
+    let backend = open(&request).unwrap();
+    let (mut first, mut second) = (backend.worker().unwrap(), backend.worker().unwrap());
+    let fault = (0..400)
+        .find_map(|_| common::try_score(&mut first, &[&row]).err())
+        .unwrap();
+    assert_eq!(fault.code, FaultCode::DeviceLost, "{fault}");
+    for word in ["GPU 0", "CUDA_ERROR_", "opened again"] {
+        assert!(fault.text.contains(word), "{fault} does not name {word:?}");
+    }
+    for worker in [&mut first, &mut second] {
+        let fault = common::try_score(worker, &[&row]).err().unwrap();
+        assert_eq!(fault.code, FaultCode::DeviceLost, "{fault}");
+    }
+    let again = open(&request).unwrap();
+    let found = score_all(&mut again.worker().unwrap(), &[&row]);
+    assert!(farthest([&row.logits], &found) < 1e-4);
+    drop((first, second, backend));
+    let found = score_all(&mut again.worker().unwrap(), &[&row]);
+    assert!(farthest([&row.logits], &found) < 1e-4);
+}
+
+/// Weights on each of two GPUs, and workers dealt in turn.
+#[test]
+fn several_gpus_share_the_work() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("log");
+    let settings = [
+        ("EMULATED_CUDA_DEVICES", "2"),
+        ("EMULATED_CUDA_LOG", log.to_str().unwrap()),
+    ];
+    if !is_inside("several_gpus_share_the_work", &settings) {
+        return;
+    }
+    let row = golden("bert").rows.remove(4);
+    for (device, name) in [
+        ("cuda:all", "cuda:0,1"),
+        ("cuda:1,0", "cuda:1,0"),
+        ("cuda:1", "cuda:1"),
+    ] {
+        let request = OpenRequest {
+            device: device.to_owned(),
+            n_workers: 2,
+            ..golden_request("bert", "f32")
+        };
+        let backend = open(&request).unwrap();
+        assert_eq!(backend.description().device, name);
+        for _ in 0..3 {
+            let found = score_all(&mut backend.worker().unwrap(), &[&row]);
+            assert!(farthest([&row.logits], &found) < 1e-4);
+        }
+    }
+}
+
+/// Two workers on threads of their own, at once: each gets its own rows' logits.
+#[test]
+fn workers_compute_beside_each_other() {
+    let golden = golden("bert");
+    let request = OpenRequest {
+        n_workers: 2,
+        ..golden_request("bert", "f32")
+    };
+    let backend = open(&request).unwrap();
+    std::thread::scope(|scope| {
+        for first in 0..4 {
+            let (backend, rows) = (&backend, &golden.rows);
+            scope.spawn(move || {
+                let mut worker = backend.worker().unwrap();
+                for row in rows.iter().skip(first).chain(rows.iter().take(first)) {
+                    let found = score_all(&mut worker, &[row]);
+                    assert!(farthest([&row.logits], &found) < 1e-4);
+                }
+            });
+        }
+    });
+}
+
+/// Without a GPU the text says what to do.
+#[test]
+fn no_gpu_is_said() {
+    if !is_inside("no_gpu_is_said", &[("EMULATED_CUDA_DEVICES", "0")]) {
+        return;
+    }
+    let Err(fault) = open(&golden_request("bert", "f32")) else {
+        panic!("without a GPU")
+    };
+    assert_eq!(fault.code, FaultCode::Unsupported, "{fault}");
+    for word in ["CUDA_ERROR_NO_DEVICE", "nvidia-smi"] {
+        assert!(fault.text.contains(word), "{fault} does not name {word:?}");
+    }
+}

@@ -1,0 +1,159 @@
+//! Every golden model against the logits that `transformers` computes (plugins/golden/make_golden.py), in every data
+//! type; and a row's independence of everything around it.
+
+#![allow(clippy::print_stdout)] // The measured differences.
+
+mod common;
+
+use backend_api::{Fault, OpenRequest, RowStatus};
+use common::{GoldenRow, farthest, golden, golden_names, golden_request, open, score, score_all};
+
+/// Sums in another order than PyTorch's: 5e-6 at most.
+const F32_TOLERANCE: f32 = 1e-4;
+/// Eleven bits of mantissa in weights and activations: 6.5e-3 at most, of logits whose standard deviation is about 1. The
+/// random weights of these models are a harsher case than trained ones.
+const F16_TOLERANCE: f32 = 1e-2;
+/// Eight bits: 0.06, and of UMT5, which adds to a stream that is never normed twice as often as others, 0.2.
+const BF16_TOLERANCE: f32 = 0.1;
+const UMT5_BF16_TOLERANCE: f32 = 0.4;
+const UMT5_F16_TOLERANCE: f32 = 5e-2;
+
+/// Models with a row of 8,192 tokens: emulated, their attention takes a minute each, so they are tried in one type.
+const LONG: &str = "-8192";
+
+fn tolerance(name: &str, dtype: &str) -> f32 {
+    match (dtype, name) {
+        ("f32", _) => F32_TOLERANCE,
+        ("f16", "umt5") => UMT5_F16_TOLERANCE,
+        ("f16", _) => F16_TOLERANCE,
+        (_, "umt5") => UMT5_BF16_TOLERANCE,
+        _ => BF16_TOLERANCE,
+    }
+}
+
+/// The largest difference to a model's golden logits.
+fn worst(name: &str, request: &OpenRequest) -> Result<f32, Fault> {
+    let golden = golden(name);
+    let backend = open(request)?;
+    let mut worker = backend.worker()?;
+    // Each with as many others as one batch holds.
+    let (mut found, mut rows) = (Vec::new(), golden.rows.iter().collect::<Vec<&GoldenRow>>());
+    while !rows.is_empty() {
+        let mut left = request.tokens_max as usize;
+        let fit = rows.iter().take_while(|row| {
+            let fits = row.input_ids.len() <= left;
+            left -= if fits { row.input_ids.len() } else { 0 };
+            fits
+        });
+        let batch: Vec<_> = rows.drain(..fit.count()).collect();
+        found.extend(score_all(&mut worker, &batch));
+    }
+    Ok(farthest(golden.rows.iter().map(|row| &row.logits), &found))
+}
+
+#[track_caller]
+fn check_all(dtype: &str, which: impl Fn(&str) -> bool) {
+    let mut failures = Vec::new();
+    for name in golden_names().into_iter().filter(|name| which(name)) {
+        let tolerance = tolerance(&name, dtype);
+        match worst(&name, &golden_request(&name, dtype)) {
+            Ok(worst) if worst <= tolerance => println!("{name} in {dtype}: {worst:.1e} off"),
+            Ok(worst) => failures.push(format!("{name}: {worst} off, {tolerance} allowed")),
+            Err(fault) => failures.push(format!("{name}: {fault}")),
+        }
+    }
+    assert!(failures.is_empty(), "{dtype}: {failures:#?}");
+}
+
+#[test]
+fn f32_agrees_with_transformers() {
+    check_all("f32", |name| !name.ends_with(LONG));
+}
+
+#[test]
+fn f16_agrees_with_transformers() {
+    check_all("f16", |name| !name.ends_with(LONG));
+}
+
+#[test]
+fn bf16_agrees_with_transformers() {
+    check_all("bf16", |name| !name.ends_with(LONG));
+}
+
+#[test]
+fn rows_of_8192_tokens_agree_with_transformers() {
+    check_all("f16", |name| name.ends_with(LONG));
+}
+
+/// Halves where the request leaves it open: f16, or bf16 where the checkpoint is in it or the family outgrows f16.
+#[test]
+fn auto_is_halves() {
+    for (name, expected) in [("bert", "f16"), ("t5-true-false", "bf16")] {
+        let backend = open(&golden_request(name, "auto")).unwrap();
+        assert_eq!(backend.description().dtype, expected, "{name}");
+    }
+}
+
+/// How far a score may move with the rows beside it: cuBLAS adds up in an order that depends on how many there are.
+fn neighbours_tolerance(dtype: &str) -> f32 {
+    match dtype {
+        "f32" => 2e-5,
+        _ => F16_TOLERANCE,
+    }
+}
+
+/// A row's logits alone, in one batch with all others, turned round, and among 64 rows.
+#[test]
+fn a_rows_score_is_its_own() {
+    for name in [
+        "bert",
+        "modernbert",
+        "deberta-v3",
+        "jina-bert",
+        "qwen3-yes-no",
+        "t5",
+    ] {
+        for dtype in ["f32", "f16"] {
+            let golden = golden(name);
+            let rows: Vec<&GoldenRow> = golden.rows.iter().collect();
+            let backend = open(&OpenRequest {
+                tokens_max: 4_096,
+                ..golden_request(name, dtype)
+            });
+            let mut worker = backend.unwrap().worker().unwrap();
+            let alone: Vec<_> = rows
+                .iter()
+                .flat_map(|row| score_all(&mut worker, &[row]))
+                .collect();
+            let all: Vec<_> = (0..rows.len()).collect();
+            let backwards: Vec<_> = all.iter().rev().copied().collect();
+            let many: Vec<_> = (0..64).map(|at| at % rows.len()).collect();
+            for (what, picked) in [
+                ("together", all),
+                ("backwards", backwards),
+                ("among 64", many),
+            ] {
+                let found: Vec<_> = picked.iter().map(|&row| rows[row]).collect();
+                let found = score_all(&mut worker, &found);
+                let worst = farthest(picked.iter().map(|&row| &alone[row]), &found);
+                let tolerance = neighbours_tolerance(dtype);
+                assert!(worst <= tolerance, "{name} in {dtype}, {what}: {worst}");
+            }
+        }
+    }
+}
+
+/// What cannot be scored fails alone.
+#[test]
+fn a_row_that_cannot_be_scored_fails_alone() {
+    let rows = golden("bert").rows;
+    let mut unknown = rows[4].clone();
+    unknown.input_ids[1] = 1_000_000;
+    let backend = open(&golden_request("bert", "f32")).unwrap();
+    let mut worker = backend.worker().unwrap();
+    let found = score(&mut worker, &[&rows[3], &unknown, &rows[5]]);
+    assert_eq!(found[1], Err(RowStatus::Failed));
+    let expected = [&rows[3].logits, &rows[5].logits];
+    let found = [found[0].as_ref().unwrap(), found[2].as_ref().unwrap()];
+    assert!(farthest(expected, found) < F32_TOLERANCE);
+}
