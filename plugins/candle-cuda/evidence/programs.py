@@ -93,7 +93,7 @@ class Crossgate:
         """The largest difference to each golden model's logits, by model and dtype."""
         # The test program looks for the golden models from its package's folder, which cargo would name.
         env = self.env | {"CARGO_MANIFEST_DIR": str(Path(bundle).resolve() / "plugins" / "golden")}
-        command = [self.bin / "golden", "--nocapture", "--test-threads=1", "agrees_with_transformers"]
+        command = [self.bin / "golden", "--nocapture", "--test-threads=1", "with_transformers"]
         said = run(command, self.out / "golden.log", env)
         found = [(name, dtype, float(off)) for name, dtype, off in GOLDEN.findall(said)]
         return [row for row in found if row[1] in dtypes]
