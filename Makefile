@@ -30,6 +30,14 @@ run: build ## Build, then serve the built-in model on ports 8000 (HTTP) and 5005
 plugins: ## Build the plugins (release) beside the server
 	$(CARGO) build --release $(PLUGINS)
 
+.PHONY: plugin-cuda
+plugin-cuda: ## Build the plugin for NVIDIA's GPUs (release; fetches CUDA's compiler into target/cuda if there is none; needs no GPU)
+	exports=$$(plugins/candle-cuda/compiler.sh); eval "$$exports"; $(CARGO) build --release -p candle-cuda
+
+.PHONY: plugin-metal
+plugin-metal: ## Build the plugin for Apple's GPUs (release; on macOS)
+	$(CARGO) build --release -p candle-metal
+
 .PHONY: redis
 redis: ## Fetch Debian's redis-server for the tests that need one (into target/debian, no root)
 	@deploy/debian.sh redis-server || { echo "make redis: no redis-server was fetched; without one in PATH (or valkey-server)" \
@@ -70,6 +78,10 @@ check-macos: ## Lint for Macs what a Mac builds, without one (Linux; rustup, and
 .PHONY: gpu-bundle
 gpu-bundle: ## Pack what measures the CUDA plugin beside PyTorch, for a machine with a GPU (into target/gpu-bundle)
 	plugins/candle-cuda/evidence/bundle.sh
+
+.PHONY: test-cuda
+test-cuda: ## candle-cuda's tests: on the GPU, or without one on an emulated driver (fetches nvcc into target/cuda if there is none)
+	plugins/candle-cuda/test.sh
 
 # -Zsanitizer and libFuzzer are nightly's; the stable compiler has them behind RUSTC_BOOTSTRAP. The target is
 # named so that build scripts and macros are built without the sanitizer.

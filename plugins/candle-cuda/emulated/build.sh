@@ -2,7 +2,7 @@
 # Builds the emulated CUDA driver: the runner, the libraries that stand in for NVIDIA's, and kernels compiled for the host.
 #
 #   build.sh OUT             all of it, into the folder OUT
-#   build.sh OUT KERNELS..   the runner and, from each folder or file given, a library of kernels OUT/NAME.kernels.so
+#   build.sh OUT KERNELS..   the runner and, of each folder or .cu file given, libraries of kernels: OUT/FOLDER-FILE.kernels.so
 #
 # Needs g++ and the headers of a CUDA toolkit in $CUDA_HOME/include. What is newer than its sources is left alone.
 set -euo pipefail
@@ -33,29 +33,35 @@ library() {
   while [ $# -gt 0 ] && [ "$1" != -- ]; do sources+=("$1"); shift; done
   [ $# -eq 0 ] || shift
   ! newer "$target" "${sources[@]}" "$here"/*/*.h "$here/build.sh" || return 0
-  "$cxx" "${common[@]}" -shared -Wl,-Bsymbolic -Wl,-soname,"$(basename "$target")" -o "$target.new" "${sources[@]}" "$@" -Wl,-rpath,'$ORIGIN'
+  "$cxx" "${common[@]}" -O3 -shared -Wl,-Bsymbolic -Wl,-soname,"$(basename "$target")" -o "$target.new" "${sources[@]}" "$@" -Wl,-rpath,'$ORIGIN'
   mv "$target.new" "$target"
 }
 
-# kernels NAME FOLDER SOURCES..: a library of kernels. The sources are seen through links beside the host's device.h,
-# which so takes the place of the one beside them.
+# kernels NAME FOLDER SOURCES..: a library of kernels a source, as each is a module of its own on a GPU. The sources are seen
+# through links beside the host's device.h, which so takes the place of the one beside them.
 kernels() {
-  local name=$1 folder=$2 target="$out/$1.kernels.so" work="$out/$1" source object objects=()
+  local name=$1 folder=$2 work="$out/$1" source jobs=()
   shift 2
   rm -rf "$work/include" && mkdir -p "$work/include"
   ln -s "$folder"/* "$work/include/"
   [ ! -e "$folder/device.h" ] || ln -sf "$here/shim/device.h" "$work/include/device.h"
   for source; do
-    object="$work/$(basename "$source").o"
-    objects+=("$object")
-    ! newer "$object" "$folder"/*.* "$here"/*/*.h "$out/rewrite" || continue
-    # Macros that kernels are made of keep their line in messages; the toolkit's own warnings are not ours.
-    "$cxx" "${common[@]}" -E -x c++ -include "$here/shim/cuda_on_host.h" -I "$here/shim" "$work/include/$(basename "$source")" |
-      "$out/rewrite" "$(basename "$source")" >"$object.cc"
-    "$cxx" "${common[@]}" "${checks[@]}" -w -c -o "$object" "$object.cc"
+    [ "$(jobs -rp | wc -l)" -lt "$(nproc)" ] || wait -n
+    kernels_of "$name" "$folder" "$(basename "$source" .cu)" &
+    jobs+=($!)
   done
-  newer "$target" "${objects[@]}" ||
-    "$cxx" -shared -Wl,-Bsymbolic -o "$target" "${objects[@]}" -L "$out" -lemulated -Wl,-rpath,'$ORIGIN'
+  for source in "${jobs[@]}"; do wait "$source"; done
+}
+
+kernels_of() {
+  local target="$out/$1-$3.kernels.so" work="$out/$1"
+  ! newer "$target" "$2"/*.* "$here"/*/*.h "$out/rewrite" "$here/build.sh" || return 0
+  # Macros that kernels are made of keep their line in messages; the toolkit's own warnings are not ours.
+  "$cxx" "${common[@]}" -E -x c++ -include "$here/shim/cuda_on_host.h" -I "$here/shim" "$work/include/$3.cu" |
+    "$out/rewrite" "$3.cu" >"$work/$3.cc"
+  "$cxx" "${common[@]}" "${checks[@]}" -w -c -o "$work/$3.o" "$work/$3.cc"
+  "$cxx" -shared -Wl,-Bsymbolic -o "$target.new" "$work/$3.o" -L "$out" -lemulated -Wl,-rpath,'$ORIGIN'
+  mv "$target.new" "$target"
 }
 
 newer "$out/rewrite" "$here/rewrite.cc" || "$cxx" -std=c++17 -O2 -Wall -Wextra -o "$out/rewrite" "$here/rewrite.cc"
@@ -64,7 +70,7 @@ library libemulated.so "$here"/run/*.cc -- -ldl -pthread
 if [ $# -gt 0 ]; then
   for what; do
     if [ -d "$what" ]; then kernels "$(basename "$what")" "$(realpath "$what")" "$what"/*.cu
-    else kernels "$(basename "$what" .cu)" "$(realpath "$(dirname "$what")")" "$what"; fi
+    else kernels "$(basename "$(dirname "$(realpath "$what")")")" "$(realpath "$(dirname "$what")")" "$what"; fi
   done
   exit
 fi

@@ -57,20 +57,21 @@ template <uint32_t DIM> struct Sums {
 DEVICE uint32_t lane() { return threadIdx.x % WARP_SIZE; }
 
 // Eight values of a line into shared memory, zeros where the line or the row has ended.
-template <typename T> DEVICE void fetch(T *to, const T *line, uint32_t first, uint32_t dim, bool exists, bool vectors) {
+template <bool VECTORS, typename T> DEVICE void fetch(T *to, const T *line, uint32_t first, uint32_t dim, bool exists) {
   exists = exists && first < dim;
-  if (vectors) return copy_async(to, exists ? line + first : line, exists);
-#pragma unroll
-  for (uint32_t i = 0; i < 8; i++) to[i] = exists && first + i < dim ? line[first + i] : T{0};
+  if constexpr (VECTORS) {
+    copy_async(to, exists ? line + first : line, exists);
+  } else {
+    for (uint32_t i = 0; i < 8; i++) to[i] = exists && first + i < dim ? line[first + i] : T{0};
+  }
 }
 
 // Keys and values from `first` on into the buffers of a round; zeros behind the row, as far as a step looks.
-template <typename T, uint32_t DIM>
-DEVICE void fetch_round(const Attention &a, const Work &work, Buffers<T, DIM> &buffers, uint32_t round, uint32_t first,
-                        bool vectors) {
-  constexpr uint32_t CHUNKS = DIM / 8, STEP = Buffers<T, DIM>::STEP;
+template <bool VECTORS, typename T, uint32_t DIM>
+DEVICE void fetch_round(const Attention &a, const Work &work, Buffers<T, DIM> &buffers, uint32_t round, uint32_t first) {
+  constexpr uint32_t CHUNKS = DIM / 8, STEP = Buffers<T, DIM>::STEP, TIMES = Buffers<T, DIM>::KEYS * CHUNKS / ATTENTION_THREADS;
   const uint32_t part = round % 2, left = work.tile.n_keys > first ? work.tile.n_keys - first : 0;
-#pragma unroll
+#pragma unroll(VECTORS ? TIMES : 1)
   for (uint32_t i = threadIdx.x; i < Buffers<T, DIM>::KEYS * CHUNKS; i += ATTENTION_THREADS) {
     const uint32_t line = i / CHUNKS, at = i % CHUNKS * 8;
     if (line / STEP * STEP >= left) break;
@@ -78,34 +79,32 @@ DEVICE void fetch_round(const Attention &a, const Work &work, Buffers<T, DIM> &b
     // Where there is no key the address is that of one.
     const uint64_t cell = uint64_t(work.tile.k_cell) + (exists ? first + line : 0);
     const T *key = values_of<T>(a.k, a.k_stride, cell, work.kv, a.dim);
-    fetch(&buffers.keys[part][line][at], key, at, a.dim, exists, vectors);
+    fetch<VECTORS>(&buffers.keys[part][line][at], key, at, a.dim, exists);
     const T *value = values_of<T>(a.v, a.v_stride, cell, work.kv, a.dim);
-    fetch(&buffers.values[part][line][at], value, at, a.dim, exists, vectors);
+    fetch<VECTORS>(&buffers.values[part][line][at], value, at, a.dim, exists);
   }
   copy_commit();
 }
 
 // Two values of a query, with their bias; zeros where there are none.
-template <typename T>
-DEVICE uint32_t query_pair(const Attention &a, const Work &work, uint32_t query, uint32_t at, bool vectors) {
+template <bool VECTORS, typename T>
+DEVICE uint32_t query_pair(const Attention &a, const Work &work, uint32_t query, uint32_t at) {
   if (query >= work.tile.n_queries || at >= a.dim) return 0;
   const T *line = values_of<T>(a.q, a.q_stride, uint64_t(work.tile.q_cell) + query, work.head, a.dim);
-  const float *bias = a.q_bias ? a.q_bias + work.head * a.dim + at : nullptr;
-  const bool has_second = at + 1 < a.dim;
   float first, second;
-  if (vectors) {
+  if (VECTORS) {
     const uint32_t word = *reinterpret_cast<const uint32_t *>(line + at);
-    if (!bias) return word;
+    if (!a.q_bias) return word;
     unpack<T>(word, first, second);
   } else {
     first = widen(line[at]);
-    second = has_second ? widen(line[at + 1]) : 0.0f;
+    second = at + 1 < a.dim ? widen(line[at + 1]) : 0.0f;
   }
-  if (bias) first += bias[0], second += has_second ? bias[1] : 0.0f;
-  return pack<T>(first, second);
+  const float2 bias = bias_pair<VECTORS>(a.q_bias, work.head, at, a.dim);
+  return pack<T>(first + bias.x, second + bias.y);
 }
 
-template <typename T, uint32_t DIM> DEVICE Queries<DIM> queries_of(const Attention &a, const Work &work, bool vectors) {
+template <bool VECTORS, typename T, uint32_t DIM> DEVICE Queries<DIM> queries_of(const Attention &a, const Work &work) {
   Queries<DIM> queries;
   queries.first = threadIdx.x / WARP_SIZE * WARP_QUERIES;
   const uint32_t left = work.tile.n_queries > queries.first ? work.tile.n_queries - queries.first : 0;
@@ -116,7 +115,7 @@ template <typename T, uint32_t DIM> DEVICE Queries<DIM> queries_of(const Attenti
     for (uint32_t part = 0; part < 4; part++) {
       const uint32_t query = queries.first + lane() / 4 + part % 2 * 8;
       const uint32_t at = step * 16 + part / 2 * 8 + lane() % 4 * 2;
-      queries.values[step][part] = query_pair<T>(a, work, query, at, vectors);
+      queries.values[step][part] = query_pair<VECTORS, T>(a, work, query, at);
     }
   }
   return queries;
@@ -234,33 +233,32 @@ DEVICE void steps(const Attention &a, const Work &work, const Queries<DIM> &quer
 }
 
 // The warp's lines, through shared memory, so that they leave 16 bytes at a time.
-template <typename T, uint32_t DIM>
-DEVICE void write(const Attention &a, const Work &work, const Queries<DIM> &queries, Sums<DIM> &sums,
-                  T (*lines)[Buffers<T, DIM>::PITCH], bool vectors) {
+template <bool VECTORS, typename T, uint32_t DIM>
+DEVICE void write(const Attention &a, const Work &work, const Queries<DIM> &queries, const Sums<DIM> &sums,
+                  T (*lines)[Buffers<T, DIM>::PITCH]) {
 #pragma unroll
   for (uint32_t half = 0; half < 2; half++) {
     float weights = sums.weights[half];
     weights += shuffle_xor(weights, 1);
     weights += shuffle_xor(weights, 2);
+    const float share = share_of(weights), bias_share = weights == 0.0f ? 0.0f : 1.0f;
 #pragma unroll
     for (uint32_t j = 0; j < DIM / 8; j++) {
       const uint32_t at = j * 8 + lane() % 4 * 2;
-      float pair[2];
-#pragma unroll
-      for (uint32_t i = 0; i < 2; i++) {
-        const bool has_bias = a.v_bias && at + i < a.dim;
-        pair[i] = finished(sums.values[j][2 * half + i], weights, has_bias ? a.v_bias[work.kv * a.dim + at + i] : 0.0f);
-      }
-      *reinterpret_cast<uint32_t *>(&lines[lane() / 4 + half * 8][at]) = pack<T>(pair[0], pair[1]);
+      const float2 bias = bias_pair<VECTORS>(a.v_bias, work.kv, at, a.dim);
+      const float first = sums.values[j][2 * half] * share + bias.x * bias_share;
+      const float second = sums.values[j][2 * half + 1] * share + bias.y * bias_share;
+      *reinterpret_cast<uint32_t *>(&lines[lane() / 4 + half * 8][at]) = pack<T>(first, second);
     }
   }
   sync_warp();
+#pragma unroll(VECTORS ? DIM / 16 : 1)
   for (uint32_t i = lane(); i < WARP_QUERIES * (DIM / 8); i += WARP_SIZE) {
     const uint32_t line = i / (DIM / 8), at = i % (DIM / 8) * 8;
     if (line >= queries.n || at >= a.dim) continue;
     const uint64_t cell = uint64_t(work.tile.q_cell) + queries.first + line;
     T *to = static_cast<T *>(a.out) + cell * a.out_stride + uint64_t(work.head) * a.dim + at;
-    if (vectors) {
+    if (VECTORS) {
       *reinterpret_cast<uint4 *>(to) = *reinterpret_cast<const uint4 *>(&lines[line][at]);
     } else {
       for (uint32_t k = 0; k < 8 && at + k < a.dim; k++) to[k] = lines[line][at + k];
@@ -268,21 +266,20 @@ DEVICE void write(const Attention &a, const Work &work, const Queries<DIM> &quer
   }
 }
 
-template <typename T, uint32_t DIM, bool TERMS> DEVICE void attend(const Attention &a) {
+template <bool TERMS, bool VECTORS, typename T, uint32_t DIM>
+DEVICE void attend(const Attention &a, Buffers<T, DIM> &buffers) {
   constexpr uint32_t KEYS = Buffers<T, DIM>::KEYS, PITCH = Buffers<T, DIM>::PITCH;
   static_assert(4 * KEYS >= TILE_QUERIES, "buffers have room for what the tile writes");
-  __shared__ alignas(16) Buffers<T, DIM> buffers;
   const Work work(a);
-  const bool vectors = in_vectors<T>(a);
   const uint32_t last = work.tile.first_position + work.tile.n_queries - 1;
   const Range keys = seen_by_any(a, work.tile.first_position, last, work.tile.n_keys);
-  fetch_round(a, work, buffers, 0, keys.first, vectors);
-  const Queries<DIM> queries = queries_of<T, DIM>(a, work, vectors);
+  fetch_round<VECTORS>(a, work, buffers, 0, keys.first);
+  const Queries<DIM> queries = queries_of<VECTORS, T, DIM>(a, work);
   Sums<DIM> sums;
   uint32_t round = 0, first = keys.first;
   do {
     if (first + KEYS < keys.end) {
-      fetch_round(a, work, buffers, round + 1, first + KEYS, vectors);
+      fetch_round<VECTORS>(a, work, buffers, round + 1, first + KEYS);
       copy_wait<1>();
     } else {
       copy_wait<0>();
@@ -296,7 +293,16 @@ template <typename T, uint32_t DIM, bool TERMS> DEVICE void attend(const Attenti
   if (queries.n == 0) return;
   // Keys and values stand behind each other.
   T(*lines)[PITCH] = &buffers.keys[0][0] + queries.first;
-  write(a, work, queries, sums, lines, vectors);
+  write<VECTORS>(a, work, queries, sums, lines);
+}
+
+template <bool TERMS, typename T, uint32_t DIM> DEVICE void attend_any(const Attention &a) {
+  __shared__ alignas(16) Buffers<T, DIM> buffers;
+  if (in_vectors<T>(a)) {
+    attend<TERMS, true>(a, buffers);
+  } else {
+    attend<TERMS, false>(a, buffers);
+  }
 }
 
 } // namespace
@@ -304,7 +310,7 @@ template <typename T, uint32_t DIM, bool TERMS> DEVICE void attend(const Attenti
 // Blocks that a processor shall hold at least: registers are given out accordingly.
 #define ATTENTION(type, name, dim, blocks, terms)                                                                      \
   extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS, blocks) name(Attention a) {                          \
-    attend<type, dim, terms>(a);                                                                                       \
+    attend_any<terms, type, dim>(a);                                                                                     \
   }
 #define ATTENTIONS(type, name)                                                                                         \
   ATTENTION(type, attention_32_##name, 32, 7, false)                                                                   \

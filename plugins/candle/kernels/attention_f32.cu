@@ -197,6 +197,7 @@ DEVICE void write(const Attention &a, const Work &work, uint32_t first_query, co
     float weights = sums.weights[i];
 #pragma unroll
     for (uint32_t bits = 1; bits < LANES; bits *= 2) weights += shuffle_xor(weights, bits);
+    const float share = share_of(weights);
     const uint32_t query = first_query + lane_y() + i * SIDE;
     if (query >= work.tile.n_queries) continue;
     float *line = static_cast<float *>(a.out) + (uint64_t(work.tile.q_cell) + query) * a.out_stride + uint64_t(work.head) * a.dim;
@@ -206,8 +207,8 @@ DEVICE void write(const Attention &a, const Work &work, uint32_t first_query, co
       float mixed[4];
 #pragma unroll
       for (uint32_t j = 0; j < 4; j++) {
-        const float bias = a.v_bias && at + j < a.dim ? a.v_bias[work.kv * a.dim + at + j] : 0.0f;
-        mixed[j] = finished(sums.values[i][part][j], weights, bias);
+        const bool has_bias = a.v_bias && weights != 0.0f && at + j < a.dim;
+        mixed[j] = sums.values[i][part][j] * share + (has_bias ? a.v_bias[work.kv * a.dim + at + j] : 0.0f);
       }
       if (vectors && at < a.dim) {
         store(line + at, mixed);

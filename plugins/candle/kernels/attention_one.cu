@@ -98,9 +98,9 @@ template <uint32_t LANES> DEVICE void join_teams(Share &share) {
 
 // What warps have, and the head written by the block's first team.
 template <typename T, uint32_t LANES>
-DEVICE void write(const Attention &a, const Work &work, const Share &share, Share (*shares)[LANES], bool vectors) {
+DEVICE void write(const Attention &a, const Work &work, const Share &mine, Share (*shares)[LANES], bool vectors) {
   const uint32_t lane = threadIdx.x % WARP_SIZE;
-  if (lane < LANES) shares[threadIdx.x / WARP_SIZE][lane] = share;
+  if (lane < LANES) shares[threadIdx.x / WARP_SIZE][lane] = mine;
   sync_block();
   if (threadIdx.x >= LANES) return;
   Share all = shares[0][lane];
@@ -108,12 +108,13 @@ DEVICE void write(const Attention &a, const Work &work, const Share &share, Shar
     const Share &other = shares[warp][lane];
     all.join(other.most, other.weights, other.values);
   }
+  const float share = share_of(all.weights);
   float mixed[8];
 #pragma unroll
   for (uint32_t i = 0; i < 8; i++) {
     const uint32_t at = lane * 8 + i;
-    const float bias = a.v_bias && at < a.dim ? a.v_bias[work.kv * a.dim + at] : 0.0f;
-    mixed[i] = finished(all.values[i], all.weights, bias);
+    const float bias = a.v_bias && all.weights != 0.0f && at < a.dim ? a.v_bias[work.kv * a.dim + at] : 0.0f;
+    mixed[i] = all.values[i] * share + bias;
   }
   T *line = static_cast<T *>(a.out) + work.tile.q_cell * a.out_stride + uint64_t(work.head) * a.dim;
   store_some(line, lane * 8, a.dim, vectors, mixed);

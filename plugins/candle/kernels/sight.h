@@ -94,11 +94,20 @@ DEVICE const T *values_of(const void *matrix, uint64_t stride, uint64_t cell, ui
   return static_cast<const T *>(matrix) + cell * stride + uint64_t(head) * dim;
 }
 
-// Whether heads can be read and written 8 values at a time.
+// Whether heads can be read and written 8 values at a time, and biases two.
 template <typename T> DEVICE bool in_vectors(const Attention &a) {
   const uint64_t pointers = uint64_t(a.q) | uint64_t(a.k) | uint64_t(a.v) | uint64_t(a.out);
+  const uint64_t biases = uint64_t(a.q_bias) | uint64_t(a.v_bias);
   const uint64_t widths = a.q_stride | a.k_stride | a.v_stride | a.out_stride | a.dim;
-  return pointers % 16 == 0 && widths % 8 == 0;
+  return pointers % 16 == 0 && biases % 16 == 0 && widths % 8 == 0;
+}
+
+// Two values from `at` on of a head's biases, if there are any; zeros behind `dim`.
+template <bool VECTORS> DEVICE float2 bias_pair(const float *biases, uint32_t head, uint32_t at, uint32_t dim) {
+  if (!biases || at >= dim) return make_float2(0.0f, 0.0f);
+  const float *from = biases + head * dim + at;
+  if (VECTORS) return *reinterpret_cast<const float2 *>(from);
+  return make_float2(from[0], at + 1 < dim ? from[1] : 0.0f);
 }
 
 // Up to 8 values of a line of `dim` from `first` on, zeros behind them.
@@ -120,5 +129,6 @@ template <typename T> DEVICE void store_some(T *line, uint32_t first, uint32_t d
   }
 }
 
-// What a sum of weighted values becomes. A query that sees nothing gets zeros; a NaN stays one.
-DEVICE float finished(float sum, float weights, float bias) { return weights == 0.0f ? 0.0f : sum / weights + bias; }
+// What a query's weighted values are multiplied with in the end, and its bias: a query that sees nothing gets zeros. A NaN
+// stays one.
+DEVICE float share_of(float weights) { return weights == 0.0f ? 0.0f : 1.0f / weights; }

@@ -2,9 +2,11 @@
 // launches one.
 #include <cstddef>
 
-namespace emulated {
-[[noreturn]] void missing(const char*);
-}
+#include "../run/state.h"
+
+// A call that starts a kernel of a quantized model.
+#define LAUNCHES(function) \
+    void function() { emulated::missing(#function); }
 
 extern "C" {
 void** __cudaRegisterFatBinary(void*) {
@@ -14,9 +16,10 @@ void** __cudaRegisterFatBinary(void*) {
 void __cudaRegisterFatBinaryEnd(void**) {}
 void __cudaUnregisterFatBinary(void**) {}
 void __cudaRegisterFunction(void**, const char*, char*, const char*, int, void*, void*, void*, void*, int*) {}
-void __cudaGetKernel() { emulated::missing("__cudaGetKernel"); }
-void __cudaLaunchKernel_ptsz() { emulated::missing("__cudaLaunchKernel_ptsz"); }
-void __cudaPushCallConfiguration() { emulated::missing("__cudaPushCallConfiguration"); }
-void __cudaPopCallConfiguration() { emulated::missing("__cudaPopCallConfiguration"); }
 void __cudaRegisterVar(void**, char*, char*, const char*, int, size_t, int, int) {}
+LAUNCHES(__cudaPushCallConfiguration)
+LAUNCHES(__cudaPopCallConfiguration)
+LAUNCHES(__cudaGetKernel)
+LAUNCHES(__cudaLaunchKernel)
+LAUNCHES(__cudaLaunchKernel_ptsz)
 }

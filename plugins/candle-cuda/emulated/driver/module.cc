@@ -88,6 +88,8 @@ CUresult load(CUmodule* module, const void* image) {
     static std::once_flag once;
     std::call_once(once, load_kernels);
     auto ptx = static_cast<const char*>(image);
+    // Code for a real GPU. Who brings it has PTX, too, for GPUs that it does not fit.
+    if (memcmp(ptx, "\177ELF", 4) == 0) return CUDA_ERROR_NO_BINARY_FOR_GPU;
     if (!strstr(ptx, ".version")) {
         return refuse(CUDA_ERROR_INVALID_IMAGE, "the emulated driver reads PTX only, and this module is something else");
     }

@@ -46,7 +46,8 @@ struct Warp {
 struct Shared {
     const char* name;
     size_t bytes;
-    char* start;
+    char *pages, *start;
+    size_t pages_bytes;
     bool in_block;  // the running block has it
 };
 
@@ -60,9 +61,11 @@ struct Runner {
     Fiber scheduler = nullptr;
     unsigned n_at_block = 0, n_ended = 0, n_votes = 0, n_votes_last = 0;
     std::map<const void*, Shared> shared;
+    char* dynamic_pages = nullptr;
     char* dynamic_start = nullptr;
     size_t dynamic_bytes = 0;
 
+    ~Runner();
     void run_block();
     void run_warp(unsigned warp);
     void resume(Task& task);

@@ -32,7 +32,7 @@ void* shared_variable(const void* owner, const char* name, size_t bytes, size_t 
         size_t pages = round_up(room, PAGE_BYTES);
         char* start = pages_map(pages, true);
         if (!start) fail({nullptr, 0}, "no memory for the shared variable %s of %zu bytes", name, bytes);
-        variable = {name, bytes, start + pages - room, false};
+        variable = {name, bytes, start, start + pages - room, pages, false};
     }
     if (!variable.in_block) {
         variable.in_block = true;
@@ -45,13 +45,20 @@ void* shared_variable(const void* owner, const char* name, size_t bytes, size_t 
     return variable.start;
 }
 
+constexpr size_t ROOM = round_up(SHARED_BYTES_MAX, PAGE_BYTES);
+
+Runner::~Runner() {
+    for (auto& [owner, variable] : shared) pages_unmap(variable.pages, variable.pages_bytes);
+    if (dynamic_pages) pages_unmap(dynamic_pages, ROOM);
+}
+
 void shared_set_dynamic(Runner& here, size_t bytes) {
-    static thread_local char* pages = nullptr;
-    constexpr size_t ROOM = round_up(SHARED_BYTES_MAX, PAGE_BYTES);
     if (bytes > SHARED_BYTES_MAX) {
         fail({nullptr, 0}, "the launch asks for %zu bytes of shared memory, of %zu that every GPU has", bytes, SHARED_BYTES_MAX);
     }
-    if (!pages && !(pages = pages_map(ROOM, true))) fail({nullptr, 0}, "no memory for dynamic shared memory");
+    if (!here.dynamic_pages) here.dynamic_pages = pages_map(ROOM, true);
+    char* pages = here.dynamic_pages;
+    if (!pages) fail({nullptr, 0}, "no memory for dynamic shared memory");
     char* start = pages + ROOM - round_up(bytes, SHARED_ALIGNMENT);
     if (here.dynamic_bytes != bytes || here.dynamic_start != start) {
         // Pages before the first one in use are forbidden, too: an index below zero ends there.

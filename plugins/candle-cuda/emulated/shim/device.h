@@ -1,7 +1,7 @@
 // The host's version of plugins/candle/kernels/device.h: the same functions, without instructions of a GPU.
 #pragma once
 
-#include "tensor.h"
+#include "../run/tensor.h"
 
 #define DEVICE __device__ __forceinline__
 #define WARP_SIZE 32u
@@ -59,15 +59,14 @@ DEVICE void copy_commit() { emulated::copy_async_commit(); }
 template <int N> DEVICE void copy_wait() { emulated::copy_async_wait(N); }
 
 DEVICE void load_matrices(uint32_t (&to)[4], const void* line, Where where = here()) {
-    emulated::load_matrices<false>(to, line, where);
+    emulated::load_matrices(false, to, line, where);
 }
 DEVICE void load_matrices_transposed(uint32_t (&to)[4], const void* line, Where where = here()) {
-    emulated::load_matrices<true>(to, line, where);
+    emulated::load_matrices(true, to, line, where);
 }
-
-template <typename T> inline float widen_bits(uint16_t bits) { return widen(T{bits}); }
 
 template <typename T>
 DEVICE void multiply_add(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, Where where = here()) {
-    emulated::multiply_add<widen_bits<T>>(sum, a, b0, b1, where);
+    constexpr auto TYPE = std::is_same_v<T, F16> ? emulated::Half::F16 : emulated::Half::BF16;
+    emulated::multiply_add(TYPE, sum, a, b0, b1, where);
 }

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# candle-cuda's tests: on the GPU if there is one, on the emulated driver if not. Arguments go to cargo test.
+set -euo pipefail
+here=$(dirname "$(realpath "$0")")
+root=$(realpath "$here/../..")
+exports=$("$here/compiler.sh")
+eval "$exports"
+cd "$root"
+
+if compgen -G "/dev/nvidia[0-9]*" >/dev/null && ldconfig -p | grep -q 'libcuda\.so\.1 '; then
+  echo "candle-cuda: TESTS RUN ON THE GPU"
+  libraries=$CUDA_HOME/lib64
+else
+  echo "candle-cuda: NO GPU HERE: TESTS RUN ON THE EMULATED DRIVER (target/emulated)"
+  libraries=$root/target/emulated
+  "$here/emulated/build.sh" "$libraries"
+  # What the emulated driver promises: kernels that break CUDA's rules end with their place.
+  "$here/emulated/tests/run.sh" "$libraries"
+  export CANDLE_CUDA_EMULATED=1
+fi
+LD_LIBRARY_PATH=$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} "${CARGO:-cargo}" test -p candle-cuda "$@"
