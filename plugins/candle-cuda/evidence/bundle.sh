@@ -4,6 +4,8 @@
 #
 #   plugins/candle-cuda/evidence/bundle.sh [PLUGIN]       [candle-cuda]; candle-cpu, to try the script without a GPU
 #
+# CUDA_COMPUTE_CAP=90 (or what the GPU has) builds for that one: else the driver compiles for it at the first start.
+#
 # Writes target/gpu-bundle.tar.xz, and target/gpu-bundle with the same files. There:
 #
 #   python3 gpu-bundle/evidence/evidence.py gpu-bundle
