@@ -3,6 +3,7 @@
 
     python3 evidence.py BUNDLE [--out FOLDER] [--minutes 9]
     python3 evidence.py BUNDLE --plugin candle-cpu --device cpu --dtype f32 --quick      tries all of it without a GPU
+    LD_LIBRARY_PATH=target/emulated python3 evidence.py BUNDLE --peer-device cpu --quick     also the plugin, emulated
 
 BUNDLE is what `make gpu-bundle` packed: a folder, or the archive of it. The machine needs the GPU's driver and a Python
 with torch and transformers, whose packages bring CUDA's libraries, and no network. What is measured, in this order:
@@ -55,7 +56,7 @@ class Evidence:
         self.asked, self.out = asked, out
         self.ends = time.monotonic() + asked.minutes * 60
         self.crossgate = programs.Crossgate(bundle, asked.plugin, asked.device, out)
-        self.bundle, self.peer = bundle, programs.Peer(asked.device, out / "peer.log")
+        self.bundle, self.peer = bundle, programs.Peer(asked.peer_device or asked.device, out / "peer.log")
         self.samples = machine.Samples()
         self.models = QUICK if asked.quick else FULL
         self.blocks, self.rounds, self.round_s = (2, 1, 0.0) if asked.quick else (3, 3, 1.5)
@@ -214,7 +215,8 @@ def main():
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--out", type=Path, help="a folder for results and all that is made [a new one]")
     parser.add_argument("--plugin", default="candle-cuda")
-    parser.add_argument("--device", default="cuda", help="of both engines, as cuda or cpu")
+    parser.add_argument("--device", default="cuda", help="as Crossgate names it [cuda]")
+    parser.add_argument("--peer-device", help="as PyTorch names it [the same]")
     parser.add_argument("--dtype", default="f16", choices=DTYPES)
     parser.add_argument("--minutes", type=float, default=9.0, help="no step is begun that would end later [9]")
     parser.add_argument("--quick", action="store_true", help="tiny models and few rounds: only to try the script")
