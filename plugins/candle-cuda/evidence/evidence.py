@@ -169,7 +169,7 @@ class Evidence:
     def server(self, model):
         """The same rows by in-process inference, in-process from texts on, by HTTP and by gRPC."""
         row_tokens = SERVER_TOKENS
-        line = {"model": model, "row_tokens": row_tokens}
+        line = {"model": model, "row_tokens": row_tokens, "before_mib": self.samples.memory_mib()}
         for stage in ("inference", "pipeline"):
             started = time.monotonic()
             line[stage] = self.bench(model, row_tokens, self.rounds, stage)["pairs_per_s"]

@@ -70,6 +70,10 @@ class Samples:
         return {"busy": mean["utilization.gpu"] / 100, "memory_mib": max(values["memory.used"] for values in seen),
                 "power_w": mean["power.draw"], "clock_mhz": mean["clocks.sm"], "samples": len(seen)}
 
+    def memory_mib(self):
+        """What is in use now, by all processes."""
+        return self.samples[-1][1]["memory.used"] if self.samples else None
+
     def close(self):
         if self.process:
             self.process.terminate()

@@ -101,11 +101,17 @@ def tokenizers(found):
 
 
 def memory(found):
-    used = [(f"{line['model']}, {of}", line[f"{of}_gpu"]) for line in found["server"] for of in ("http", "grpc")]
-    rows = [[name, f"{gpu['memory_mib']:,.0f}", f"{gpu['power_w']:.0f}", f"{gpu['clock_mhz']:.0f}"] for name, gpu in used if gpu]
+    rows = []
+    for line in found["server"]:
+        for of in ("http", "grpc"):
+            gpu = line[f"{of}_gpu"]
+            if gpu:
+                ours = gpu["memory_mib"] - (line["before_mib"] or 0)
+                rows.append([f"{line['model']}, {of}", f"{ours:,.0f}", f"{gpu['power_w']:.0f}", f"{gpu['clock_mhz']:.0f}"])
     if not rows:
         return None
-    return "## The GPU while the server answers\n\n" + table(["", "memory used, MiB", "power, W", "clock, MHz"], rows)
+    text = "Memory beyond what was in use before, which is the other engine's process."
+    return f"## The GPU while the server answers\n\n{text}\n\n" + table(["", "memory, MiB", "power, W", "clock, MHz"], rows)
 
 
 def problems(found):
