@@ -5,7 +5,7 @@ use super::faults::{self, describe, fault};
 use super::lane::{Lane, Loaded, open_stream};
 use super::names;
 use super::twins::HEAD_DIM_MAX;
-use crate::backend::{Asked, WORKERS_MAX, scorable};
+use crate::backend::{Asked, scorable};
 use backend_api::{
     Backend, Description, Fault, FaultCode, Layout, Phases, RaggedBatch, Row, RowStatus, Scores,
     Worker,
@@ -17,6 +17,8 @@ use std::time::Instant;
 /// Tokens that are computed together, unless one row has more: enough to fill a GPU, and few enough that rows are looked
 /// at in between.
 const CELLS_MAX: usize = 16_384;
+/// Workers of a GPU: one prepares a batch while another's is computed. More would cut smaller batches.
+const WORKERS_OF_GPU_MAX: usize = 2;
 /// Bytes of a GPU that are left to others, and the share of a small one.
 const FREE_BYTES_MIN: usize = 256 << 20;
 const FREE_SHARE_MIN: usize = 32;
@@ -61,6 +63,7 @@ pub(crate) fn open(asked: &Asked<'_>) -> Result<Box<dyn Backend>, Fault> {
     })?;
     let ordinals = names::ordinals(&request.device, n)?;
     let n_workers = (request.n_workers.max(1) as usize).div_ceil(ordinals.len());
+    let n_workers = n_workers.min(WORKERS_OF_GPU_MAX);
     let mut room = Room {
         rows_max: request.rows_max as usize,
         tokens_max: request.tokens_max as usize,
@@ -100,7 +103,8 @@ fn load(asked: &Asked<'_>, ordinal: usize, room: Room) -> Result<(Loaded, Room, 
         )));
     }
     let before = stream.begin_peak().map_err(failed("its memory"))?;
-    let opened = asked.load(&stream.as_device())?;
+    let opened = asked.load(&stream.as_device());
+    let opened = opened.map_err(|found| faults::while_loading(ordinal, &stream, found))?;
     if HEAD_DIM_MAX < opened.sizes.head_dim {
         return Err(Fault::unsupported(format!(
             "config.json: heads of {} values; on cuda this plugin computes up to {HEAD_DIM_MAX}",
@@ -196,7 +200,7 @@ fn describe_all(
         row_tokens_max: room.row_tokens_max as u32,
         layout: Layout::Ragged,
         preferred_multiple: 1,
-        n_workers_max: WORKERS_MAX,
+        n_workers_max: (WORKERS_OF_GPU_MAX * loaded.len()) as u32,
         cancels: true,
         // cuBLAS adds up in an order that it chooses by the batch's size.
         bitwise: false,

@@ -175,12 +175,6 @@ impl Stream {
         }
     }
 
-    /// Gives up what cannot be dropped, of a GPU that was lost.
-    pub(super) fn abandon(&self) {
-        let mut abandoned = ABANDONED.lock().unwrap_or_else(PoisonError::into_inner);
-        abandoned.push(self.device.clone());
-    }
-
     /// Waits for all that was enqueued.
     pub(super) fn wait(&self) -> std::result::Result<(), DriverError> {
         self.stream.synchronize()
@@ -206,6 +200,10 @@ impl Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         let id = self.device.id();
+        if self.wait().is_err() {
+            let mut abandoned = ABANDONED.lock().unwrap_or_else(PoisonError::into_inner);
+            abandoned.push(self.device.clone());
+        }
         let mut all = KERNELS.write().unwrap_or_else(PoisonError::into_inner);
         all.retain(|(other, _)| *other != id);
     }

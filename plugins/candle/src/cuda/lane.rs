@@ -53,9 +53,7 @@ impl Lane {
     /// Drops what is on a GPU that was lost.
     pub(super) fn let_go(&self) {
         let mut loaded = self.loaded.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(loaded) = loaded.take() {
-            loaded.abandon();
-        }
+        *loaded = None;
     }
 
     /// Why there is nothing any more.
@@ -69,24 +67,19 @@ impl Lane {
 
 impl Drop for Lane {
     fn drop(&mut self) {
-        let loaded = self
-            .loaded
-            .get_mut()
-            .unwrap_or_else(PoisonError::into_inner);
-        let Some(Loaded {
+        let loaded = self.loaded.get_mut();
+        let Some(loaded) = loaded.unwrap_or_else(PoisonError::into_inner).take() else {
+            return;
+        };
+        let Loaded {
             opened,
             buffers,
             stream,
             ..
-        }) = loaded.take()
-        else {
-            return;
-        };
+        } = loaded;
         drop((opened, buffers));
-        // Other processes and other models may have what this one kept. A GPU that is lost cannot give it back.
-        if stream.trim().is_err() {
-            stream.abandon();
-        }
+        // Other processes and other models may have what this one kept. A GPU that is lost has nothing to give back.
+        let _ = stream.trim();
     }
 }
 
@@ -170,21 +163,9 @@ impl Loaded {
     fn buffers(&self) -> MutexGuard<'_, Vec<Buffers>> {
         self.buffers.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    /// Drops all of it where nothing can be given back.
-    pub(super) fn abandon(self) {
-        let Self {
-            opened,
-            buffers,
-            stream,
-            ..
-        } = self;
-        drop((opened, buffers));
-        stream.abandon();
-    }
 }
 
-/// A model on a GPU, which may have been lost before.
+/// A stream on a GPU, which may have been lost before.
 pub(super) fn open_stream(ordinal: usize) -> Result<Stream, Fault> {
     faults::revive(ordinal)?;
     Stream::open(ordinal).map_err(|error| fault(ordinal, None, "opening it", &error))
