@@ -63,6 +63,11 @@ fn worst(name: &str, request: &OpenRequest) -> Result<f32, Fault> {
 fn check_all(dtype: &str, option: Option<&str>) {
     let mut failures = Vec::new();
     for name in golden_names() {
+        // gemm's sums of thousands of halves are slow.
+        if option == Some("halves") && name.ends_with("-8192") && std::env::var_os("LONG").is_none()
+        {
+            continue;
+        }
         let mut request = golden_request(&name, dtype);
         if let Some(option) = option {
             request = with_option(request, option, json!(true));

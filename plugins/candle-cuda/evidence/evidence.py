@@ -3,7 +3,7 @@
 
     python3 evidence.py BUNDLE [--out FOLDER] [--minutes 9]
     python3 evidence.py BUNDLE --plugin candle-cpu --device cpu --dtype f32 --quick      tries all of it without a GPU
-    LD_LIBRARY_PATH=target/emulated python3 evidence.py BUNDLE --peer-device cpu --quick     also the plugin, emulated
+    python3 evidence.py BUNDLE --libraries target/emulated --peer-device cpu --quick     the plugin, too, but emulated
 
 BUNDLE is what `make gpu-bundle` packed: a folder, or the archive of it. The machine needs the GPU's driver and a Python
 with torch and transformers, whose packages bring CUDA's libraries, and no network. What is measured, in this order:
@@ -55,7 +55,7 @@ class Evidence:
     def __init__(self, asked, bundle, out):
         self.asked, self.out = asked, out
         self.ends = time.monotonic() + asked.minutes * 60
-        self.crossgate = programs.Crossgate(bundle, asked.plugin, asked.device, out)
+        self.crossgate = programs.Crossgate(bundle, asked.plugin, asked.device, out, asked.libraries)
         self.bundle, self.peer = bundle, programs.Peer(asked.peer_device or asked.device, out / "peer.log")
         self.samples = machine.Samples()
         self.models = QUICK if asked.quick else FULL
@@ -87,7 +87,7 @@ class Evidence:
             self.step(f"load {model}", 20, self.load, model)
             for row_tokens, count in lengths.items():
                 self.step(f"speed of {model}, {row_tokens} tokens", 40, self.speed, model, row_tokens, count)
-            self.peer.ask("drop")
+            self.step(f"drop {model}", 0, self.peer.ask, "drop")
         for model in self.models:
             self.step(f"server with {model}", 30, self.server, model)
         for model in self.models:
@@ -216,6 +216,7 @@ def main():
     parser.add_argument("--out", type=Path, help="a folder for results and all that is made [a new one]")
     parser.add_argument("--plugin", default="candle-cuda")
     parser.add_argument("--device", default="cuda", help="as Crossgate names it [cuda]")
+    parser.add_argument("--libraries", help="a folder with CUDA's libraries for Crossgate [those of this Python's packages]")
     parser.add_argument("--peer-device", help="as PyTorch names it [the same]")
     parser.add_argument("--dtype", default="f16", choices=DTYPES)
     parser.add_argument("--minutes", type=float, default=9.0, help="no step is begun that would end later [9]")

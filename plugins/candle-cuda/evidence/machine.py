@@ -21,10 +21,10 @@ def libraries():
     return list(found)
 
 
-def environment():
-    """This process's environment, with CUDA's libraries to be found behind what it names itself."""
+def environment(folder=None):
+    """This process's environment, with CUDA's libraries to be found: in a folder, or behind what it names itself."""
     named = os.environ.get("LD_LIBRARY_PATH", "").split(":")
-    return os.environ | {"LD_LIBRARY_PATH": ":".join(filter(None, named + libraries()))}
+    return os.environ | {"LD_LIBRARY_PATH": ":".join(filter(None, [folder, *named] + libraries()))}
 
 
 def smi(*arguments):

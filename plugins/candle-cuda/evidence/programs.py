@@ -42,20 +42,32 @@ class Peer:
     """peer.py, asked by lines of JSON."""
 
     def __init__(self, device, log):
-        self.log = open(log, "w", encoding="utf-8")
-        command = [sys.executable, str(HERE / "peer.py"), device]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True)
+        self.log = open(log, "a", encoding="utf-8")
+        self.command = [sys.executable, str(HERE / "peer.py"), device]
+        self.process = None
+        self.start()
+
+    def start(self):
+        self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log,
+                                        text=True)
 
     def ask(self, do, **question):
-        print(json.dumps({"do": do} | question), file=self.process.stdin, flush=True)
-        line = self.process.stdout.readline()
+        try:
+            print(json.dumps({"do": do} | question), file=self.process.stdin, flush=True)
+            line = self.process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            # The next step may go well with another one.
+            self.process.wait()
+            self.start()
         answer = json.loads(line) if line else {"error": f"it ended: {self.log.name}"}
         if "error" in answer:
             raise Failed(f"the peer, asked to {do}: {answer['error']}")
         return answer["ok"]
 
     def close(self):
-        self.process.stdin.close()
+        self.process.terminate()
         self.process.wait()
         self.log.close()
 
@@ -63,8 +75,8 @@ class Peer:
 class Crossgate:
     """The server's program of a bundle, with one plugin on one device."""
 
-    def __init__(self, bundle, plugin, device, out):
-        self.bin, self.out, self.env = Path(bundle) / "bin", Path(out), machine.environment()
+    def __init__(self, bundle, plugin, device, out, libraries=None):
+        self.bin, self.out, self.env = Path(bundle) / "bin", Path(out), machine.environment(libraries)
         self.common = ["--plugin-dir", self.bin, "--backend", plugin, "--device", device]
         # Plugins are copied before they are loaded; not beside those of a server that runs here.
         (self.out / "tmp").mkdir(exist_ok=True)

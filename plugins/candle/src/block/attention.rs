@@ -234,7 +234,7 @@ fn attend(
         if let Some((relative, terms)) = relative.zip(terms.as_ref()) {
             scores = relative.add(scores, &q, terms, first_query)?;
         }
-        mixed.push(product(&keys.weights(scores)?, &v)?);
+        mixed.push(keys.mix(scores, &v)?);
     }
     match mixed.len() {
         1 => Ok(mixed.swap_remove(0)),
@@ -285,13 +285,13 @@ impl Keys<'_> {
         })
     }
 
-    /// Scores become weights.
-    fn weights(&self, scores: Tensor) -> Result<Tensor> {
+    /// Scores become weights, and values are mixed by them.
+    fn mix(&self, scores: Tensor, v: &Tensor) -> Result<Tensor> {
         if Steps::of(&scores) == Steps::Fused {
             scores.inplace_op1(self)?;
-            return Ok(scores);
+            return product(&scores, v);
         }
-        composed::softmax(self, &scores)
+        composed::mix(self, &scores, v)
     }
 }
 

@@ -4,9 +4,13 @@ use super::Vector;
 use super::activation::Activation;
 use super::attention::Keys;
 use super::norm::Norm;
+use super::product::product;
 use candle_core::{D, DType, Result, Tensor};
 
 const HIDDEN: f32 = -1e30;
+/// In f16 the weights of thousands of keys would have few digits, or none: so small are they. They are multiplied by this,
+/// and what comes of them divided by it.
+const WEIGHTS_SCALE: f64 = 64.0;
 
 pub(super) fn add_bias(x: Tensor, bias: Option<&Vector>) -> Result<Tensor> {
     match bias {
@@ -60,8 +64,17 @@ pub(super) fn norm(norm: &Norm, x: &Tensor) -> Result<Tensor> {
     add_bias(scaled, norm.bias.as_ref())
 }
 
-/// Scores (rows × heads, queries, keys) become weights.
-pub(super) fn softmax(keys: &Keys<'_>, scores: &Tensor) -> Result<Tensor> {
+/// Scores (rows × heads, queries, keys) become weights, by which values are mixed.
+pub(super) fn mix(keys: &Keys<'_>, scores: &Tensor, v: &Tensor) -> Result<Tensor> {
+    let scale = match scores.dtype() {
+        DType::F16 => WEIGHTS_SCALE,
+        _ => 1.0,
+    };
+    product(&softmax(keys, scores, scale)?, v)? * (1.0 / scale)
+}
+
+/// Weights, multiplied by `scale`.
+fn softmax(keys: &Keys<'_>, scores: &Tensor, scale: f64) -> Result<Tensor> {
     let (n, n_queries, n_keys) = scores.dims3()?;
     let n_rows = keys.lens.len();
     let wide = (widened(scores)? * f64::from(keys.scale))?;
@@ -82,7 +95,8 @@ pub(super) fn softmax(keys: &Keys<'_>, scores: &Tensor) -> Result<Tensor> {
     }
     let most = masked.max_keepdim(D::Minus1)?;
     let powers = masked.broadcast_sub(&most)?.exp()?;
-    let weights = powers.broadcast_div(&powers.sum_keepdim(D::Minus1)?)?;
+    let sums = (powers.sum_keepdim(D::Minus1)? * (1.0 / scale))?;
+    let weights = powers.broadcast_div(&sums)?;
     weights
         .reshape((n, n_queries, n_keys))?
         .to_dtype(scores.dtype())
