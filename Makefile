@@ -73,6 +73,14 @@ test-interleavings: ## What threads decide together (flights, queue, line), in m
 test-neon: ## The int8 engine's tests for aarch64, in qemu (Linux, root; sets up a Debian chroot)
 	plugins/cpu-int8/tests/neon.sh
 
+.PHONY: check-macos
+check-macos: ## Lint for Macs what a Mac builds, without one (Linux; rustup, and zig's C compiler from PyPI)
+	plugins/candle-metal/check.sh
+
+.PHONY: gpu-bundle
+gpu-bundle: ## Pack what measures the CUDA plugin beside PyTorch, for a machine with a GPU (into target/gpu-bundle)
+	plugins/candle-cuda/evidence/bundle.sh
+
 .PHONY: test-cuda
 test-cuda: ## candle-cuda's tests: on the GPU, or without one on an emulated driver (fetches nvcc into target/cuda if there is none)
 	plugins/candle-cuda/test.sh

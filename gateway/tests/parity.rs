@@ -22,7 +22,12 @@ use table::Table;
 /// The plugins of this repository that compute on a CPU.
 const PLUGINS: [&str; 3] = ["cpu-int8", "candle-cpu", "ort-coreml"];
 /// Plugins of this repository that have no column.
-const NO_COLUMN: [(&str, Reason); 1] = [("fake", "it has no model")];
+const NO_COLUMN: [(&str, Reason); 3] = [
+    ("fake", "it has no model"),
+    ("candle-cuda", ON_A_GPU),
+    ("candle-metal", ON_A_GPU),
+];
+const ON_A_GPU: Reason = "it needs a GPU: its own tests try the golden models there";
 
 /// Golden models that a plugin refuses although it claims their architecture, and words of its refusal.
 const REFUSED: [(&str, &str, Reason); 1] = [

@@ -1,5 +1,7 @@
 //! The plugins' face: checks the request, opens the model where it is to be computed.
 
+#[cfg(feature = "metal")]
+mod metal;
 mod rectangles;
 
 use crate::family::FAMILIES;
@@ -90,13 +92,7 @@ pub fn open(name: &str, request: &OpenRequest, place: Place) -> Result<Box<dyn B
         #[cfg(feature = "metal")]
         Place::Metal => {
             place.only(&request.device, "metal")?;
-            let device = Device::new_metal(0).map_err(|error| {
-                Fault::unsupported(format!(
-                    "device \"metal\": no GPU that Metal knows: {error}"
-                ))
-            })?;
-            let opened = asked.load(&device)?;
-            Ok(Box::new(Rectangles::new(&asked, place, opened)))
+            metal::open(&asked)
         }
     }
 }
@@ -160,9 +156,9 @@ impl Place {
     /// What it computes in, best first.
     fn dtypes(self) -> &'static [Dtype] {
         match self {
-            #[cfg(feature = "cuda")]
-            Self::Cuda => &[Dtype::F16, Dtype::Bf16, Dtype::F32],
-            _ => &Dtype::ALL,
+            Self::Cpu => &Dtype::ALL,
+            #[cfg(any(feature = "cuda", feature = "metal"))]
+            _ => &[Dtype::F16, Dtype::Bf16, Dtype::F32],
         }
     }
 

@@ -26,6 +26,9 @@ pub(crate) struct Options {
     pub(crate) no_token: Option<Token>,
     /// Computes in f64 by candle's own operations: what the fused loops are compared with.
     pub(crate) reference: bool,
+    /// With dtype f16: computes in it, by candle's own operations, as candle-metal does. So that is tested where there is
+    /// no such GPU.
+    pub(crate) halves: bool,
     /// The GGUF file that is read, where there are several, or other weights beside it.
     pub(crate) file: Option<String>,
 }

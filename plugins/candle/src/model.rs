@@ -104,9 +104,10 @@ impl Opened {
         let dtype = asked.dtype.unwrap_or(auto(family, &weights, device));
         let numbers = &Numbers {
             dtype,
-            compute: match options.reference {
-                true => DType::F64,
-                false => dtype.computed_on(device),
+            compute: match (options.reference, options.halves && dtype == Dtype::F16) {
+                (true, _) => DType::F64,
+                (false, true) => DType::F16,
+                (false, false) => dtype.computed_on(device),
             },
             device: device.clone(),
         };
@@ -134,10 +135,10 @@ impl Opened {
     }
 }
 
-/// The dtype where the request leaves it open: what a GGUF file stores, else f32; on CUDA halves, of which those of
+/// The dtype where the request leaves it open: what a GGUF file stores, else f32; on GPUs halves, of which those of
 /// bf16 have f32's range. A checkpoint that is stored in them may use it, and T5's streams outgrow f16.
 fn auto(family: &Family, weights: &Weights, device: &Device) -> Dtype {
-    if device.is_cuda() {
+    if !device.is_cpu() {
         return match family.is_wide || weights.are_mostly("bf16") {
             true => Dtype::Bf16,
             false => Dtype::F16,

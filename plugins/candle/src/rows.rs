@@ -6,7 +6,7 @@
 use crate::block::product::product;
 use crate::model::Model;
 use backend_api::Row;
-use candle_core::{Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 use std::ops::Range;
 
 /// Rows in cells, and what is looked up for each cell, where it is looked up.
@@ -149,6 +149,10 @@ impl Rows {
 
 /// Indices on a device.
 fn indices(indices: Vec<u32>, device: &Device) -> Result<Tensor> {
+    // Metal has no buffers without bytes for what it is given.
+    if indices.is_empty() {
+        return Tensor::zeros(0, DType::U32, device);
+    }
     let n = indices.len();
     Tensor::from_vec(indices, n, device)
 }

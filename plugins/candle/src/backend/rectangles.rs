@@ -1,7 +1,10 @@
 //! Batches as rectangles of rows, one after the other: on CPUs, and on GPUs by candle's operations.
 
+#[cfg(feature = "metal")]
+use super::metal;
 use super::{Asked, Place, WORKERS_MAX, scorable};
 use crate::block::attention::scores_bytes;
+use crate::loader::Options;
 use crate::model::Opened;
 use crate::rows::Rows;
 use backend_api::pad::{self, Rectangle};
@@ -15,9 +18,9 @@ use std::time::Instant;
 /// Cells of a rectangle on a CPU, padding included: enough that weights are read seldom, and few enough
 /// that rows are looked at often and sums stay in the cache.
 const CPU_CELLS_MAX: usize = 512;
-/// On a GPU, which has as many products at once and pays for each launch.
-#[cfg(any(feature = "cuda", feature = "metal"))]
-const DEVICE_CELLS_MAX: usize = 4_096;
+/// Padding in a rectangle that is larger than a CPU's, whatever its share: a GPU computes it sooner than it is given
+/// another rectangle.
+const PADDING_CELLS_MAX: usize = 512;
 
 /// A model opened on a device.
 pub(super) struct Rectangles {
@@ -42,19 +45,22 @@ impl Rectangles {
     pub(super) fn new(asked: &Asked<'_>, place: Place, opened: Opened) -> Self {
         let (request, sizes) = (asked.request, opened.sizes);
         let dtype = opened.dtype;
-        let kernel = kernel(place, dtype, asked.options.reference);
+        let kernel = kernel(place, dtype, asked.options);
         let row_tokens_max = (sizes.row_tokens_max as u32).min(asked.row_tokens_max());
-        let (cells_max, n_threads) = match place {
-            Place::Cpu => (CPU_CELLS_MAX, request.n_threads.max(1) as usize),
+        let (cells_max, n_threads, n_workers_max) = match place {
             // A GPU is not faster for threads that feed it.
-            #[cfg(any(feature = "cuda", feature = "metal"))]
-            _ => (DEVICE_CELLS_MAX, 1),
+            #[cfg(feature = "metal")]
+            Place::Metal => (metal::CELLS_MAX, 1, metal::WORKERS_MAX),
+            _ => {
+                let n_threads = request.n_threads.max(1) as usize;
+                (CPU_CELLS_MAX, n_threads, WORKERS_MAX)
+            }
         };
         let cells = cells_max.max(row_tokens_max as usize);
         let scratch = cells * sizes.cell_values * size_of::<f32>()
             + sizes.n_product_bytes
-            + scores_bytes(sizes.n_heads, row_tokens_max as usize);
-        let n_scratches = n_threads * request.n_workers.max(1) as usize;
+            + scores_bytes(&opened.device, sizes.n_heads, row_tokens_max as usize);
+        let n_scratches = n_threads * request.n_workers.clamp(1, n_workers_max) as usize;
         let description = Description {
             device: place.name().to_owned(),
             dtype: dtype.to_owned(),
@@ -67,7 +73,7 @@ impl Rectangles {
             // Of a rectangle, not of the batch: its rows are of about the same length.
             layout: Layout::Padded,
             preferred_multiple: 1,
-            n_workers_max: WORKERS_MAX,
+            n_workers_max,
             cancels: true,
             bitwise: false,
             memory_bytes: (sizes.n_bytes + n_scratches * scratch) as u64,
@@ -84,9 +90,12 @@ impl Rectangles {
 }
 
 /// What runs: on CPUs products by gemm's kernel for this one, whose weights were widened to what it multiplies.
-fn kernel(place: Place, dtype: &str, reference: bool) -> String {
-    if reference {
+fn kernel(place: Place, dtype: &str, options: &Options) -> String {
+    if options.reference {
         return "candle-f64-reference".to_owned();
+    }
+    if options.halves {
+        return format!("candle-{dtype}-halves");
     }
     if place != Place::Cpu {
         return format!("candle-{}-{dtype}", place.name());
@@ -121,6 +130,18 @@ fn simd() -> &'static str {
     "scalar"
 }
 
+#[cfg(feature = "metal")]
+impl Rectangles {
+    pub(super) fn opened(&self) -> &Opened {
+        &self.opened
+    }
+
+    /// What it needs, all workers at work.
+    pub(super) fn memory_bytes(&self) -> u64 {
+        self.description.memory_bytes
+    }
+}
+
 impl Backend for Rectangles {
     fn description(&self) -> Description {
         self.description.clone()
@@ -147,6 +168,10 @@ impl Worker for RectanglesWorker {
             rectangles: Mutex::new(rectangles.into_iter()),
             out: Mutex::new(out),
         };
+        #[cfg(feature = "metal")]
+        if self.opened.device.is_metal() {
+            return metal::in_pool(|| work.run());
+        }
         if n_threads <= 1 {
             return work.run();
         }
@@ -177,6 +202,12 @@ impl RectanglesWorker {
         // Each thread has something to do, if there are rows enough.
         let share = lengths.iter().sum::<usize>().div_ceil(self.n_threads);
         let mut rectangles = pad::rectangles(&lengths, self.cells_max.min(share), 1);
+        if PADDING_CELLS_MAX < self.cells_max {
+            rectangles = rectangles
+                .into_iter()
+                .flat_map(|rectangle| alike(rectangle, &lengths))
+                .collect();
+        }
         for rectangle in &mut rectangles {
             for row in &mut rectangle.rows {
                 *row = rows[*row];
@@ -184,6 +215,38 @@ impl RectanglesWorker {
         }
         rectangles
     }
+}
+
+/// A rectangle as several, of whose cells at most a quarter is padding, or so few that they cost less than a rectangle's
+/// launches.
+fn alike(rectangle: Rectangle, lengths: &[usize]) -> Vec<Rectangle> {
+    let mut cut: Vec<Rectangle> = Vec::new();
+    let mut n_tokens = 0;
+    for row in rectangle.rows {
+        let len = lengths[row];
+        if let Some(last) = cut.last_mut() {
+            let n_cells = last.width * (last.rows.len() + 1);
+            if n_cells - n_tokens - len <= PADDING_CELLS_MAX.max(n_cells / 4) {
+                last.rows.push(row);
+                n_tokens += len;
+                continue;
+            }
+        }
+        cut.push(Rectangle {
+            rows: vec![row],
+            width: len,
+        });
+        n_tokens = len;
+    }
+    cut
+}
+
+/// What an error of candle's means.
+fn fault(what: &str, error: &candle_core::Error) -> Fault {
+    #[cfg(feature = "metal")]
+    return metal::fault(what, error);
+    #[cfg(not(feature = "metal"))]
+    Fault::internal(format!("{what}: {error}"))
 }
 
 /// A batch's rectangles, taken one after the other by the threads that compute them.
@@ -210,7 +273,7 @@ impl Work<'_, '_, '_> {
                 .collect();
             let failed = |error: candle_core::Error| {
                 let (n, width) = (rectangle.rows.len(), rectangle.width);
-                Fault::internal(format!("{n} rows of {width} tokens: {error}"))
+                fault(&format!("{n} rows of {width} tokens"), &error)
             };
             let (model, device) = (&*self.opened.model, &self.opened.device);
             let rows = Rows::rectangle(&tokens, model, device).map_err(failed)?;
@@ -256,5 +319,39 @@ impl Work<'_, '_, '_> {
     fn logits(&self, rows: &Rows) -> candle_core::Result<Vec<Vec<f32>>> {
         let logits: Tensor = self.opened.model.forward(rows)?;
         logits.to_dtype(DType::F32)?.to_vec2()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(lengths: &[usize], expected: &[&[usize]]) {
+        let rectangle = Rectangle {
+            rows: (0..lengths.len()).collect(),
+            width: lengths[0],
+        };
+        let cut = alike(rectangle, lengths);
+        let widths: Vec<_> = cut.iter().map(|cut| cut.width).collect();
+        let rows: Vec<_> = cut.into_iter().map(|cut| cut.rows).collect();
+        assert_eq!(rows, expected);
+        let longest: Vec<_> = expected.iter().map(|rows| lengths[rows[0]]).collect();
+        assert_eq!(widths, longest);
+    }
+
+    #[test]
+    fn rows_of_like_lengths_stay_together() {
+        check(&[512, 500, 400, 380], &[&[0, 1, 2, 3]]);
+    }
+
+    #[test]
+    fn short_rows_are_not_padded_to_long_ones() {
+        check(&[2_048, 1_900, 512, 500], &[&[0, 1], &[2, 3]]);
+    }
+
+    #[test]
+    fn few_cells_are_not_worth_a_rectangle() {
+        check(&[128, 20, 20, 20], &[&[0, 1, 2, 3]]);
     }
 }

@@ -11,14 +11,16 @@ use super::{Steps, bytes_of, composed, fused, values};
 use crate::cuda::attention;
 use crate::numbers::Numbers;
 use crate::rows::Rows;
-use candle_core::{Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Scores that a block of queries may have on a CPU: 4 MB stay in its cache. Elsewhere a block pays for
-/// its launches.
+/// Scores that a block of queries may have on a CPU: 4 MB stay in its cache. On a GPU a block pays for its launches, and
+/// 64 MB exist several times.
 const CPU_SCORES_MAX: usize = 1 << 20;
-const DEVICE_SCORES_MAX: usize = 1 << 27;
+const DEVICE_SCORES_MAX: usize = 1 << 24;
+/// Tensors of scores that candle's operations make on the way to weights.
+const SCORES_COPIES: usize = 6;
 /// Queries of a block at least: fewer would read all keys too often.
 const QUERIES_MIN: usize = 64;
 /// Queries of a block where a window hides far keys: more would multiply more that is hidden.
@@ -74,9 +76,18 @@ pub(crate) struct Keys<'a> {
     pub(super) distances: Option<&'a Distances>,
 }
 
-/// Bytes of the scores that exist at the same time on a CPU, for rows of so many tokens.
-pub(crate) fn scores_bytes(n_heads: usize, row_tokens_max: usize) -> usize {
-    CPU_SCORES_MAX.max(n_heads * QUERIES_MIN * row_tokens_max) * size_of::<f32>()
+/// Bytes of the scores that exist at the same time on a device, for rows of so many tokens.
+pub(crate) fn scores_bytes(device: &Device, n_heads: usize, row_tokens_max: usize) -> usize {
+    let copies = if device.is_cpu() { 1 } else { SCORES_COPIES };
+    let n_scores = scores_max(device).max(n_heads * QUERIES_MIN * row_tokens_max);
+    copies * n_scores * size_of::<f32>()
+}
+
+fn scores_max(device: &Device) -> usize {
+    match device {
+        Device::Cpu => CPU_SCORES_MAX,
+        _ => DEVICE_SCORES_MAX,
+    }
 }
 
 // === impl Attention ===
@@ -190,12 +201,20 @@ fn attend(
 ) -> Result<Tensor> {
     let (n, n_queries, _) = q.dims3()?;
     let n_keys = k.dim(1)?;
-    let terms = relative.map(|relative| relative.by_key(k)).transpose()?;
-    let scores_max = match q.device() {
-        Device::Cpu => CPU_SCORES_MAX,
-        _ => DEVICE_SCORES_MAX,
-    };
-    let mut block = (scores_max / (n * n_keys)).max(QUERIES_MIN);
+    let mut keys = Keys { ..*keys };
+    let (mut q, mut terms_of) = (q.clone(), k.clone());
+    // Sums of halves would go beyond what they hold, so they are of scaled values.
+    if Steps::of(&q) == Steps::Composed && matches!(q.dtype(), DType::F16 | DType::BF16) {
+        let scale = f64::from(std::mem::replace(&mut keys.scale, 1.0));
+        q = (q * scale)?;
+        terms_of = match relative {
+            Some(_) => (terms_of * scale)?,
+            None => terms_of,
+        };
+    }
+    let terms = relative.map(|relative| relative.by_key(&terms_of));
+    let terms = terms.transpose()?;
+    let mut block = (scores_max(q.device()) / (n * n_keys)).max(QUERIES_MIN);
     if keys.window.is_some() {
         block = block.min(WINDOW_QUERIES_MAX);
     }
@@ -209,13 +228,13 @@ fn attend(
         let keys = Keys {
             first_query,
             first_key: near.start,
-            ..*keys
+            ..keys
         };
         let mut scores = product(&q, &k.t()?)?;
         if let Some((relative, terms)) = relative.zip(terms.as_ref()) {
             scores = relative.add(scores, &q, terms, first_query)?;
         }
-        mixed.push(product(&keys.weights(scores)?, &v)?);
+        mixed.push(keys.mix(scores, &v)?);
     }
     match mixed.len() {
         1 => Ok(mixed.swap_remove(0)),
@@ -266,13 +285,13 @@ impl Keys<'_> {
         })
     }
 
-    /// Scores become weights.
-    fn weights(&self, scores: Tensor) -> Result<Tensor> {
+    /// Scores become weights, and values are mixed by them.
+    fn mix(&self, scores: Tensor, v: &Tensor) -> Result<Tensor> {
         if Steps::of(&scores) == Steps::Fused {
             scores.inplace_op1(self)?;
-            return Ok(scores);
+            return product(&scores, v);
         }
-        composed::softmax(self, &scores)
+        composed::mix(self, &scores, v)
     }
 }
 

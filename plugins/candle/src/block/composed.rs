@@ -4,7 +4,13 @@ use super::Vector;
 use super::activation::Activation;
 use super::attention::Keys;
 use super::norm::Norm;
+use super::product::product;
 use candle_core::{D, DType, Result, Tensor};
+
+const HIDDEN: f32 = -1e30;
+/// In f16 the weights of thousands of keys would have few digits, or none: so small are they. They are multiplied by this,
+/// and what comes of them divided by it.
+const WEIGHTS_SCALE: f64 = 64.0;
 
 pub(super) fn add_bias(x: Tensor, bias: Option<&Vector>) -> Result<Tensor> {
     match bias {
@@ -14,6 +20,10 @@ pub(super) fn add_bias(x: Tensor, bias: Option<&Vector>) -> Result<Tensor> {
 }
 
 pub(super) fn activate(activation: Activation, x: &Tensor) -> Result<Tensor> {
+    // Their cubes and exponentials go beyond what halves hold.
+    if matches!(activation, Activation::GeluTanh | Activation::Silu) && x.dtype() == DType::F16 {
+        return activate(activation, &widened(x)?)?.to_dtype(x.dtype());
+    }
     match activation {
         Activation::Gelu => x.gelu_erf(),
         Activation::GeluTanh => x.gelu(),
@@ -54,20 +64,29 @@ pub(super) fn norm(norm: &Norm, x: &Tensor) -> Result<Tensor> {
     add_bias(scaled, norm.bias.as_ref())
 }
 
-/// Scores (rows × heads, queries, keys) become weights.
-pub(super) fn softmax(keys: &Keys<'_>, scores: &Tensor) -> Result<Tensor> {
+/// Scores (rows × heads, queries, keys) become weights, by which values are mixed.
+pub(super) fn mix(keys: &Keys<'_>, scores: &Tensor, v: &Tensor) -> Result<Tensor> {
+    let scale = match scores.dtype() {
+        DType::F16 => WEIGHTS_SCALE,
+        _ => 1.0,
+    };
+    product(&softmax(keys, scores, scale)?, v)? * (1.0 / scale)
+}
+
+/// Weights, multiplied by `scale`.
+fn softmax(keys: &Keys<'_>, scores: &Tensor, scale: f64) -> Result<Tensor> {
     let (n, n_queries, n_keys) = scores.dims3()?;
     let n_rows = keys.lens.len();
     let wide = (widened(scores)? * f64::from(keys.scale))?;
     let by_row = wide.reshape((n_rows, n / n_rows, n_queries, n_keys))?;
-    // Large beside any score, and not infinite: a line without a key stays a number.
-    let hidden = -1e30_f32;
-    let mut mask = vec![hidden; n_rows * n_queries * n_keys];
-    for (line, mask) in mask.chunks_exact_mut(n_keys).enumerate() {
-        mask[keys.seen(line / n_queries, line % n_queries, n_keys)].fill(0.0);
-    }
-    let mask = Tensor::from_vec(mask, (n_rows, 1, n_queries, n_keys), scores.device())?;
-    let mut masked = by_row.broadcast_add(&mask.to_dtype(wide.dtype())?)?;
+    let mut masked = match mask(keys, n_queries, n_keys) {
+        None => by_row,
+        Some(mask) => {
+            let lines = mask.len() / (n_rows * n_keys);
+            let mask = Tensor::from_vec(mask, (n_rows, 1, lines, n_keys), scores.device())?;
+            by_row.broadcast_add(&mask.to_dtype(wide.dtype())?)?
+        }
+    };
     if let Some(distances) = keys.distances {
         let bias = distances.rectangle(keys.first_query, n_queries, keys.first_key, n_keys);
         let shape = (1, bias.len() / (n_queries * n_keys), n_queries, n_keys);
@@ -76,10 +95,33 @@ pub(super) fn softmax(keys: &Keys<'_>, scores: &Tensor) -> Result<Tensor> {
     }
     let most = masked.max_keepdim(D::Minus1)?;
     let powers = masked.broadcast_sub(&most)?.exp()?;
-    let weights = powers.broadcast_div(&powers.sum_keepdim(D::Minus1)?)?;
+    let sums = (powers.sum_keepdim(D::Minus1)? * (1.0 / scale))?;
+    let weights = powers.broadcast_div(&sums)?;
     weights
         .reshape((n, n_queries, n_keys))?
         .to_dtype(scores.dtype())
+}
+
+/// What is added to scores so that nobody sees hidden keys: rows × queries × keys, or rows × 1 × keys where all queries of a
+/// row see the same; nothing where they see all. It is made on the host for each layer, so it should be small.
+fn mask(keys: &Keys<'_>, n_queries: usize, n_keys: usize) -> Option<Vec<f32>> {
+    let differ = keys.window.is_some() || keys.causal;
+    if !differ && keys.lens.iter().all(|&len| len == n_keys) {
+        return None;
+    }
+    let lines = if differ { n_queries } else { 1 };
+    // Large beside any score, and not infinite: a line without a key stays a number.
+    let mut mask = vec![HIDDEN; keys.lens.len() * lines * n_keys];
+    for (line, mask) in mask.chunks_exact_mut(n_keys).enumerate() {
+        let (row, query) = (line / lines, line % lines);
+        let seen = match differ {
+            true => keys.seen(row, query, n_keys),
+            // Padding sees them, too: nobody reads what comes of it.
+            false => 0..keys.lens[row].min(n_keys),
+        };
+        mask[seen].fill(0.0);
+    }
+    Some(mask)
 }
 
 /// What `fused::Heads` does.

@@ -14,8 +14,22 @@ pub(crate) fn product(x: &Tensor, y: &Tensor) -> Result<Tensor> {
     if Steps::of(x) == Steps::Fused && Steps::of(y) == Steps::Fused {
         x.apply_op2_no_bwd(y, &Product)
     } else {
-        x.matmul(y)
+        dense(x)?.matmul(&dense(y)?)
     }
+}
+
+/// The same values, each matrix row by row or column by column and without gaps, as Metal's products want them.
+fn dense(x: &Tensor) -> Result<Tensor> {
+    let is_dense = match (x.dims(), x.stride()) {
+        (&[.., rows, columns], &[.., row, value]) => {
+            (value == 1 && row == columns) || (row == 1 && value == rows)
+        }
+        _ => false,
+    };
+    if is_dense || !x.device().is_metal() {
+        return Ok(x.clone());
+    }
+    x.contiguous()
 }
 
 struct Product;

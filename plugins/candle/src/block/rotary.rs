@@ -60,7 +60,10 @@ impl Angles {
         let (a, b) = (x.narrow(rank - 1, 0, n)?, x.narrow(rank - 1, n, n)?);
         let first = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
         let second = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
-        let rest = x.narrow(rank - 1, 2 * n, dim - 2 * n)?;
+        if 2 * n == dim {
+            return Tensor::cat(&[&first, &second], rank - 1);
+        }
+        let rest = x.narrow(rank - 1, 2 * n, dim - 2 * n)?.contiguous()?;
         Tensor::cat(&[&first, &second, &rest], rank - 1)
     }
 

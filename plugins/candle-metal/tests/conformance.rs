@@ -1,0 +1,71 @@
+//! What the contract promises of every plugin, of each kind of model and in each data type.
+
+#![cfg(target_os = "macos")]
+
+mod common;
+
+use backend_api::conformance::{self, Subject};
+use backend_api::{OpenRequest, PluginLibrary};
+use candle_metal::CandleMetal;
+use common::golden_request;
+
+/// Sums in another order; in halves their last bits.
+fn tolerance(dtype: &str) -> f32 {
+    match dtype {
+        "f32" => 2e-5,
+        "f16" => 1e-2,
+        _ => 0.1,
+    }
+}
+
+#[track_caller]
+fn check(name: &str, dtypes: &[&str], type_vocab_size: u32) {
+    let library = PluginLibrary::in_process::<CandleMetal>().unwrap();
+    for dtype in dtypes {
+        conformance::run(&Subject {
+            library: &library,
+            // T5 has no positions that would bound a row.
+            request: OpenRequest {
+                row_tokens_max: 1_024,
+                ..golden_request(name, dtype)
+            },
+            vocab_size: 120,
+            type_vocab_size,
+            tolerance: tolerance(dtype),
+        });
+    }
+}
+
+const ALL: [&str; 3] = ["f32", "f16", "bf16"];
+
+#[test]
+fn bert() {
+    check("bert", &ALL, 2);
+}
+
+#[test]
+fn three_labels() {
+    check("bert-sharded-3-labels", &["f16"], 2);
+}
+
+#[test]
+fn modernbert() {
+    check("modernbert", &ALL, 1);
+}
+
+#[test]
+fn deberta() {
+    check("deberta-v3", &ALL, 1);
+}
+
+#[test]
+fn scores_that_fall_with_distance() {
+    check("jina-bert", &["f32", "f16"], 2);
+}
+
+#[test]
+fn decoders() {
+    check("qwen3-3-labels", &ALL, 1);
+    check("qwen3-yes-no", &["f16"], 1);
+    check("t5-true-false", &["f32"], 1);
+}
