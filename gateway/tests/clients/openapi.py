@@ -16,7 +16,7 @@ import tempfile
 from asking import check
 from server import serve
 
-CONFIG = pathlib.Path(__file__).with_name("schemathesis.toml")
+CONFIG = pathlib.Path(__file__).resolve().with_name("schemathesis.toml")
 REQUESTS_MIN = 5_000
 KEY = "a-key-for-the-tests-of-the-description"
 # No request takes longer, whatever it asks for.
@@ -26,12 +26,14 @@ ANSWER_S_MAX = 35
 def tried(http, folder, examples, seed, *flags):
     """Schemathesis's own report, as JSON. What it found is printed."""
     report = pathlib.Path(folder) / "report.json"
-    program = pathlib.Path(sys.executable).with_name("schemathesis")
+    program = pathlib.Path(sys.executable).absolute().with_name("schemathesis")
     subprocess.run(
         [program, "--config-file", CONFIG, "run", f"{http}/openapi.json", "--max-examples", str(examples), "--seed", str(seed),
          # One thread: a seed then says what is asked, and older Pythons parse in one at a time only.
          "--workers", "1", "--continue-on-failure", "--generation-database", "none", "--max-response-time", str(ANSWER_S_MAX),
-         "--warnings", "off", "--no-color", "--report", "json", "--report-json-path", report, *flags], check=False)
+         "--warnings", "off", "--no-color", "--report", "json", "--report-json-path", report, *flags],
+        # It keeps what it has seen in a folder where it runs.
+        cwd=folder, check=False)
     return json.loads(report.read_text())
 
 
