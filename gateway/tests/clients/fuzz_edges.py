@@ -4,8 +4,9 @@
     python fuzz_edges.py target/debug/crossgate [--seconds 600] [--seed N] [--only N]
 
 The server has the built-in model's tokenizer and the plugin `fake`. Request n follows from the seed and n alone, whichever
-client sends it: `--only n` sends that one again, and what curl can send is shown as a line for it, with the port that it had. A run warms up for a fifth of the time; two phases of equal length follow, of
-as many requests, and what the server holds after the second is held against what it held after the first.
+client sends it: `--only n` sends that one again, and what curl can send is shown as a line for it, with the port that it had.
+A run warms up for a fifth of the time; two phases of equal length follow, of as many requests, and what the server holds after
+the second is held against what it held after the first.
 
 A failure is a process that ends, a panic in its log, an answer that does not come in time or is not what it says, a status that
 says that the mistake is the server's, `/livez` late, or something kept that grows. The statuses that may be are explained at the end.
