@@ -7,7 +7,7 @@ CARGO ?= cargo
 PYTHON ?= python3
 # The plugins that are built by default: those that need no device and no foreign library.
 PLUGINS := -p cpu-int8 -p candle-cpu
-# How long `make fuzz` looks.
+# How long `make fuzz` and `make fuzz-edges` look.
 FUZZ_SECONDS ?= 600
 # A virtual environment for what only Python can do (real clients, reference logits).
 VENV := target/venv
@@ -105,6 +105,16 @@ fuzz: ## Fuzz the int8 engine's loader for FUZZ_SECONDS=600
 	$(PYTHON) plugins/cpu-int8/fuzz/seeds.py plugins/golden plugins/cpu-int8/fuzz/corpus/folder
 	cd plugins/cpu-int8 && RUSTC_BOOTSTRAP=1 nice $(CARGO) fuzz run folder -- -max_total_time=$(FUZZ_SECONDS) \
 	  -dict=fuzz/folder.dict -max_len=16384 -rss_limit_mb=2048 -malloc_limit_mb=512 -timeout=20
+
+.PHONY: fuzz-edges
+fuzz-edges: $(VENV)/ready ## Fuzz HTTP and gRPC of a live server for FUZZ_SECONDS=600: ARGS="--seed 7", or "--seed 7 --only 1234"
+	$(CARGO) build --workspace
+	$(VENV)/bin/python gateway/tests/clients/fuzz_edges.py target/debug/crossgate --seconds $(FUZZ_SECONDS) $(ARGS)
+
+.PHONY: test-openapi
+test-openapi: $(VENV)/ready ## Hold a running server against its OpenAPI description, with and without keys (schemathesis)
+	$(CARGO) build --workspace
+	$(VENV)/bin/python gateway/tests/clients/openapi.py target/debug/crossgate $(ARGS)
 
 .PHONY: lint
 lint: ## Check formatting and lints

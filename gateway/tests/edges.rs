@@ -37,6 +37,8 @@ mod rerank;
 mod socket;
 #[path = "edges/tls.rs"]
 mod tls;
+#[path = "edges/turns.rs"]
+mod turns;
 
 use axum::body::Body;
 use fixture::{BODY_BYTES_MAX, Fixture, JSON, ask, block_on, check, check_in, send};

@@ -5,6 +5,8 @@
 
 #[path = "paused/gate.rs"]
 mod gate;
+#[path = "paused/windows.rs"]
+mod windows;
 
 use backend_api::{OpenRequest, PluginLibrary};
 use gate::{Gate, Gated};

@@ -67,6 +67,9 @@ const ROUTES: [&str; 4] = [
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
 ];
+/// The longest message to health and reflection, which are asked for names and say, three bytes for one, which is not
+/// there: in a header, and clients bound theirs at 8 KiB.
+const NAMES_BYTES_MAX: usize = 2 << 10;
 /// gRPC's own header for a call's time.
 const TIMEOUT: &str = "grpc-timeout";
 
@@ -96,9 +99,11 @@ pub async fn grpc(edge: Edge, runtime: Runtime) -> Result<(Router, HealthReport)
     let (methods, mut routes) = methods.into_router();
     routes.extend(ROUTES);
     let observer = Watch::new(Protocol::Grpc, routes, metrics);
-    let router = Routes::new(HealthServer::new(report.clone()))
-        .add_service(reflected().build_v1()?)
-        .add_service(reflected().build_v1alpha()?)
+    let health = HealthServer::new(report.clone()).max_decoding_message_size(NAMES_BYTES_MAX);
+    let (v1, v1alpha) = (reflected().build_v1()?, reflected().build_v1alpha()?);
+    let router = Routes::new(health)
+        .add_service(v1.max_decoding_message_size(NAMES_BYTES_MAX))
+        .add_service(v1alpha.max_decoding_message_size(NAMES_BYTES_MAX))
         .into_axum_router()
         .merge(methods)
         .layer(from_fn_with_state(gate, check_keys))

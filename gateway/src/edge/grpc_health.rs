@@ -1,6 +1,7 @@
 //! gRPC's own health service. tonic's repeats itself to watchers whenever it is asked to look, and ends
 //! the call of one who watches a service that is not there, where the protocol has a status for it.
 
+use super::wire::shortened;
 use crate::load::Catalog;
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -58,7 +59,7 @@ impl Health for HealthReport {
                 "there is no service {service:?} here; ask for one of {:?}",
                 self.services
             );
-            return Err(Status::not_found(why));
+            return Err(Status::not_found(shortened(why)));
         }
         self.refresh().await;
         Ok(Response::new(answer(*self.is_ready.borrow())))

@@ -79,6 +79,43 @@ pub(super) struct KserveErrorAnswer {
 /// The statuses of a route that scores.
 pub(super) struct ScoringErrors;
 
+/// The same of KServe's.
+pub(super) struct KserveErrors;
+
+/// What each of them means.
+const SCORING: [(u16, &str); 12] = [
+    (
+        400,
+        "Not JSON (line and column are named), or an empty list",
+    ),
+    (401, "The server has API keys, and none of them was shown"),
+    (404, "No model of this name"),
+    (408, "The body did not arrive in time"),
+    (
+        413,
+        "The body (unpacked) or a field is larger than a bound, which is named",
+    ),
+    (
+        415,
+        "The body is not `application/json`, or packed by other than gzip or zstd",
+    ),
+    (
+        422,
+        "A field makes no sense; `param` names it and the index",
+    ),
+    (
+        429,
+        "No room, or more than the key's limits; `Retry-After` says when to come back",
+    ),
+    (500, "A mistake in the server"),
+    (502, "The backend failed"),
+    (
+        503,
+        "Starting up or shutting down; `Retry-After` says when to come back",
+    ),
+    (504, "Not done within the request's time"),
+];
+
 // === impl Problem ===
 
 impl Problem {
@@ -171,49 +208,29 @@ impl IntoResponse for Problem {
 
 impl IntoResponses for ScoringErrors {
     fn responses() -> BTreeMap<String, RefOr<utoipa::openapi::Response>> {
-        let lines = [
-            (
-                400,
-                "Not JSON (line and column are named), or an empty list",
-            ),
-            (401, "The server has API keys, and none of them was shown"),
-            (404, "No model of this name"),
-            (408, "The body did not arrive in time"),
-            (
-                413,
-                "The body (unpacked) or a field is larger than a bound, which is named",
-            ),
-            (
-                415,
-                "The body is not `application/json`, or packed by other than gzip or zstd",
-            ),
-            (
-                422,
-                "A field makes no sense; `param` names it and the index",
-            ),
-            (
-                429,
-                "No room, or more than the key's limits; `Retry-After` says when to come back",
-            ),
-            (500, "A mistake in the server"),
-            (502, "The backend failed"),
-            (
-                503,
-                "Starting up or shutting down; `Retry-After` says when to come back",
-            ),
-            (504, "Not done within the request's time"),
-        ];
-        lines
-            .into_iter()
-            .map(|(status, about)| (status.to_string(), error_response(status, about)))
-            .collect()
+        scoring_errors(["ErrorAnswer", "TeiErrorAnswer"])
     }
 }
 
-fn error_response(status: u16, about: &str) -> RefOr<utoipa::openapi::Response> {
-    let schema = OneOfBuilder::new()
-        .item(Ref::from_schema_name("ErrorAnswer"))
-        .item(Ref::from_schema_name("TeiErrorAnswer"));
+// === impl KserveErrors ===
+
+impl IntoResponses for KserveErrors {
+    fn responses() -> BTreeMap<String, RefOr<utoipa::openapi::Response>> {
+        // What is refused before anybody knows whose route it is looks as everywhere.
+        scoring_errors(["KserveErrorAnswer", "ErrorAnswer"])
+    }
+}
+
+fn scoring_errors(shapes: [&str; 2]) -> BTreeMap<String, RefOr<utoipa::openapi::Response>> {
+    let lines = SCORING.into_iter();
+    lines
+        .map(|(status, about)| (status.to_string(), error_response(status, about, shapes)))
+        .collect()
+}
+
+fn error_response(status: u16, about: &str, shapes: [&str; 2]) -> RefOr<utoipa::openapi::Response> {
+    let shapes = shapes.map(Ref::from_schema_name).into_iter();
+    let schema = shapes.fold(OneOfBuilder::new(), OneOfBuilder::item);
     let content = ContentBuilder::new().schema(Some(schema)).build();
     let mut response = ResponseBuilder::new()
         .description(about)

@@ -5,7 +5,9 @@ use crate::score::{ScoreError, Texts, ranking};
 use utoipa::IntoParams;
 use utoipa::openapi::Required;
 use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
-use utoipa::openapi::schema::{ObjectBuilder, Type};
+use utoipa::openapi::schema::{
+    KnownFormat, ObjectBuilder, OneOfBuilder, Schema, SchemaFormat, Type,
+};
 
 /// The headers that a route that scores reads.
 pub(super) struct ScoringHeaders;
@@ -63,30 +65,36 @@ pub(super) fn ranked(
 
 impl IntoParams for ScoringHeaders {
     fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
-        let header = |name: &str, of: Type, about: &str| {
+        let header = |name: &str, of: Schema, about: &str| {
             ParameterBuilder::new()
                 .name(name)
                 .parameter_in(ParameterIn::Header)
                 .required(Required::False)
                 .description(Some(about))
-                .schema(Some(ObjectBuilder::new().schema_type(of)))
+                .schema(Some(of))
                 .build()
         };
+        let of = |kind: Type| ObjectBuilder::new().schema_type(kind);
+        let whole =
+            || of(Type::Integer).format(Some(SchemaFormat::KnownFormat(KnownFormat::Int64)));
+        let named = of(Type::String).enum_values(Some(["high", "normal", "low"]));
+        let urgency = OneOfBuilder::new().item(named).item(whole());
         vec![
             header(
                 "X-Request-Id",
-                Type::String,
+                of(Type::String).into(),
                 "A name for the request, kept in answer and log: at most 128 visible ASCII characters",
             ),
             header(
                 "X-Request-Timeout-Ms",
-                Type::Integer,
+                whole().minimum(Some(1)).into(),
                 "Less time than allowed",
             ),
             header(
                 "X-Priority",
-                Type::String,
-                "`high`, `normal` or `low`; a body's own `priority` counts more",
+                urgency.into(),
+                "`high`, `normal` or `low`, or a whole number: below 0 high, above 0 low; a body's own `priority` counts \
+                 more",
             ),
         ]
     }

@@ -158,7 +158,7 @@ pub(super) fn status(refusal: &Refusal, call: &Call) -> tonic::Status {
 }
 
 /// Cuts what repeats a client's own words, which may be as long as a body.
-fn shortened(mut text: String) -> String {
+pub(super) fn shortened(mut text: String) -> String {
     if MESSAGE_BYTES_MAX < text.len() {
         text.truncate(text.floor_char_boundary(MESSAGE_BYTES_MAX));
         text.push('…');

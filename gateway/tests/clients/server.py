@@ -7,8 +7,9 @@ import time
 
 
 @contextlib.contextmanager
-def serve(binary, *flags, ready_s=60):
-    """Starts `binary serve` and yields (http, grpc, seconds from start to the first answer, process)."""
+def serve(binary, *flags, ready_s=60, log=subprocess.DEVNULL):
+    """Starts `binary serve` and yields (http, grpc, seconds from start to the first answer, process). What it logs once it
+    is ready goes to `log`."""
     started = time.monotonic()
     process = subprocess.Popen(
         [binary, "serve", "--host", "127.0.0.1", "--port", "0", "--grpc-port", "0", "--admin-port", "0", *flags],
@@ -27,7 +28,7 @@ def serve(binary, *flags, ready_s=60):
         ports = {name: re.search(rf"\b{name}=\S*?:(\d+)", text).group(1) for name in ("http", "grpc", "admin")}
         seconds = time.monotonic() - started
         # The rest of the log must not fill the pipe.
-        drain = subprocess.Popen(["cat"], stdin=process.stderr, stdout=subprocess.DEVNULL)
+        drain = subprocess.Popen(["cat"], stdin=process.stderr, stdout=log)
         process.admin = f"127.0.0.1:{ports['admin']}"
         yield f"http://127.0.0.1:{ports['http']}", f"127.0.0.1:{ports['grpc']}", seconds, process
         drain.terminate()

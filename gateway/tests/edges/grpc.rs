@@ -7,7 +7,7 @@ mod scoring;
 #[path = "stream.rs"]
 mod stream;
 #[path = "tei_grpc.rs"]
-mod tei;
+pub(crate) mod tei;
 
 use crate::fixture::{BODY_BYTES_MAX, Fixture, USUAL, block_on, core_for, send};
 use gateway::intake::Bounds;

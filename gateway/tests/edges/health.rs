@@ -8,6 +8,9 @@ use tonic::Code;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
+use tonic_reflection::pb::v1::ServerReflectionRequest;
+use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 
 /// Long enough for a message that should not come.
 const MOMENT: Duration = Duration::from_millis(200);
@@ -118,4 +121,35 @@ async fn who_watches_an_unknown_service_is_told_so() {
     report.refresh().await;
     let more = tokio::time::timeout(MOMENT, watched.message()).await;
     assert!(more.is_err(), "{more:?}");
+}
+
+/// What is said of a name repeats it, in a header: no longer than clients take one.
+#[tokio::test]
+async fn names_of_services_are_short() {
+    let (channel, _) = connect(&Fixture::new()).await;
+    let check = async |name: String| {
+        let mut client = HealthClient::new(channel.clone());
+        let asked = HealthCheckRequest { service: name };
+        client.check(asked).await.expect_err("no such service")
+    };
+    let unknown = check("光".repeat(600)).await;
+    assert_eq!(unknown.code(), Code::NotFound);
+    assert!(unknown.message().len() < 1_100, "{unknown}");
+    assert_eq!(check("光".repeat(1_000)).await.code(), Code::OutOfRange);
+
+    let mut client = ServerReflectionClient::new(channel.clone());
+    // The library says nothing of what it could not read: its stream ends.
+    for (letters, told) in [(600, Some(Code::NotFound)), (1_000, None)] {
+        let asked = ServerReflectionRequest {
+            host: String::new(),
+            message_request: Some(MessageRequest::FileByFilename("光".repeat(letters))),
+        };
+        let asked = tokio_stream::iter([asked]);
+        let found = match client.server_reflection_info(asked).await {
+            Ok(answers) => answers.into_inner().message().await,
+            Err(told) => Err(told),
+        };
+        assert!(!matches!(found, Ok(Some(_))), "{found:?}");
+        assert_eq!(found.err().map(|status| status.code()), told);
+    }
 }

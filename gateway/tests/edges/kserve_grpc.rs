@@ -1,6 +1,6 @@
 //! The Open Inference Protocol over gRPC: what clients of KServe and Triton see.
 
-use crate::fixture::Fixture;
+use crate::fixture::{BODY_BYTES_MAX, Fixture};
 use crate::grpc::connect;
 use std::sync::atomic::Ordering;
 use tonic::Code;
@@ -286,4 +286,17 @@ async fn models_over_grpc() {
         .collect();
     assert_eq!(names, [("query", "BYTES"), ("documents", "BYTES")]);
     assert_eq!(model.outputs[0].shape, [-1, 2]);
+}
+
+#[tokio::test]
+async fn a_question_has_the_bounds_of_a_request() {
+    let (channel, _) = connect(&Fixture::new()).await;
+    let long = ModelReadyRequest {
+        name: "x".repeat(BODY_BYTES_MAX),
+        ..ModelReadyRequest::default()
+    };
+    let refused = Client::new(channel).model_ready(long).await;
+    let refused = refused.expect_err("too long");
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    assert!(refused.message().contains("body_bytes_max"), "{refused}");
 }

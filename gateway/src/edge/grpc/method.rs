@@ -150,9 +150,10 @@ impl Methods {
                 }
             };
             let heft = request.extensions().get::<Heft>().cloned();
+            let call = Call::of(request.extensions());
             let mut grpc = grpc::<E, D>(&edge, shape, heft);
             let answered = grpc.client_streaming(service_fn(answer), request).await;
-            answered.map(Body::new)
+            in_our_words(answered.map(Body::new), &edge, &call)
         });
         self.at_door = self.at_door.route(path, method);
         Ok(self)
@@ -196,9 +197,10 @@ impl Methods {
                 }
             };
             let heft = request.extensions().get::<Heft>().cloned();
+            let call = Call::of(request.extensions());
             let mut grpc = grpc::<E, D>(&edge, shape, heft);
             let answered = grpc.unary(service_fn(answer), request).await;
-            answered.map(Body::new)
+            in_our_words(answered.map(Body::new), &edge, &call)
         }))
     }
 
@@ -274,12 +276,18 @@ async fn enter(State(edge): State<Arc<Edge>>, request: Request, next: Next) -> R
         };
         return status(&error.into(), &call).into_http();
     };
+    held(response, weight)
+}
+
+/// What tonic refuses by itself, as everything else is refused.
+fn in_our_words(response: Response, edge: &Edge, call: &Call) -> Response {
+    let bytes_max = edge.settings.body_bytes_max;
     match tonic::Status::from_header_map(response.headers()) {
         // So says tonic of a message that is too long; everyone else has another word for it.
         Some(found) if found.code() == Code::OutOfRange || is_too_long_unpacked(&found) => {
-            status(&Refusal::BodyTooLarge { bytes_max }, &call).into_http()
+            status(&Refusal::BodyTooLarge { bytes_max }, call).into_http()
         }
-        _ => held(response, weight),
+        _ => response,
     }
 }
 

@@ -7,7 +7,8 @@ use super::super::body::held;
 use super::super::json;
 use super::super::layers::Unready;
 use super::super::post::{JSON_BYTES, Post};
-use super::super::problem::{KserveErrorAnswer, Problem};
+use super::super::problem::{KserveErrorAnswer, KserveErrors, Problem};
+use super::super::scoring::ScoringHeaders;
 use super::super::wire::Refusal;
 use super::lists::{Few, elements};
 use super::{
@@ -219,6 +220,7 @@ pub(in crate::edge) async fn ready(State(edge): State<Arc<Edge>>) -> Response {
     responses(
         (status = 200, description = "Its tensors", body = Model),
         (status = 404, description = "No model of this name", body = KserveErrorAnswer),
+        (status = 422, description = "The name is not UTF-8", body = KserveErrorAnswer),
     )
 )]
 pub(in crate::edge) async fn model(
@@ -247,6 +249,7 @@ pub(in crate::edge) async fn model(
     responses(
         (status = 200, description = "It does", body = Ready),
         (status = 404, description = "No model of this name", body = KserveErrorAnswer),
+        (status = 422, description = "The name is not UTF-8", body = KserveErrorAnswer),
         (status = 503, description = "It does not", body = Ready),
     )
 )]
@@ -270,17 +273,11 @@ pub(in crate::edge) async fn model_ready(
     params(
         ("id" = String, Path, description = "The model's name"),
         ("Inference-Header-Content-Length" = Option<u64>, Header, description = "Bytes of JSON"),
+        ScoringHeaders,
     ),
     responses(
         (status = 200, description = "The tensor of scores", body = Answer),
-        (status = 400, description = "Not JSON, or an empty tensor", body = KserveErrorAnswer),
-        (status = 404, description = "No model of this name", body = KserveErrorAnswer),
-        (status = 413, description = "Larger than a bound, which is named", body = KserveErrorAnswer),
-        (status = 422, description = "A tensor or parameter makes no sense", body = KserveErrorAnswer),
-        (status = 429, description = "No room; `Retry-After` says when to come back", body = KserveErrorAnswer),
-        (status = 502, description = "The backend failed", body = KserveErrorAnswer),
-        (status = 503, description = "Starting up or shutting down", body = KserveErrorAnswer),
-        (status = 504, description = "Not done within the request's time", body = KserveErrorAnswer),
+        KserveErrors,
     )
 )]
 pub(in crate::edge) async fn infer(
