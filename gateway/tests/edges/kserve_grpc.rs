@@ -287,3 +287,21 @@ async fn models_over_grpc() {
     assert_eq!(names, [("query", "BYTES"), ("documents", "BYTES")]);
     assert_eq!(model.outputs[0].shape, [-1, 2]);
 }
+
+#[tokio::test]
+async fn what_there_is_too_much_of_is_named() {
+    let fixture = Fixture::within(crate::fixture::USUAL);
+    let mut client = Client::new(connect(&fixture).await.0);
+    let many = ModelInferRequest {
+        parameters: (0..100_000)
+            .map(|n| (n.to_string(), InferParameter::default()))
+            .collect(),
+        inputs: vec![tensor("documents", &["1"], false)],
+        ..ModelInferRequest::default()
+    };
+    let refused = client.model_infer(many).await.expect_err("too many");
+    assert!(
+        refused.message().starts_with("parameters: 100002 elements"),
+        "{refused}"
+    );
+}

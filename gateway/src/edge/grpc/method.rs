@@ -8,6 +8,7 @@ use super::super::codec::{Codec, Received, Shape, Shapes};
 use super::super::packed::PACKED_BYTES_MIN;
 use super::super::post::content_length;
 use super::super::wire::{Refusal, status};
+use super::super::words::Words;
 use super::deadline;
 use crate::runtime::Runtime;
 use crate::score::ScoreError;
@@ -118,10 +119,11 @@ impl Methods {
     }
 
     /// Many messages in, each a row, and one out when the last has come. All of them together are one
-    /// request, with the bounds of one.
+    /// request, with the bounds of one, which are told in the `words` of its dialect.
     pub(super) fn gather<D, E, F>(
         mut self,
         path: &'static str,
+        words: &'static Words,
         handler: impl Fn(Asked<Vec<D>>) -> F + Clone + Send + Sync + 'static,
     ) -> Result<Self, Error>
     where
@@ -141,6 +143,7 @@ impl Methods {
                     let mut messages = Vec::new();
                     while let Some(received) = coming.message().await? {
                         let fits = house.0.door.bounds().check_count(messages.len() + 1);
+                        let fits = fits.map_err(|error| words.say(error));
                         let fits = fits.map_err(Refusal::from).and(received.message);
                         messages.push(fits.map_err(|refusal| status(&refusal, &call))?);
                     }
