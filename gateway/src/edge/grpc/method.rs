@@ -32,6 +32,9 @@ use tower::service_fn;
 /// Beyond its deadline, the longest that a call whose message has not arrived is waited for.
 const READ_GRACE: Duration = Duration::from_secs(1);
 
+/// How tonic begins what it says of a message that it cannot unpack.
+const UNPACKING: &str = "Error decompressing";
+
 /// What a handler is asked.
 pub(super) struct Asked<D> {
     pub(super) edge: Arc<Edge>,
@@ -230,6 +233,9 @@ fn asked<D>(
 }
 
 /// The protocol for messages of this shape, packed or not; `heft` grows with what is unpacked.
+///
+/// The zstd library refuses a window of more than 2^27 bytes. Of that a message touches no more than it is unpacked, which
+/// `body_bytes_max` bounds, and gives it back before the next one on its thread is unpacked.
 pub(super) fn grpc<E, D>(edge: &Edge, shape: Shape, heft: Option<Heft>) -> Grpc<Codec<E, D>>
 where
     D: Message + Default + 'static,
@@ -282,11 +288,23 @@ async fn enter(State(edge): State<Arc<Edge>>, request: Request, next: Next) -> R
         Some(found) if found.code() == Code::OutOfRange || is_too_long_unpacked(&found) => {
             status(&Refusal::BodyTooLarge { bytes_max }, &call).into_http()
         }
+        Some(found) if is_packed_wrongly(&found) => status(&packed_wrongly(), &call).into_http(),
         _ => held(response, weight),
     }
 }
 
 /// So says tonic of a message that is too long once it is unpacked; its code is that of others, too.
 fn is_too_long_unpacked(status: &tonic::Status) -> bool {
-    status.code() == Code::ResourceExhausted && status.message().starts_with("Error decompressing")
+    status.code() == Code::ResourceExhausted && status.message().starts_with(UNPACKING)
+}
+
+/// So says tonic of a message that does not unpack, and takes it for the server's mistake.
+pub(super) fn is_packed_wrongly(status: &tonic::Status) -> bool {
+    status.code() == Code::Internal && status.message().starts_with(UNPACKING)
+}
+
+/// What is told of it.
+pub(super) fn packed_wrongly() -> Refusal {
+    let why = "it cannot be unpacked as its grpc-encoding says".to_owned();
+    Refusal::BadMessage { why }
 }
