@@ -1,7 +1,7 @@
 //! The golden folders and their rows, and rows scored through the border. For the tests of every plugin, each of
 //! which takes this file in as a module of its own.
 
-use backend_api::{OpenWorker, RaggedBatch, RowControl, RowStatus};
+use backend_api::{Fault, OpenWorker, RaggedBatch, RowControl, RowStatus};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -58,6 +58,14 @@ pub fn golden_rows(name: &str) -> Vec<GoldenRow> {
 
 /// Scores rows in one batch; each row's logits or its status.
 pub fn score(worker: &mut OpenWorker, rows: &[&GoldenRow]) -> Vec<Result<Vec<f32>, RowStatus>> {
+    try_score(worker, rows).unwrap()
+}
+
+/// The same, where the whole batch may fail.
+pub fn try_score(
+    worker: &mut OpenWorker,
+    rows: &[&GoldenRow],
+) -> Result<Vec<Result<Vec<f32>, RowStatus>>, Fault> {
     let (mut ids, mut types, mut offsets) = (Vec::new(), Vec::new(), vec![0]);
     for row in rows {
         ids.extend_from_slice(&row.input_ids);
@@ -82,10 +90,9 @@ pub fn score(worker: &mut OpenWorker, rows: &[&GoldenRow]) -> Vec<Result<Vec<f32
     .unwrap();
     let mut logits = vec![f32::NAN; rows.len() * worker.n_labels()];
     let mut statuses = vec![0; rows.len()];
-    let (_, scores) = worker.score(&batch, &mut logits, &mut statuses).unwrap();
-    (0..rows.len())
-        .map(|row| scores.row(row).map(<[f32]>::to_vec))
-        .collect()
+    let (_, scores) = worker.score(&batch, &mut logits, &mut statuses)?;
+    let rows = (0..rows.len()).map(|row| scores.row(row).map(<[f32]>::to_vec));
+    Ok(rows.collect())
 }
 
 /// The largest difference between two sets of logits; a NaN is infinitely far off.

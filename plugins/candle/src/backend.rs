@@ -229,7 +229,7 @@ impl Backend for CandleBackend {
 
 impl Worker for CandleWorker {
     fn score(&mut self, batch: &RaggedBatch<'_>, out: &mut Scores<'_>) -> Result<Phases, Fault> {
-        let rectangles = self.rectangles(batch, out);
+        let rectangles = self.rectangles(batch, out)?;
         let n_threads = self.n_threads.min(rectangles.len());
         let work = Work {
             opened: &self.opened,
@@ -258,9 +258,16 @@ impl Worker for CandleWorker {
 
 impl CandleWorker {
     /// The rows that can be scored, longest first, in rectangles; others get their status.
-    fn rectangles(&self, batch: &RaggedBatch<'_>, out: &mut Scores<'_>) -> Vec<Rectangle> {
+    ///
+    /// # Errors
+    /// `BadModel` if none can, for a reason that a status has no word for.
+    fn rectangles(
+        &self,
+        batch: &RaggedBatch<'_>,
+        out: &mut Scores<'_>,
+    ) -> Result<Vec<Rectangle>, Fault> {
         let sizes = &self.opened.sizes;
-        let mut rows = Vec::new();
+        let (mut rows, mut why_not) = (Vec::new(), None);
         for row in 0..batch.n_rows() {
             let tokens = batch.row(row);
             let known = tokens
@@ -273,12 +280,21 @@ impl CandleWorker {
                         .iter()
                         .all(|&kind| (kind as usize) < sizes.types));
             match batch.state(row) {
-                RowStatus::Scored if known && self.opened.model.can_score(tokens.input_ids) => {
-                    rows.push(row);
-                }
+                RowStatus::Scored if known => match self.opened.model.why_not(tokens.input_ids) {
+                    None => rows.push(row),
+                    Some(why) => {
+                        out.fail(row, RowStatus::Failed);
+                        why_not = Some(why);
+                    }
+                },
                 RowStatus::Scored => out.fail(row, RowStatus::Failed),
                 nobody_waits => out.fail(row, nobody_waits),
             }
+        }
+        if rows.is_empty()
+            && let Some(why) = why_not
+        {
+            return Err(Fault::bad_model(why));
         }
         let lengths: Vec<_> = rows
             .iter()
@@ -292,7 +308,7 @@ impl CandleWorker {
                 *row = rows[*row];
             }
         }
-        rectangles
+        Ok(rectangles)
     }
 }
 
