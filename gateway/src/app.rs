@@ -163,12 +163,12 @@ impl App {
             .unwrap_or_else(|error| Err(StartError::Other(format!("loading failed: {error}"))))
     }
 
-    /// Stops: new requests are refused with 503, admitted ones are answered (at most `drain_timeout`
-    /// long), then the ports close. How many were not answered in time.
+    /// Stops: new requests are refused with 503; those that were let in are answered (at most `drain_timeout`
+    /// long), also where their bodies are still to come; then the ports close. How many were not answered in time.
     pub async fn shut_down(self) -> usize {
         let deadline = now() + self.drain_timeout;
-        self.slots.drain();
         self.door.close();
+        self.slots.drain();
         tracing::info!(in_flight = self.door.inside(), "draining");
         while !self.door.is_idle() && now() < deadline {
             tokio::time::sleep(DRAIN_PERIOD).await;
@@ -329,6 +329,10 @@ impl Exposition for Shown {
 
     fn series(&self) -> Vec<Series> {
         self.0.series()
+    }
+
+    fn reset(&self) {
+        self.0.reset();
     }
 
     fn request(&self, protocol: &'static str, route: &'static str, status: u16, seconds: f64) {

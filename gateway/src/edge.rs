@@ -141,8 +141,11 @@ pub trait Exposition: Send + Sync + 'static {
     /// Every metric, in Prometheus' text format.
     fn text(&self) -> String;
 
-    /// The same as numbers.
+    /// The same as numbers, since they were [reset](Self::reset).
     fn series(&self) -> Vec<Series>;
+
+    /// Numbers count from here on; the text goes on.
+    fn reset(&self);
 
     /// One call has ended. `protocol` is `http`, `grpc` or `admin`; `route` is one of a fixed list;
     /// `status` is HTTP's, or gRPC's code; a client that went away counts as 499, or 1 (cancelled).

@@ -14,6 +14,9 @@ pub mod score;
 mod text;
 mod watch;
 
+pub(crate) use line::{Fault, Lines};
+pub(crate) use text::Json;
+
 use crate::app::StartError;
 use crate::config::ConfigError;
 use crate::score::Form;
@@ -60,6 +63,10 @@ impl Input {
     fn open(&self) -> Result<Box<dyn Read + Send>, StartError> {
         match self {
             Self::Stdin => Ok(Box::new(std::io::stdin())),
+            // It opens, and fails when it is read, with an output begun.
+            Self::File(path) if path.is_dir() => Err(wrong(format!(
+                "{self} is a folder; name a file in it, or - for standard input"
+            ))),
             Self::File(path) => match std::fs::File::open(path) {
                 Ok(file) => Ok(Box::new(file)),
                 Err(error) => Err(wrong(format!(

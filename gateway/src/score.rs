@@ -9,6 +9,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// A model takes some seconds to load.
+const NO_MODEL_RETRY_AFTER: Duration = Duration::from_secs(2);
+
 /// What a client asks: scores for rows of texts.
 #[derive(Clone, Debug)]
 pub struct ScoreRequest {
@@ -309,6 +312,14 @@ impl ScoreError {
         Self::Invalid {
             param: param.into(),
             why: why.into(),
+        }
+    }
+
+    /// A request names no model, and there is none to be the first.
+    pub fn no_model() -> Self {
+        Self::Unavailable {
+            why: "no model is loaded; wait for GET /readyz".to_owned(),
+            retry_after: NO_MODEL_RETRY_AFTER,
         }
     }
 

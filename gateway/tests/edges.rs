@@ -379,11 +379,24 @@ fn the_admin_listener_answers_this_machine_only() {
         (foreign.status, foreign.json()["error"]["code"].as_str()),
         (403, Some("foreign_host"))
     );
+    let said = foreign.json()["message"].to_string();
+    assert!(
+        said.contains("evil.example:9001") && said.contains("Host"),
+        "{said}"
+    );
     assert_eq!(reply("GET /plugins", &[]).status, 403);
     // A page of another place that calls this machine by its address.
     let here = "host: 127.0.0.1:9001";
     let page = reply("POST /cache/clear", &[here, "origin: http://evil.example"]);
-    assert_eq!(page.status, 403);
+    assert_eq!(
+        (page.status, page.json()["error"]["code"].as_str()),
+        (403, Some("foreign_page"))
+    );
+    let said = page.json()["message"].to_string();
+    assert!(
+        said.contains("http://evil.example") && said.contains("Origin"),
+        "{said}"
+    );
     assert_eq!(
         reply("GET /health", &[here]).json()["model"]["cache_size"],
         3
@@ -401,7 +414,12 @@ fn the_admin_listener_answers_this_machine_only() {
     let wrong = reply("GET /cache/clear", &[here]);
     assert_eq!(wrong.status, 405);
     assert!(wrong.text.contains("send POST"), "{}", wrong.text);
-    assert_eq!(reply("GET /rerank", &["host: localhost"]).status, 404);
+    // What there is here, and not what there is at the public port.
+    for line in ["GET /rerank", "POST /models/default/swop"] {
+        let none = reply(line, &["host: localhost"]);
+        assert_eq!(none.status, 404);
+        assert!(none.text.contains("POST /cache/clear"), "{}", none.text);
+    }
 }
 
 #[test]

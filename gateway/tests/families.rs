@@ -243,6 +243,13 @@ fn a_gguf_file_is_served_by_the_plugin_that_reads_it() {
             assert!((a - b).abs() < tolerance, "{name}: {a} {b}");
         }
     }
+    // It was made of what stands beside it, as graphs are: its scores are compared, and no change is to be expected.
+    let order = json!({"plugin": "candle-cpu", "options": {"file": "other.gguf"}, "dtype": "f16"});
+    let answer = server.order("/models/named/swap", &order);
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let models = self::models(&server);
+    let proof = models["named"]["proof"].as_str().unwrap();
+    assert!(proof.contains("as generation 1"), "{proof}");
 }
 
 /// What serves is compared with what is to serve, of the same file; another file is another model.

@@ -51,6 +51,7 @@ impl Server {
     /// Takes no more requests, and ends when what there is has been answered, or then.
     fn drain_within(&self, timeout: Duration) -> JoinHandle<()> {
         self.slots.drain();
+        self.generation.close();
         let (slots, deadline) = (Arc::clone(&self.slots), now() + timeout);
         tokio::task::spawn_blocking(move || slots.shut_down(deadline))
     }

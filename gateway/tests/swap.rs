@@ -107,6 +107,22 @@ fn put(dir: &Path, stem: &str, more: &str) {
     file.write_all(more.as_bytes()).unwrap();
 }
 
+/// An order in the last moment of a probation, at whose end nobody looks any more, is done all the same.
+#[test]
+fn a_probation_can_be_ended_to_its_last_moment() {
+    let swapping = Swapping::start(&json!({}), &[]);
+    let answer = swapping.swap(&json!({"plugin": "fake", "probation_s": 0.05}));
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let answer = swapping.rollback();
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert!(
+        answer.text.contains("\"state\":\"rolled_back\""),
+        "{answer:?}"
+    );
+    let swap = swapping.until("rolled_back");
+    assert_eq!(swap["detail"], "an operator asked for it");
+}
+
 #[test]
 fn a_new_build_goes_live_and_is_confirmed() {
     let swapping = Swapping::start(&json!({}), &[]);

@@ -18,7 +18,6 @@ use crate::model::{Source, progress};
 use crate::runtime::{Runtime, now};
 use crate::score::ScoreError;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -52,9 +51,22 @@ struct Record {
 /// A swap under way.
 #[derive(Default)]
 struct Running {
-    wants_end: AtomicBool,
+    wish: Mutex<Wish>,
     listeners: Mutex<Vec<mpsc::Sender<SwapStep>>>,
 }
+
+/// What an operator wants of a swap under way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Wish {
+    #[default]
+    GoOn,
+    End,
+    /// Nothing any more: it is about to end as it was ordered.
+    Settled,
+}
+
+/// Why what was ordered to end did.
+const ASKED: &str = "an operator asked for it";
 
 /// One swap.
 struct Swap {
@@ -165,15 +177,22 @@ impl Swaps {
         });
         if let Some(running) = running {
             let reached = running.listen()?;
-            running.wants_end.store(true, Ordering::Relaxed);
-            return Ok(reached);
+            if running.ask_end() {
+                return Ok(reached);
+            }
+            return Err(SwapError::NotNow(format!(
+                "{name}: what was ordered before is about to be done and cannot be ended any more; order it again"
+            )));
         }
         let Some(before) = before else {
             return Err(SwapError::NotNow(format!(
                 "{name}: nothing served before what serves now"
             )));
         };
-        self.go_back(&name, before, "an operator asked for it".to_owned())
+        let (swap, reached) = self.begin(SwapOrder::of(&name))?;
+        swap.running.ask_end();
+        self.runtime.blocking(move || swap.go_back(&before, ASKED));
+        Ok(reached)
     }
 
     /// Has a model served as it was before.
@@ -315,6 +334,19 @@ impl Running {
         Ok(reached)
     }
 
+    /// Has it end, if it still can.
+    fn ask_end(&self) -> bool {
+        let mut wish = self.wish();
+        if *wish == Wish::GoOn {
+            *wish = Wish::End;
+        }
+        *wish == Wish::End
+    }
+
+    fn wish(&self) -> MutexGuard<'_, Wish> {
+        self.wish.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn listeners(&self) -> MutexGuard<'_, Vec<mpsc::Sender<SwapStep>>> {
         self.listeners
             .lock()
@@ -344,6 +376,8 @@ impl Drop for Swap {
 
 impl Swap {
     fn unload(self) {
+        // Whoever asks for its end from here on is told that it is too late.
+        _ = self.settle();
         let model = self.order.model.as_str();
         let gone = self.all.slots.remove(model);
         self.tell(
@@ -363,16 +397,30 @@ impl Swap {
     /// # Errors
     /// That it is so.
     fn check_wanted(&self) -> Result<(), String> {
-        match self.running.wants_end.load(Ordering::Relaxed) {
-            true => Err("an operator asked for it".to_owned()),
-            false => Ok(()),
+        match *self.running.wish() {
+            Wish::End => Err(ASKED.to_owned()),
+            Wish::GoOn | Wish::Settled => Ok(()),
         }
+    }
+
+    /// The same, for the last time: from here on it cannot be ended any more.
+    fn settle(&self) -> Result<(), String> {
+        let mut wish = self.running.wish();
+        if *wish == Wish::End {
+            return Err(ASKED.to_owned());
+        }
+        *wish = Wish::Settled;
+        Ok(())
     }
 
     /// Whoever listens hears it; whoever does not finds it in the log.
     fn tell(&self, state: SwapState, detail: String) {
         let model = self.order.model.as_str();
+        let is_wanted = self.check_wanted().is_err();
         match state {
+            SwapState::RolledBack if is_wanted => {
+                tracing::info!(model, state = state.name(), "swap: {detail}");
+            }
             SwapState::Refused | SwapState::RolledBack => {
                 tracing::error!(model, state = state.name(), "swap: {detail}");
             }

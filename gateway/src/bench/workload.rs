@@ -1,14 +1,11 @@
 //! The requests that are measured: one JSON object a line of a file, or made here.
 
+use crate::offline::{Fault, Input, Json, Lines};
 use crate::score::Texts;
 use serde::Deserialize;
 use std::fmt;
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::{Path, PathBuf};
-
-/// A line is a request; the server itself takes bodies of a few megabytes unless configured otherwise.
-const LINE_BYTES_MAX: u64 = 64 << 20;
 
 /// Documents of a request that is made here.
 const MADE_DOCUMENTS: usize = 32;
@@ -119,27 +116,17 @@ pub(super) fn read(path: &Path, requests_max: usize) -> Result<Vec<Request>, Str
             "--workload {name} cannot be read: {error}; name a file with a request a line: {FORM}"
         )
     };
-    let mut file = BufReader::new(File::open(path).map_err(unreadable)?);
+    let file = File::open(path).map_err(unreadable)?;
+    let input = Input::File(path.to_owned());
+    let mut lines = Lines::new(input.clone(), Box::new(file));
+    let of_workload = |why: String| format!("--workload {why}");
     let mut requests = Vec::new();
-    for line in 1_u64.. {
-        let mut content = String::new();
-        let mut bounded = file.by_ref().take(LINE_BYTES_MAX);
-        let n_read = bounded.read_line(&mut content).map_err(|error| {
-            format!("--workload {name}:{line}: {error}; expected UTF-8, a request a line")
-        })?;
-        if n_read == 0 || requests.len() == requests_max {
-            break;
-        }
-        if n_read as u64 == LINE_BYTES_MAX {
-            return Err(format!(
-                "--workload {name}:{line}: longer than {LINE_BYTES_MAX} bytes; give a request a line"
-            ));
-        }
-        if !content.trim().is_empty() {
-            let request =
-                parse(&content).map_err(|why| format!("--workload {name}:{line}: {why}"))?;
-            requests.push(request);
-        }
+    while requests.len() < requests_max
+        && let Some(line) = lines.next().map_err(of_workload)?
+    {
+        let request = line.content.and_then(|content| parse(&content));
+        let wrong = |fault: Fault| of_workload(fault.at(&input, line.number));
+        requests.push(request.map_err(wrong)?);
     }
     if requests.is_empty() {
         return Err(format!(
@@ -151,14 +138,10 @@ pub(super) fn read(path: &Path, requests_max: usize) -> Result<Vec<Request>, Str
 
 const FORM: &str = r#"{"query": "…", "documents": ["…", …]}"#;
 
-fn parse(content: &str) -> Result<Request, String> {
-    let request: Request = serde_json::from_str(content).map_err(|error| {
-        // The parser counts lines of its own, of which there is one.
-        let why = error.to_string().replace("at line 1 column", "at column");
-        format!("{why}; expected {FORM}")
-    })?;
+fn parse(content: &str) -> Result<Request, Fault> {
+    let request: Request = Json::new(content).object(FORM)?;
     if request.documents.is_empty() {
-        return Err("no documents; give at least one".to_owned());
+        return Err(Fault::whole("no documents; give at least one"));
     }
     Ok(request)
 }
@@ -211,13 +194,14 @@ mod tests {
         check("", "holds no requests; expected one a line");
         check(
             "\n{\"query\": \"a\"}",
-            "w.jsonl:2: missing field `documents`",
+            "w.jsonl:2:14: missing field `documents`",
         );
         check("{\"query\": \"a\"}", "\"documents\": [");
         check(
             "{\"query\": \"a\", \"documents\": []}",
             "w.jsonl:1: no documents",
         );
-        check("{\"query\": \"a\", \"documents\": [1]}", "at column");
+        check("{\"query\": \"a\", \"documents\": [1]}", "w.jsonl:1:31: ");
+        check("[\"a\", [\"x\"]]", "w.jsonl:1:1: is no JSON object");
     }
 }

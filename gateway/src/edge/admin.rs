@@ -22,11 +22,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use tower_http::catch_panic::CatchPanicLayer;
 
-const ROUTES: [&str; 8] = [
+const ROUTES: [&str; 9] = [
     "/plugins",
     "/models",
     "/health",
     CLEAR,
+    RESET,
     "/models/{model}/swap",
     "/models/{model}/rollback",
     "/models/{model}/load",
@@ -34,6 +35,11 @@ const ROUTES: [&str; 8] = [
 ];
 /// Forgets all kept scores.
 const CLEAR: &str = "/cache/clear";
+/// Has the JSON of `/metrics` count anew.
+const RESET: &str = "/metrics/reset";
+/// What is told to those who ask for a route that there is not.
+const ROUTES_SHOWN: &str = "the admin listener has GET /plugins, /models and /health, POST /cache/clear and \
+     /metrics/reset, and POST /models/{model}/swap, /rollback, /load and /unload; all else is at the public port";
 
 /// One library file that the gateway looked at.
 #[derive(Clone, Debug, Serialize)]
@@ -76,16 +82,13 @@ pub fn admin(
         .route("/models", get(list_models))
         .route("/health", get(show_health))
         .route(CLEAR, post(clear_cache))
+        .route(RESET, post(reset_metrics))
         .route("/models/{*deed}", post(act_on_model))
-        .fallback(async |request: Request| no_route(&request, &ROUTES))
+        .fallback(async |request: Request| no_route(&request, &ROUTES, ROUTES_SHOWN))
         .method_not_allowed_fallback(async |request: Request| {
-            let is_deed = |path: &str| path == CLEAR || deed(path).is_some();
-            let allowed = if is_deed(request.uri().path()) {
-                "POST"
-            } else {
-                "GET"
-            };
-            wrong_method(&request, allowed)
+            let path = request.uri().path();
+            let is_order = [CLEAR, RESET].contains(&path) || deed(path).is_some();
+            wrong_method(&request, if is_order { "POST" } else { "GET" })
         })
         .layer(from_fn_with_state(key.is_some(), check_caller))
         .layer(from_fn_with_state(key, check_key))
@@ -123,7 +126,7 @@ async fn act_on_model(
         None => Err(Refusal::NoRoute {
             method: request.method().to_string(),
             path: request.uri().path().to_owned(),
-            near: Some("/models/{model}/swap, /rollback, /load or /unload"),
+            instead: ROUTES_SHOWN.to_owned(),
         }
         .into()),
     }
@@ -159,6 +162,17 @@ async fn clear_cache(State(admin): State<Arc<Admin>>) -> Response {
     json(status, &Cleared { cleared, failed })
 }
 
+/// What came of counting anew.
+#[derive(Serialize)]
+struct Reset {
+    reset: bool,
+}
+
+async fn reset_metrics(State(admin): State<Arc<Admin>>) -> Response {
+    admin.edge.metrics.reset();
+    json(StatusCode::OK, &Reset { reset: true })
+}
+
 /// A web page can make a browser call this listener by a name of its own that resolves to this
 /// machine (DNS rebinding): such a call's Host is that name, neither `localhost` nor an address. Or by
 /// this machine's address: such a call's Origin is the page's. No page has the key, so that who has shown it
@@ -170,25 +184,26 @@ async fn check_caller(
 ) -> Result<Response, Problem> {
     match foreign_caller(&request, has_shown_key) {
         None => Ok(next.run(request).await),
-        Some(found) => Err(Refusal::ForeignHost { found }.into()),
+        Some(refusal) => Err(refusal.into()),
     }
 }
 
-/// By what name the call came, or from whose page, if that is not this machine.
-fn foreign_caller(request: &Request, by_any_name: bool) -> Option<String> {
+/// Why a call is refused: the name by which it came, or the page from which it did, is not this machine's.
+fn foreign_caller(request: &Request, by_any_name: bool) -> Option<Refusal> {
     let text = |name| {
         let value = request.headers().get(name)?;
         Some(value.to_str().unwrap_or_default())
     };
     let host = text(HOST).or_else(|| request.uri().authority().map(Authority::as_str));
-    let Some(host) = host.filter(|host| !host.is_empty()) else {
-        return Some("missing".to_owned());
-    };
-    let origin = text(ORIGIN).map(|origin| origin.rsplit("://").next().unwrap_or_default());
-    let host = (!by_any_name).then_some(host);
-    let mut names = [host, origin].into_iter().flatten();
-    let foreign = names.find(|name| !is_this_machine(name))?;
-    Some(format!("{foreign:?}"))
+    let host = host.unwrap_or_default();
+    if host.is_empty() || !(by_any_name || is_this_machine(host)) {
+        let found = host.to_owned();
+        return Some(Refusal::ForeignHost { found });
+    }
+    let origin = text(ORIGIN)?;
+    let page = origin.rsplit("://").next().unwrap_or_default();
+    let found = origin.to_owned();
+    (!is_this_machine(page)).then_some(Refusal::ForeignPage { found })
 }
 
 fn is_this_machine(host: &str) -> bool {

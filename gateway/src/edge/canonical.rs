@@ -38,9 +38,8 @@ pub(super) struct Body {
     /// At least one.
     #[schema(value_type = Vec<Document>, min_items = 1)]
     documents: Option<Vec<Document>>,
-    /// How many results to return, at least 1; absent for all.
+    /// How many results to return; 0 or absent for all.
     #[serde(default, deserialize_with = "json::count")]
-    #[schema(minimum = 1)]
     top_n: Option<u64>,
     /// Repeat each document's text in its result.
     #[serde(default, deserialize_with = "json::flag")]
@@ -85,7 +84,8 @@ pub(super) struct Body {
     /// their prompt.
     instruction: Option<String>,
     /// vLLM's place for `instruction`.
-    chat_template_kwargs: Option<TemplateKwargs>,
+    #[schema(value_type = Option<TemplateKwargs>)]
+    chat_template_kwargs: Option<json::Object<TemplateKwargs>>,
     /// How urgent the request is: `high`, `normal` or `low`, in any case, or vLLM's number, of which those
     /// below 0 are high and those above low; absent or 0 for what `X-Priority` says, or normal.
     #[serde(default, deserialize_with = "json::scalar")]
@@ -243,7 +243,7 @@ fn read(body: &[u8], bounds: &Bounds) -> Result<Asked, Refusal> {
     let kwargs = body.chat_template_kwargs;
     let said = body
         .instruction
-        .or(kwargs.and_then(|kwargs| kwargs.instruction));
+        .or(kwargs.and_then(|kwargs| kwargs.0.instruction));
     let form = Form {
         instruction: instruction(said),
         query_tokens_max: bound(body.max_tokens_per_query),
@@ -258,7 +258,8 @@ fn read(body: &[u8], bounds: &Bounds) -> Result<Asked, Refusal> {
     let rank_fields = body.rank_fields.unwrap_or_default();
     let texts = texts(documents, &rank_fields, bounds)?;
     let shown = Shown {
-        n_results: n_results("top_n", body.top_n, texts.len())?,
+        // vLLM's clients send 0, its own default, for all; those of the others never do.
+        n_results: n_results("top_n", body.top_n.filter(|&n| n != 0), texts.len())?,
         raw: body
             .raw_scores
             .unwrap_or(body.use_activation.or(body.activation).or(body.softmax) == Some(false)),

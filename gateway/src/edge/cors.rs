@@ -2,7 +2,7 @@
 //! reaches the server without a browser, and shows a key as they do.
 
 use super::{answer, call, keyring, post};
-use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use axum::http::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use axum::http::{HeaderName, Method};
 use std::time::Duration;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
@@ -46,6 +46,7 @@ pub(super) fn cors(origins: &Origins) -> CorsLayer {
         // By name: `*` would not cover Authorization.
         .allow_headers(AllowHeaders::list([
             AUTHORIZATION,
+            CONTENT_ENCODING,
             CONTENT_TYPE,
             HeaderName::from_static(keyring::HEADERS[0]),
             HeaderName::from_static(keyring::HEADERS[1]),

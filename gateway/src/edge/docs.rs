@@ -142,7 +142,7 @@ fn file(path: &str) -> Result<Response, Problem> {
         Ok(None) => Err(Refusal::NoRoute {
             method: "GET".to_owned(),
             path: format!("/docs/{path}"),
-            near: None,
+            instead: "the page is GET /docs".to_owned(),
         }
         .into()),
         Err(error) => Err(ScoreError::Internal {

@@ -1,5 +1,6 @@
 //! A document as clients send it: a string, or an object of which some fields are its text.
 
+use super::json::Object;
 use crate::intake::Bounds;
 use crate::score::ScoreError;
 use serde::Deserialize;
@@ -18,6 +19,9 @@ const FIELDS_MAX: usize = 256;
 const RANK_FIELDS_MAX: usize = 64;
 /// Between a field's name and its value in a document's text.
 const SEPARATOR: &str = ": ";
+/// What is wrong with a string that is not text.
+const HALF: &str =
+    "has a \\u escape of half a character; send both halves, or the character itself";
 
 /// A string, or an object's fields in the order sent.
 #[derive(Debug)]
@@ -74,16 +78,15 @@ impl Document {
             });
         }
         if let Some(field) = fields.iter().find(|field| field.name == "text") {
-            if let Some(text) = field.string() {
-                return Ok(text);
+            if field.is_string() {
+                return field.words(idx).map(Cow::into_owned);
             }
             if !field.is_null() {
-                let param = format!("documents[{idx}].text");
-                return Err(ScoreError::invalid(param, "is not a string; send one"));
+                return Err(field.invalid(idx, "is not a string; send one"));
             }
         }
         if let Some(parts) = fields.iter().find_map(Field::parts) {
-            for part in parts {
+            for Object(part) in parts {
                 let text = part.text.filter(|_| part.kind == "text");
                 let param = || format!("documents[{idx}].content");
                 let text = text.ok_or_else(|| {
@@ -134,7 +137,7 @@ impl<'a> Lines<'a> {
 
     /// Stops as soon as the document is too long.
     fn push(&mut self, field: &Field) -> Result<(), ScoreError> {
-        self.push_line(&[&field.name, SEPARATOR, &field.words()])
+        self.push_line(&[&field.name, SEPARATOR, &field.words(self.idx)?])
     }
 
     /// A line of these words.
@@ -165,19 +168,23 @@ impl Field {
     }
 
     /// vLLM's `content`, if it is that: a list of parts, each a text or something else.
-    fn parts(&self) -> Option<Vec<Part>> {
+    fn parts(&self) -> Option<Vec<Object<Part>>> {
         let is_list = self.name == "content" && self.value.get().starts_with('[');
         is_list.then(|| serde_json::from_str(self.value.get()).ok())?
     }
 
-    fn string(&self) -> Option<String> {
-        serde_json::from_str(self.value.get()).ok()
+    /// A string's text; of other values what was sent. Of a string only the escapes can be wrong: what else is no
+    /// JSON was found before.
+    fn words(&self, idx: usize) -> Result<Cow<'_, str>, ScoreError> {
+        if !self.is_string() {
+            return Ok(Cow::Borrowed(self.value.get()));
+        }
+        let text = serde_json::from_str(self.value.get()).map(Cow::Owned);
+        text.map_err(|_| self.invalid(idx, HALF))
     }
 
-    /// A string's text; of other values what was sent.
-    fn words(&self) -> Cow<'_, str> {
-        self.string()
-            .map_or(Cow::Borrowed(self.value.get()), Cow::Owned)
+    fn invalid(&self, idx: usize, why: &str) -> ScoreError {
+        ScoreError::invalid(format!("documents[{idx}].{}", self.name), why)
     }
 }
 

@@ -14,9 +14,10 @@ use super::codec::Shapes;
 use super::grpc_health::HealthReport;
 use super::keyring::{Gate, check_keys};
 use super::layers::{Protocol, Watch, panic_error, watch};
-use super::wire::{OURS, wire};
+use super::wire::{OURS, Refusal, status, wire};
 use crate::runtime::Runtime;
 use axum::Router;
+use axum::extract::Request;
 use axum::http::HeaderMap;
 use axum::middleware::from_fn_with_state;
 use axum::response::Response;
@@ -106,10 +107,24 @@ pub async fn grpc(edge: Edge, runtime: Runtime) -> Result<(Router, HealthReport)
         .add_service(v1alpha.max_decoding_message_size(NAMES_BYTES_MAX))
         .into_axum_router()
         .merge(methods)
+        .fallback(no_method)
         .layer(from_fn_with_state(gate, check_keys))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn_with_state(observer, watch));
     Ok((router, report))
+}
+
+/// Tonic's own says nothing.
+async fn no_method(request: Request) -> Response {
+    let refusal = Refusal::NoRoute {
+        method: "method".to_owned(),
+        path: request.uri().path().to_owned(),
+        instead: format!(
+            "the services are {}; reflection tells their methods",
+            SERVICES.join(", ")
+        ),
+    };
+    status(&refusal, &Call::of(request.extensions())).into_http()
 }
 
 fn panicked(panic: Box<dyn Any + Send>) -> Response {

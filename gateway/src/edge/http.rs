@@ -46,7 +46,7 @@ pub fn http(edge: Edge) -> Router {
     let (known, posts) = (book.routes.clone(), book.posts.clone());
     let (router, _) = book.split();
     router
-        .fallback(async move |request: Request| no_route(&request, &known))
+        .fallback(async move |request: Request| no_route(&request, &known, ROUTES_SHOWN))
         .method_not_allowed_fallback(async move |matched: MatchedPath, request: Request| {
             // No route takes both.
             let allowed = if posts.contains(&matched.as_str()) {
@@ -115,8 +115,12 @@ pub(super) fn scores(route: &str) -> bool {
     POSTS.get_or_init(|| book().posts).contains(&route)
 }
 
-/// No route: says which is meant, or which there are.
-pub(super) fn no_route(request: &Request, known: &[&'static str]) -> Problem {
+/// What is told to those who ask for a route that there is not.
+const ROUTES_SHOWN: &str = "there is POST /rerank, /v1/rerank and /v2/rerank, GET /health, /models and /metrics, \
+     and GET /docs shows all";
+
+/// No route: says which of the `known` is meant, or else which are `shown`.
+pub(super) fn no_route(request: &Request, known: &[&'static str], shown: &str) -> Problem {
     let path = request.uri().path();
     // `/rerank/`, `//rerank` and `/Rerank` have the words of `/rerank`.
     let words = |path: &str| -> Vec<String> {
@@ -130,7 +134,7 @@ pub(super) fn no_route(request: &Request, known: &[&'static str]) -> Problem {
     Refusal::NoRoute {
         method: request.method().to_string(),
         path: path.to_owned(),
-        near: near.copied(),
+        instead: near.map_or_else(|| shown.to_owned(), |near| format!("call {near}")),
     }
     .into()
 }

@@ -2,37 +2,46 @@
 
 use super::wire::Refusal;
 use crate::score::ScoreError;
+use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeOwned, Error, IgnoredAny, MapAccess, SeqAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::error::Category;
 use serde_json::value::RawValue;
 use std::fmt;
+use std::marker::PhantomData;
 
 /// What some programs write before UTF-8, and JSON's readers may ignore (RFC 8259, 8.1).
 const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
+/// How serde begins and ends what it says of types, and what the same is called in JSON.
+const KINDS_FOUND: [(&str, &str); 2] = [
+    ("invalid type: map", "invalid type: object"),
+    ("invalid type: sequence", "invalid type: list"),
+];
+const KINDS_EXPECTED: [(&str, &str); 4] = [
+    ("expected a sequence", "expected a list"),
+    ("expected a map", "expected an object"),
+    ("expected i64", "expected a whole number"),
+    ("expected usize", "expected a whole number, 0 or more"),
+];
+/// What serde says of a `\u` escape that stands for half of a character.
+const HALVES: [&str; 2] = [
+    "unexpected end of hex escape",
+    "lone leading surrogate in hex escape",
+];
 
 /// Reads one JSON object. What is not JSON is refused with line and column, what does not fit with
 /// the field and the index.
 pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
     // Files that were saved on Windows begin with it.
     let bytes = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
-    let Some(first) = bytes.iter().find(|byte| !byte.is_ascii_whitespace()) else {
+    if bytes.trim_ascii().is_empty() {
         return Err(Refusal::Empty {
             param: "body",
             why: "is empty; send one JSON object",
         });
-    };
-    let mut input = serde_json::Deserializer::from_slice(bytes);
-    if *first != b'{' {
-        // A derived struct would read an array field by field.
-        IgnoredAny::deserialize(&mut input)
-            .and_then(|_| input.end())
-            .map_err(|error| bad_json(&error))?;
-        return Err(
-            ScoreError::invalid("body", "is not a JSON object; send one, in braces").into(),
-        );
     }
-    let value = serde_path_to_error::deserialize(&mut input).map_err(|error| {
+    let mut input = serde_json::Deserializer::from_slice(bytes);
+    let Object(value) = serde_path_to_error::deserialize(&mut input).map_err(|error| {
         let path = error.path().to_string();
         let inner = error.into_inner();
         match inner.classify() {
@@ -43,6 +52,10 @@ pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
     input.end().map_err(|error| bad_json(&error))?;
     Ok(value)
 }
+
+/// A struct that is sent as an object. A derived one alone would read a list, too, field by field.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Object<T>(pub(super) T);
 
 /// How many elements a list has; 0 for what is no list. Nothing of it is kept.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -81,18 +94,50 @@ pub(super) fn scalar<'de, D: Deserializer<'de>>(input: D) -> Result<Option<Strin
 }
 
 fn bad_json(error: &serde_json::Error) -> Refusal {
-    Refusal::BadJson {
-        why: error.to_string(),
+    let mut why = error.to_string();
+    if HALVES.iter().any(|half| why.starts_with(half)) {
+        why += "; a \\u escape there is half of a character: send both halves, or the character itself";
     }
+    Refusal::BadJson { why }
 }
 
 fn misfit(path: String, error: &serde_json::Error) -> Refusal {
     // The path is more use than the position, and the position would be of the value's end.
     let position = format!(" at line {} column {}", error.line(), error.column());
     let text = error.to_string();
-    let why = text.strip_suffix(&position).unwrap_or(&text);
+    let mut why = text.strip_suffix(&position).unwrap_or(&text).to_owned();
+    for (serdes, ours) in KINDS_FOUND {
+        if let Some(rest) = why.strip_prefix(serdes) {
+            why = format!("{ours}{rest}");
+        }
+    }
+    for (serdes, ours) in KINDS_EXPECTED {
+        if let Some(rest) = why.strip_suffix(serdes) {
+            why = format!("{rest}{ours}");
+        }
+    }
     let param = if path == "." { "body".to_owned() } else { path };
     ScoreError::invalid(param, why).into()
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        input.deserialize_map(ObjectVisitor(PhantomData))
+    }
+}
+
+struct ObjectVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectVisitor<T> {
+    type Value = Object<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Object<T>, A::Error> {
+        T::deserialize(MapAccessDeserializer::new(map)).map(Object)
+    }
 }
 
 impl<'de> Deserialize<'de> for Length {
@@ -285,11 +330,11 @@ mod tests {
         );
         check(
             r#"{"n":[1]}"#,
-            Err("n: invalid type: sequence, expected a whole number, 0 or more"),
+            Err("n: invalid type: list, expected a whole number, 0 or more"),
         );
         check(
             "[true, 1]",
-            Err("body: is not a JSON object; send one, in braces"),
+            Err("body: invalid type: list, expected an object"),
         );
     }
 

@@ -312,16 +312,20 @@ pub(super) fn pack(scores: &[f32]) -> Vec<u8> {
 /// The model of this name and version; the first one where there is no name.
 ///
 /// # Errors
-/// `UnknownModel`; `Invalid` for another version than the one that serves.
+/// `UnknownModel`, or `Unavailable` where none is named and there is none; `Invalid` for another version than the one
+/// that serves.
 pub(super) fn find(edge: &Edge, name: &str, version: &str) -> Result<ModelState, ScoreError> {
     let mut models = edge.catalog.models();
     let known = || models.iter().map(|model| model.name.to_string()).collect();
     let place = models
         .iter()
         .position(|model| name.is_empty() || *model.name == *name)
-        .ok_or_else(|| ScoreError::UnknownModel {
-            name: name.to_owned(),
-            known: known(),
+        .ok_or_else(|| match name {
+            "" => ScoreError::no_model(),
+            _ => ScoreError::UnknownModel {
+                name: name.to_owned(),
+                known: known(),
+            },
         })?;
     let model = models.swap_remove(place);
     let own = self::version(&model);

@@ -75,7 +75,8 @@ pub(super) struct Row {
 
 /// Every metric, for Prometheus or as JSON
 ///
-/// JSON for `Accept: application/json` and for `?format=json`.
+/// JSON for `Accept: application/json` and for `?format=json`. It counts since the start, or since an operator's
+/// `POST /metrics/reset`; Prometheus' format always since the start.
 #[utoipa::path(get, path = "/metrics", tag = "health",
     params(("format" = Option<String>, Query, description = "`json`, or `prometheus` for the text")),
     responses(
@@ -118,8 +119,8 @@ impl Summary {
         let (mut total, mut successful) = (0, 0);
         for call in calls {
             let n = match call.figure {
-                Figure::Number(number) => number as u64,
-                Figure::Spread(_) => 0,
+                Figure::Count(count) => count as u64,
+                Figure::Number(_) | Figure::Spread(_) => 0,
             };
             total += n;
             if is_success(call) {
@@ -184,14 +185,14 @@ fn stage(series: &[Series], stage: &str) -> Spread {
 impl From<Series> for Row {
     fn from(series: Series) -> Self {
         let spread = match &series.figure {
-            Figure::Number(_) => None,
+            Figure::Count(_) | Figure::Number(_) => None,
             Figure::Spread(spread) => Some(spread),
         };
         let finite = |number: f64| Some(number).filter(|number| number.is_finite());
         let quantile = |share| spread.and_then(|spread| finite(spread.quantile(share)));
         Self {
             value: match series.figure {
-                Figure::Number(number) => finite(number),
+                Figure::Count(number) | Figure::Number(number) => finite(number),
                 Figure::Spread(_) => None,
             },
             count: spread.map(|spread| spread.count),

@@ -175,6 +175,11 @@ async fn by_dialect(edge: &Edge, post: &Post) -> Result<Response, Problem> {
         fits.map_err(Problem::tei)?;
         return tei::predict(edge, post).await.map_err(Problem::tei);
     }
+    if keys.texts.is_none() {
+        let why =
+            "is missing; send `texts` (a text or a list of them), or `inputs` as TEI's clients do";
+        return Err(ScoreError::invalid("texts", why).into());
+    }
     for (length, words) in [(keys.texts, &ALONE), (keys.text_pairs, &PAIRED)] {
         let fits = bounds.check_count(length.map_or(0, |length| length.0));
         fits.map_err(|error| words.say(error))?;

@@ -111,7 +111,7 @@ const SCORING: [(u16, &str); 12] = [
     (502, "The backend failed"),
     (
         503,
-        "Starting up or shutting down; `Retry-After` says when to come back",
+        "Starting up or shutting down, or no model is loaded; `Retry-After` says when to come back",
     ),
     (504, "Not done within the request's time"),
 ];

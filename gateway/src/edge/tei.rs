@@ -132,12 +132,8 @@ pub(super) struct Labels {
 ))]
 pub(super) async fn info(State(edge): State<Arc<Edge>>) -> Result<Response, Problem> {
     let models = edge.catalog.models();
-    let model = models.first().ok_or_else(|| {
-        Problem::tei(ScoreError::Unavailable {
-            why: "no model serves yet; wait for GET /readyz".to_owned(),
-            retry_after: Duration::from_secs(1),
-        })
-    })?;
+    let none = || Problem::tei(ScoreError::no_model());
+    let model = models.first().ok_or_else(none)?;
     Ok(super::answer::json(StatusCode::OK, &describe(&edge, model)))
 }
 

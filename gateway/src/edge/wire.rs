@@ -25,8 +25,8 @@ pub(super) enum Refusal {
     NoRoute {
         method: String,
         path: String,
-        /// A route that is meant, where one is like it.
-        near: Option<&'static str>,
+        /// What there is.
+        instead: String,
     },
     /// The route exists, the method does not.
     WrongMethod {
@@ -44,8 +44,10 @@ pub(super) enum Refusal {
     BodyLate { after: Duration },
     /// The body broke off.
     BodyBroken { why: String },
-    /// The admin listener was called by a name that is not this machine's.
+    /// The admin listener was called by a name that is not this machine's; empty for none at all.
     ForeignHost { found: String },
+    /// The admin listener was called by a web page that is not this machine's.
+    ForeignPage { found: String },
     /// The admin listener's key is not the one that was shown.
     Key { found: &'static str },
     /// No key of the public APIs was shown, or another one.
@@ -118,6 +120,7 @@ pub(super) fn wire(refusal: &Refusal) -> Wire {
         Refusal::Key { .. }          => line(401, 401, Code::Unauthenticated,    REQUEST,   "invalid_key",        "Validation"),
         Refusal::ApiKey { .. }       => line(401, 401, Code::Unauthenticated,    REQUEST,   "invalid_api_key",    "Validation"),
         Refusal::ForeignHost { .. }  => line(403, 403, Code::PermissionDenied,   REQUEST,   "foreign_host",       "Validation"),
+        Refusal::ForeignPage { .. }  => line(403, 403, Code::PermissionDenied,   REQUEST,   "foreign_page",       "Validation"),
     }
 }
 
@@ -244,17 +247,8 @@ impl fmt::Display for Refusal {
             Self::NoRoute {
                 method,
                 path,
-                near: Some(near),
-            } => write!(f, "there is no {method} {path} here; call {near}"),
-            Self::NoRoute {
-                method,
-                path,
-                near: None,
-            } => write!(
-                f,
-                "there is no {method} {path} here; there is POST /rerank, /v1/rerank and /v2/rerank, \
-                 GET /health, /models and /metrics, and GET /docs shows all"
-            ),
+                instead,
+            } => write!(f, "there is no {method} {path} here; {instead}"),
             Self::WrongMethod {
                 method,
                 path,
@@ -294,7 +288,13 @@ impl fmt::Display for Refusal {
             ),
             Self::ForeignHost { found } => write!(
                 f,
-                "the Host is {found}; call the admin listener as localhost or by its IP address"
+                "the admin listener was called as {found:?}, by the header Host; call it as localhost or by its IP \
+                 address, or set server.admin_key and show the key"
+            ),
+            Self::ForeignPage { found } => write!(
+                f,
+                "a web page of {found:?} has called, by the header Origin; the admin listener answers programs, \
+                 and pages of localhost or of an IP address"
             ),
         }
     }

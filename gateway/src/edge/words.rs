@@ -2,7 +2,8 @@
 
 use crate::score::ScoreError;
 
-/// Fields of the core's with what they are called in a dialect; others keep their names.
+/// Fields of the core's with what they are called in a dialect; others keep their names. `[]` stands for any index,
+/// which goes over to the dialect's name.
 pub(super) struct Words(pub(super) &'static [(&'static str, &'static str)]);
 
 impl Words {
@@ -22,9 +23,14 @@ impl Words {
         }
     }
 
-    /// `documents[3]` as `texts[3]`.
+    /// `documents[3]` as `texts[3]`, or as `pairs[3].document`.
     fn param(&self, param: &str) -> Option<String> {
         self.0.iter().find_map(|(core, dialect)| {
+            if let Some(list) = core.strip_suffix("[]") {
+                let rest = param.strip_prefix(list)?.strip_prefix('[')?;
+                let (index, rest) = rest.split_once(']')?;
+                return Some(dialect.replace("[]", &format!("[{index}]")) + rest);
+            }
             let rest = param.strip_prefix(core)?;
             let is_whole = rest.is_empty() || rest.starts_with(['[', '.', ':']);
             is_whole.then(|| format!("{dialect}{rest}"))
@@ -38,14 +44,19 @@ mod tests {
 
     #[test]
     fn names_are_replaced_whole() {
+        let say_in =
+            |words: &Words, param: &str| match words.say(ScoreError::invalid(param, "is wrong")) {
+                ScoreError::Invalid { param, .. } => param,
+                other => panic!("{other:?}"),
+            };
         let words = Words(&[("documents", "texts"), ("query", "source")]);
-        let say = |param: &str| match words.say(ScoreError::invalid(param, "is wrong")) {
-            ScoreError::Invalid { param, .. } => param,
-            other => panic!("{other:?}"),
-        };
+        let say = |param: &str| say_in(&words, param);
         assert_eq!(say("documents[3].text"), "texts[3].text");
         assert_eq!(say("documents"), "texts");
         assert_eq!(say("query"), "source");
         assert_eq!(say("query_tokens_max"), "query_tokens_max");
+        let pairs = Words(&[("documents[]", "pairs[].document"), ("documents", "pairs")]);
+        assert_eq!(say_in(&pairs, "documents[3].x"), "pairs[3].document.x");
+        assert_eq!(say_in(&pairs, "documents"), "pairs");
     }
 }

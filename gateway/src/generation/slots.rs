@@ -223,25 +223,21 @@ impl Slots {
             None | Some("") => self.slots.load().first().cloned(),
             Some(name) => self.find(name),
         };
-        slot.ok_or_else(|| ScoreError::UnknownModel {
-            name: name.unwrap_or_default().to_owned(),
-            known: self.names().iter().map(ToString::to_string).collect(),
+        slot.ok_or_else(|| match name {
+            None | Some("") => ScoreError::no_model(),
+            Some(name) => ScoreError::UnknownModel {
+                name: name.to_owned(),
+                known: self.names().iter().map(ToString::to_string).collect(),
+            },
         })
     }
 
     /// The generation that serves the model of this name, or the first model.
     ///
     /// # Errors
-    /// `UnknownModel`, or `Unavailable` while it is not there or the server is stopping.
+    /// `UnknownModel`, or `Unavailable` while it is not there.
     pub fn live(&self, name: Option<&str>) -> Result<Arc<Generation>, ScoreError> {
         let slot = self.named(name)?;
-        if self.is_draining() {
-            let why = "the server is shutting down".to_owned();
-            return Err(ScoreError::Unavailable {
-                why,
-                retry_after: RETRY_AFTER,
-            });
-        }
         slot.live
             .load_full()
             .ok_or_else(|| ScoreError::Unavailable {
@@ -268,7 +264,8 @@ impl Slots {
         }
     }
 
-    /// New requests are refused from now on, and readiness says so; admitted ones are finished.
+    /// The server is about to stop: readiness says so, and nobody waits for a generation that is to come. Who comes
+    /// is refused at the door; who was let in before is still answered.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
         let slots = self.slots.load();

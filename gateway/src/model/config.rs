@@ -211,6 +211,11 @@ impl Config {
         let by_model = positions
             .filter(|&n| 0 < n)
             .map(|n| n - i64::from(unusable));
+        if let Some(said) = tokenizer.model_max_length.filter(|&n| n < 1.0) {
+            warnings.push(format!(
+                "tokenizer_config.json: model_max_length = {said} is no length, expected 1 or more; it is passed over"
+            ));
+        }
         let by_tokenizer = tokenizer
             .model_max_length
             .filter(|n| (1.0..=1e9).contains(n));
@@ -352,6 +357,18 @@ mod tests {
             (Ok(got), Ok(want)) => assert_eq!(got, want, "{model}"),
             (Err(got), Err(want)) => assert!(got.contains(want), "{got:?} is not {want:?}"),
             (got, want) => panic!("{model}: {got:?}, expected {want:?}"),
+        }
+    }
+
+    #[test]
+    fn a_length_that_is_none_is_told() {
+        for (said, n_warnings) in [("-1", 1), ("0", 1), ("128", 0), ("1e30", 0)] {
+            let text = format!("{{\"model_max_length\":{said}}}");
+            let tokenizer: TokenizerConfig = serde_json::from_str(&text).unwrap();
+            let mut warnings = Vec::new();
+            let bert = config(r#"{"model_type":"bert","max_position_embeddings":512}"#);
+            bert.row_tokens_max(&tokenizer, &mut warnings).unwrap();
+            assert_eq!(warnings.len(), n_warnings, "{said}: {warnings:?}");
         }
     }
 

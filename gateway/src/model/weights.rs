@@ -82,8 +82,8 @@ impl Format {
 pub(super) struct Found {
     /// How those are written that will be opened.
     pub format: Format,
-    /// By which the model is known, in name order. Graphs were made of the weights by name that are beside them: whoever
-    /// opens either serves the same model.
+    /// By which the model is known, in name order. Graphs and GGUF files were made of the weights by name that are beside
+    /// them: whoever opens either serves the same model.
     pub files: Vec<PathBuf>,
     /// Nothing of weights that are not by name.
     pub summary: Summary,
@@ -93,6 +93,9 @@ pub(super) struct Found {
 /// there are none.
 pub(super) fn find(folder: &Path, wanted: &Wanted) -> Result<Found, ModelError> {
     let (place, names) = (folder.display().to_string(), names_in(folder));
+    for name in [SINGLE, INDEX] {
+        refuse_dangling(&folder.join(name))?;
+    }
     let (named, graphs) = (locate(folder), graphs(folder));
     let find = |format: Format| match format {
         Format::Safetensors => named.clone().ok().map(Ok),
@@ -103,7 +106,11 @@ pub(super) fn find(folder: &Path, wanted: &Wanted) -> Result<Found, ModelError> 
                 true => wanted.gguf(&names, &place).transpose(),
                 false => gguf::all(&names).next().map(Ok),
             };
-            file.map(|name| name.map(|name| vec![folder.join(name)]))
+            file.map(|name| {
+                let file = folder.join(name?);
+                refuse_pointer(&file)?;
+                Ok(named.clone().unwrap_or_else(|_| vec![file]))
+            })
         }
     };
     let mut formats = Format::ALL;
@@ -119,14 +126,26 @@ pub(super) fn find(folder: &Path, wanted: &Wanted) -> Result<Found, ModelError> 
         (Format::Safetensors | Format::Onnx, Ok(named)) => summarize(&named)?,
         _ => Summary::default(),
     };
-    if format == Format::Gguf {
-        files.iter().try_for_each(|path| refuse_pointer(path))?;
-    }
     Ok(Found {
         format,
         files,
         summary,
     })
+}
+
+/// A link to nothing is not passed over: whatever is opened instead is not what its owner means.
+fn refuse_dangling(path: &Path) -> Result<(), ModelError> {
+    match fs::read_link(path) {
+        Ok(target) if !path.exists() => Err(ModelError::unfit(
+            format!(
+                "{} is a link to {}, which is not there",
+                path.display(),
+                target.display()
+            ),
+            "bring the file back, or remove the link",
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// Every graph with the files of its data, in name order.
@@ -438,6 +457,24 @@ mod tests {
         check_shards(r#"{"weight_map":{"a":"../b"}}"#, Err("../b"));
         check_shards(r#"{"weight_map":{"a":"/b"}}"#, Err("/b"));
         check_shards("[]", Err("not an index"));
+    }
+
+    #[test]
+    fn links_to_nothing_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("model.onnx"), "a graph").unwrap();
+        assert!(find(folder.path(), &Wanted::default()).is_ok());
+        for name in [SINGLE, INDEX] {
+            let link = folder.path().join(name);
+            std::os::unix::fs::symlink("gone", &link).unwrap();
+            let error = find(folder.path(), &Wanted::default())
+                .err()
+                .unwrap()
+                .to_string();
+            let words = [name, "is a link to gone", "remove the link"];
+            assert!(words.iter().all(|word| error.contains(word)), "{error}");
+            fs::remove_file(link).unwrap();
+        }
     }
 
     #[test]

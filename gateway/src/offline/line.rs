@@ -12,7 +12,7 @@ const BUFFER_BYTES: usize = 256 << 10;
 const BYTE_ORDER_MARK: &str = "\u{feff}";
 
 /// Reads line by line, and counts.
-pub(super) struct Lines {
+pub(crate) struct Lines {
     input: Input,
     reader: BufReader<Box<dyn Read + Send>>,
     number: u64,
@@ -21,25 +21,25 @@ pub(super) struct Lines {
 }
 
 /// A line without its end. Not empty: lines of spaces are passed over.
-pub(super) struct Line {
+pub(crate) struct Line {
     /// From 1.
-    pub(super) number: u64,
-    pub(super) content: Result<String, Fault>,
+    pub(crate) number: u64,
+    pub(crate) content: Result<String, Fault>,
 }
 
 /// What is wrong with a line.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Fault {
+pub(crate) struct Fault {
     /// In bytes, from 1; `None` for the line as a whole.
-    pub(super) column: Option<usize>,
-    pub(super) why: String,
+    pub(crate) column: Option<usize>,
+    pub(crate) why: String,
 }
 
 // === impl Lines ===
 
 impl Lines {
     /// Of `input`, which `reader` reads.
-    pub(super) fn new(input: Input, reader: Box<dyn Read + Send>) -> Self {
+    pub(crate) fn new(input: Input, reader: Box<dyn Read + Send>) -> Self {
         Self {
             input,
             reader: BufReader::with_capacity(BUFFER_BYTES, reader),
@@ -58,7 +58,7 @@ impl Lines {
     ///
     /// # Errors
     /// Names the input: it cannot be read on, or its line has no end.
-    pub(super) fn next(&mut self) -> Result<Option<Line>, String> {
+    pub(crate) fn next(&mut self) -> Result<Option<Line>, String> {
         while self.read()? {
             let content = self.content();
             if content.as_ref().is_ok_and(|text| text.trim().is_empty()) {
@@ -119,7 +119,7 @@ impl Lines {
 
 impl Fault {
     /// Of the line as a whole.
-    pub(super) fn whole(why: impl Into<String>) -> Self {
+    pub(crate) fn whole(why: impl Into<String>) -> Self {
         Self {
             column: None,
             why: why.into(),
@@ -127,7 +127,7 @@ impl Fault {
     }
 
     /// With the place in the file: `FILE:LINE:COLUMN: why`.
-    pub(super) fn at(&self, input: &Input, line: u64) -> String {
+    pub(crate) fn at(&self, input: &Input, line: u64) -> String {
         match self.column {
             Some(column) => format!("{input}:{line}:{column}: {}", self.why),
             None => format!("{input}:{line}: {}", self.why),

@@ -56,15 +56,7 @@ struct Body<'a> {
 impl Reader {
     pub(super) fn read(&mut self, line: &str) -> Asked {
         let json = Json::new(line);
-        if !line.trim_start().starts_with('{') {
-            let why = format!("is no JSON object; expected {FORM}");
-            let rows = Err(Fault {
-                column: Some(1),
-                why,
-            });
-            return Asked { id: None, rows };
-        }
-        match json.parse::<Body<'_>>(FORM) {
+        match json.object::<Body<'_>>(FORM) {
             Ok(body) => Asked {
                 id: body.id.map(ToOwned::to_owned),
                 rows: self.rows(json, &body),

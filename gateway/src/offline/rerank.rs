@@ -122,7 +122,12 @@ fn push_all(
                 false => Format::Text,
             };
         }
-        let text = text(&content, format, &options.scoring.fields).map_err(fault)?;
+        let fields = &options.scoring.fields;
+        if format == Format::Text && !fields.is_empty() {
+            let why = "the line is text, and --fields names fields of objects; leave it out, or give an object a line";
+            return Err(fault(Fault::whole(why)));
+        }
+        let text = text(&content, format, fields).map_err(fault)?;
         let fits = bounds.check_document(index, text.len());
         fits.map_err(|error| fault(Fault::whole(error.to_string())))?;
         let rows = Texts::of_query(Arc::clone(&query), [text]);

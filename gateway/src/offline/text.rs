@@ -11,14 +11,14 @@ const SEPARATOR: &str = ": ";
 
 /// A line while it is read.
 #[derive(Clone, Copy)]
-pub(super) struct Json<'a> {
+pub(crate) struct Json<'a> {
     line: &'a str,
 }
 
 // === impl Json ===
 
 impl<'a> Json<'a> {
-    pub(super) fn new(line: &'a str) -> Self {
+    pub(crate) fn new(line: &'a str) -> Self {
         Self { line }
     }
 
@@ -38,6 +38,20 @@ impl<'a> Json<'a> {
         })
     }
 
+    /// The same of a struct, which is sent as an object: a derived one would read a list, too, field by field.
+    ///
+    /// # Errors
+    /// As [`parse`](Self::parse).
+    pub(crate) fn object<T: Deserialize<'a>>(self, form: &str) -> Result<T, Fault> {
+        if self.line.trim_start().starts_with('{') {
+            return self.parse(form);
+        }
+        Err(Fault {
+            column: Some(1),
+            why: format!("is no JSON object; expected {form}"),
+        })
+    }
+
     /// The column at which a part of this line begins.
     pub(super) fn fault(self, part: &RawValue, why: impl Into<String>) -> Fault {
         let start = self.line.as_ptr() as usize;
@@ -54,8 +68,11 @@ impl<'a> Json<'a> {
     /// # Errors
     /// Names the field.
     pub(super) fn string(self, name: &str, part: &'a RawValue) -> Result<String, Fault> {
-        let is_none = |_| self.fault(part, format!("{name} is not a string; give one"));
-        serde_json::from_str(part.get()).map_err(is_none)
+        let what = match part.get().starts_with('"') {
+            true => "has a \\u escape of half a character; give both halves",
+            false => "is not a string; give one",
+        };
+        serde_json::from_str(part.get()).map_err(|_| self.fault(part, format!("{name} {what}")))
     }
 
     /// A part that is a document: a string, or an object with `text`, or with `fields` as lines of
@@ -74,7 +91,7 @@ impl<'a> Json<'a> {
             Some(b'{') => {
                 let object: HashMap<Cow<'a, str>, &'a RawValue> = serde_json::from_str(part.get())
                     .map_err(|error| self.fault(part, error.to_string()))?;
-                self.object(part, &object, fields)
+                self.text_of(part, &object, fields)
             }
             _ => Err(self.fault(
                 part,
@@ -83,7 +100,7 @@ impl<'a> Json<'a> {
         }
     }
 
-    fn object(
+    fn text_of(
         self,
         part: &RawValue,
         object: &HashMap<Cow<'a, str>, &'a RawValue>,
@@ -153,6 +170,7 @@ mod tests {
     #[test]
     fn faults_name_their_column() {
         check(r#"  {"text": 5}"#, &[], Err((12, "text is not a string")));
+        check(r#"{"text": "\ud800"}"#, &[], Err((10, "half a character")));
         check(r#" {"title": "t"}"#, &[], Err((2, "--fields")));
         check(r#"{"text":null}"#, &["a"], Err((1, "none of the fields a")));
         check("[1]", &[], Err((1, "neither a string")));

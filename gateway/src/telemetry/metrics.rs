@@ -60,6 +60,8 @@ pub struct Metrics {
     // Kept alive: dropping an observable instrument stops it.
     gauges: Mutex<Vec<ObservableGauge<f64>>>,
     counts: Mutex<Vec<ObservableCounter<u64>>>,
+    /// As they stood at the last reset.
+    base: Mutex<Vec<Series>>,
     // Shuts the reader down when dropped.
     provider: SdkMeterProvider,
 }
@@ -161,6 +163,7 @@ impl Metrics {
             swapping: SwapInstruments::new(meter),
             gauges: Mutex::new(Vec::new()),
             counts: Mutex::new(Vec::new()),
+            base: Mutex::new(Vec::new()),
             registry,
             provider,
         }
@@ -253,9 +256,17 @@ impl Metrics {
             .unwrap_or_else(|error| format!("# the metrics cannot be written: {error}\n"))
     }
 
-    /// The same as numbers.
+    /// The same as numbers, since the last [`reset`](Self::reset).
     pub fn series(&self) -> Vec<Series> {
-        series::series(&self.registry.gather())
+        let all = series::series(&self.registry.gather());
+        let base = self.base.lock().unwrap_or_else(PoisonError::into_inner);
+        series::since(&base, all)
+    }
+
+    /// Numbers count from here on. What Prometheus scrapes goes on: its rates are computed from counts that only grow.
+    pub fn reset(&self) {
+        let all = series::series(&self.registry.gather());
+        *self.base.lock().unwrap_or_else(PoisonError::into_inner) = all;
     }
 
     /// A call was answered at the edge. `route` must come from a fixed set.

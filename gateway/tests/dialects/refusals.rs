@@ -124,6 +124,10 @@ fn classes() {
         r#"
 {}
     422 {"error":{"param":"texts"}}
+{"inputs":null}
+    422 {"error":{"param":"texts","message":"~or `inputs`"}}
+{"inputs":["a","b"],"parameters":["softmax"]}
+    422 {"error":"~parameters: invalid type: list, expected an object"}
 {"texts":[]}
     400 {"error":{"param":"texts"}}
 {"texts":["a",5]}

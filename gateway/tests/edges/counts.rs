@@ -10,8 +10,8 @@ pub(crate) struct FakeMetrics(
     pub(crate) Mutex<Vec<(&'static str, &'static str, u16)>>,
     /// By key: its name, what became of the call, and its documents.
     pub(crate) Mutex<Vec<(String, &'static str, usize)>>,
-    /// What is exposed as figures.
-    pub(crate) Vec<Series>,
+    /// What is exposed as figures, until they are reset.
+    pub(crate) Mutex<Vec<Series>>,
 );
 
 impl Exposition for FakeMetrics {
@@ -20,7 +20,11 @@ impl Exposition for FakeMetrics {
     }
 
     fn series(&self) -> Vec<Series> {
-        self.2.clone()
+        self.2.lock().expect("no test panics in here").clone()
+    }
+
+    fn reset(&self) {
+        self.2.lock().expect("no test panics in here").clear();
     }
 
     fn request(&self, protocol: &'static str, route: &'static str, status: u16, _seconds: f64) {

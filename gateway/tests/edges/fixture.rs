@@ -206,6 +206,7 @@ pub(crate) fn named_error(name: &str) -> Option<ScoreError> {
     Some(match name {
         "short rows" => ScoreError::invalid("row_tokens_max", "there is no room"),
         "invalid" => ScoreError::invalid("documents[2]", why),
+        "invalid query" => ScoreError::invalid("queries[1]", why),
         "too_large" => ScoreError::TooLarge {
             param: "documents".to_owned(),
             why,

@@ -338,6 +338,9 @@ async fn other_methods_are_not_implemented() {
     let reply = send(router, "POST /crossgate.v1.Scoring/None", &headers, "").await;
     let code = (Code::Unimplemented as i32).to_string();
     assert_eq!((reply.status, reply.header("grpc-status")), (200, &*code));
+    let said = reply.header("grpc-message");
+    let wanted = ["/crossgate.v1.Scoring/None", "tei.v1.Rerank", "reflection"];
+    assert!(wanted.iter().all(|word| said.contains(word)), "{said}");
 }
 
 #[test]

@@ -140,6 +140,14 @@ fn wrong_tensors_are_named() {
     422 {"error":"~query: has 2 elements for 3 documents"}
 {"inputs":[{"name":"documents","datatype":"BYTES","shape":[1],"data":["1"]}],"outputs":[{"name":"logits"}]}
     422 {"error":"~outputs[0].name: there is no \"logits\""}
+{"inputs":[["documents","BYTES",[1],null,["1"]]]}
+    422 {"error":"~inputs[0]: invalid type: list, expected an object"}
+{"inputs":[{"name":"documents","datatype":"BYTES","shape":[1],"data":["1"],"parameters":[5]}]}
+    422 {"error":"~inputs[0].parameters: invalid type: list, expected an object"}
+{"inputs":[{"name":"documents","datatype":"BYTES","shape":["1"],"data":["1"]}]}
+    422 {"error":"~inputs[0].shape[0]: invalid type: string \"1\", expected a whole number"}
+{"parameters":[true],"inputs":[]}
+    422 {"error":"~parameters: invalid type: list, expected an object"}
 {"inputs":[1,2,3,4,5,6,7,8,9]}
     422 {"error":"~inputs[0]"}
 {"inputs":
@@ -316,7 +324,14 @@ async fn tensors_as_bytes() {
 
     let (body, length) = packed("", &["1", "2"]);
     let cut = body[..body.len() - 1].to_vec();
+    let more = [&body[..], b"more"].concat();
+    let more_said = format!(
+        "inference-header-content-length: {} bytes follow the JSON, and the tensors' binary_data_size take {} of them",
+        more.len() - length,
+        body.len() - length
+    );
     let wrong = [
+        (more, length, more_said.as_str()),
         (cut, length, "inputs[1].parameters.binary_data_size: "),
         (
             body.clone(),

@@ -300,3 +300,21 @@ async fn a_question_has_the_bounds_of_a_request() {
     assert_eq!(refused.code(), Code::InvalidArgument);
     assert!(refused.message().contains("body_bytes_max"), "{refused}");
 }
+
+#[tokio::test]
+async fn what_there_is_too_much_of_is_named() {
+    let fixture = Fixture::within(crate::fixture::USUAL);
+    let mut client = Client::new(connect(&fixture).await.0);
+    let many = ModelInferRequest {
+        parameters: (0..100_000)
+            .map(|n| (n.to_string(), InferParameter::default()))
+            .collect(),
+        inputs: vec![tensor("documents", &["1"], false)],
+        ..ModelInferRequest::default()
+    };
+    let refused = client.model_infer(many).await.expect_err("too many");
+    assert!(
+        refused.message().starts_with("parameters: 100002 elements"),
+        "{refused}"
+    );
+}

@@ -18,7 +18,7 @@ fn figures() -> Vec<Series> {
     };
     let calls = |protocol, route, status, n| {
         let labels = [("protocol", protocol), ("route", route), ("status", status)];
-        series("requests_total", &labels, Figure::Number(n))
+        series("requests_total", &labels, Figure::Count(n))
     };
     let waits = |model, buckets: &[(f64, u64)]| {
         let labels = [("model", model), ("stage", "queue")];
@@ -47,7 +47,11 @@ fn figures() -> Vec<Series> {
 #[test]
 fn metrics_as_json() {
     let mut fixture = Fixture::new();
-    fixture.edge.metrics = Arc::new(FakeMetrics(Mutex::default(), Mutex::default(), figures()));
+    fixture.edge.metrics = Arc::new(FakeMetrics(
+        Mutex::default(),
+        Mutex::default(),
+        Mutex::new(figures()),
+    ));
     let wanted = r#"{"total_requests":10,"successful_requests":8,"failed_requests":2,"success_rate":0.8,
         "avg_wait_time_ms":1.5,"avg_process_time_ms":0,"p50_wait_time_ms":1,"p95_wait_time_ms":1.9,
         "p99_wait_time_ms":1.98,"p50_process_time_ms":0}"#;
@@ -81,4 +85,13 @@ fn metrics_as_json() {
         let reply = block_on(send(fixture.http(), line, headers, ""));
         assert!(reply.text.starts_with("# TYPE"), "{line}: {}", reply.text);
     }
+    // Operators have it count anew.
+    let headers = ["host: localhost"];
+    let reset = block_on(send(fixture.admin(), "POST /metrics/reset", &headers, ""));
+    assert_eq!(
+        (reset.status, reset.text.as_str()),
+        (200, r#"{"reset":true}"#)
+    );
+    let anew = r#"{"total_requests":0,"success_rate":1,"metrics":[]}"#;
+    check_in(&fixture, "GET /metrics?format=json", &[], "", 200, anew);
 }

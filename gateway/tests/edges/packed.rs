@@ -141,6 +141,53 @@ fn a_zstd_body_may_not_ask_for_much_memory() {
     }
 }
 
+/// A frame of one block that is stored as it is, which asks for so large a window.
+fn frame(window_log: u8, content: &[u8]) -> Vec<u8> {
+    let block = 1 | (content.len() as u32) << 3;
+    let head = [0x28, 0xb5, 0x2f, 0xfd, 0, (window_log - 10) << 3];
+    [&head, &block.to_le_bytes()[..3], content].concat()
+}
+
+#[tokio::test]
+async fn a_zstd_message_may_not_ask_for_much_memory() {
+    // `crossgate.v1.ScoreRequest` with the query "q" and the document "2".
+    let message = b"\x12\x01q\x1a\x012";
+    let headers = ["content-type: application/grpc", "grpc-encoding: zstd"];
+    let line = "POST /crossgate.v1.Scoring/Score";
+    let fixture = Fixture::within(USUAL);
+    let ask = async |packed: Vec<u8>| {
+        let length = (packed.len() as u32).to_be_bytes();
+        let (router, _) = crate::grpc::router(&fixture).await;
+        send(
+            router,
+            line,
+            &headers,
+            [&[1], &length[..], &packed].concat(),
+        )
+        .await
+    };
+    for window_log in [10, 27] {
+        let reply = ask(frame(window_log, message)).await;
+        assert!(reply.text.contains("default"), "2^{window_log}: {reply:?}");
+    }
+    let mut cut = frame(10, message);
+    cut.pop();
+    for wrong in [
+        frame(28, message),
+        frame(31, message),
+        cut,
+        message.to_vec(),
+    ] {
+        let reply = ask(wrong).await;
+        let code = (Code::InvalidArgument as i32).to_string();
+        assert_eq!(reply.header("grpc-status"), code, "{reply:?}");
+        assert!(
+            reply.header("grpc-message").contains("grpc-encoding"),
+            "{reply:?}"
+        );
+    }
+}
+
 #[test]
 fn a_packed_body_weighs_what_it_is() {
     let fixture = Fixture::within(Bounds {

@@ -142,7 +142,7 @@ fn what_makes_no_sense_is_named() {
 {"query":"q","documents":["a",{}]}
     422 {"error":{"param":"documents[1]","message":"~has no text"}}
 {"query":"q","documents":"a"}
-    422 {"error":{"param":"documents","message":"~expected a sequence"}}
+    422 {"error":{"param":"documents","message":"~expected a list"}}
 {"query":7,"documents":["a"]}
     422 {"error":{"param":"query","message":"~expected a string"}}
 {"documents":["a"]}
@@ -151,14 +151,24 @@ fn what_makes_no_sense_is_named() {
     422 {"error":{"param":"documents","message":"~send `documents`"}}
 {"query":"q","document":["a"]}
     422 {"error":{"param":"documents","message":"~`texts` as TEI's"}}
+{"query":"q","documents":{}}
+    422 {"error":{"param":"documents","message":"~invalid type: object, expected a list"}}
+{"query":"q","documents":["a"],"chat_template_kwargs":["find this"]}
+    422 {"error":{"param":"chat_template_kwargs","message":"~invalid type: list, expected an object"}}
+{"query":"q","documents":[{"text":"\ud800"}]}
+    422 {"error":{"param":"documents[0].text","message":"~half a character"}}
+{"query":"q","documents":[{"title":"\udc00"}]}
+    422 {"error":{"param":"documents[0].title","message":"~half a character"}}
+{"query":"\ud800","documents":["a"]}
+    400 {"error":{"message":"~a \\u escape there is half of a character","code":"bad_json"}}
 {"query":"q","documents":["a"],"top_n":0}
-    422 {"error":{"param":"top_n","message":"~send 1 or more"}}
+    200 {"results":[{"index":0}]}
 {"query":"q","documents":["a"],"top_n":-1}
     422 {"error":{"param":"top_n","message":"~whole number"}}
 {"query":"q","documents":["a"],"return_documents":"perhaps"}
     422 {"error":{"param":"return_documents","message":"~true or false"}}
 ["q"]
-    422 {"error":{"param":"body","message":"~is not a JSON object"}}
+    422 {"error":{"param":"body","message":"~invalid type: list, expected an object"}}
 {"query":"q","documents":[]}
     400 {"error":{"param":"documents","message":"~send at least one","code":"empty"}}
 {"query":"q","documents" ["a"]}

@@ -182,7 +182,13 @@ async fn pairs_have_queries_of_their_own() {
         ..ScoreRequest::default()
     };
     let refused = client.score(failed).await.expect_err("as the query asks");
-    assert_eq!(refused.message(), "pairs[2]: the reason");
+    assert_eq!(refused.message(), "pairs[2].document: the reason");
+    let failed = ScoreRequest {
+        pairs: vec![pair("invalid query", "1")],
+        ..ScoreRequest::default()
+    };
+    let refused = client.score(failed).await.expect_err("as the query asks");
+    assert_eq!(refused.message(), "pairs[1].query: the reason");
     let many = ScoreRequest {
         pairs: vec![pair("", ""); 1_001],
         ..ScoreRequest::default()

@@ -164,9 +164,10 @@ async fn texts_may_come_one_by_one() {
     let endless = tokio_stream::iter(0..).map(move |_: u32| one("q", "1", true));
     let refused = RerankClient::new(channel).rerank_stream(endless).await;
     let refused = refused.expect_err("too many");
+    let said = refused.message();
     assert!(
-        refused.message().contains("intake.documents_max = 2"),
-        "{refused}"
+        said.starts_with("texts: ") && said.contains("intake.documents_max = 2"),
+        "{said}"
     );
 }
 

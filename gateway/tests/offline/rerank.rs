@@ -168,6 +168,17 @@ fn what_is_wrong_is_named() {
             2,
             &["none.txt cannot be read", "- for standard input"],
         ),
+        (&["."], 2, &[". is a folder"]),
+        (
+            &["a.txt", "--fields", "title"],
+            2,
+            &["a.txt:1:", "--fields names fields of objects"],
+        ),
+        (
+            &["a.jsonl", "--format", "text", "--fields", "title"],
+            2,
+            &["the line is text"],
+        ),
         (&["a.txt", "-q", " "], 2, &["--query: is empty"]),
         (&["a.txt", "-n", "0"], 2, &["--top-n", "1..="]),
         (

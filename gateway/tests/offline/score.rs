@@ -348,6 +348,16 @@ fn a_line_that_is_mended_goes_on() {
 }
 
 #[test]
+fn a_folder_is_no_input() {
+    let shell = Shell::new(&[]);
+    let args = ["score", "-i", ".", "-o", "out.jsonl", "--backend", "fake"];
+    shell.check_refused(&args, b"", 2, &[". is a folder"]);
+    for name in ["out.jsonl", "out.jsonl.progress"] {
+        assert!(!shell.path(name).exists(), "{name}");
+    }
+}
+
+#[test]
 fn only_the_same_goes_on() {
     let shell = Shell::new(&[("in.jsonl", WRONG.as_bytes())]);
     let args = [

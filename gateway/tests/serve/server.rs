@@ -219,17 +219,21 @@ impl Server {
 
     /// Sends a request and leaves its answer unread; dropping the stream goes away.
     pub(crate) fn connect_and_ask(&self, body: &Value) -> TcpStream {
-        let (body, mut stream) = (body.to_string(), TcpStream::connect(self.address).unwrap());
+        let body = body.to_string();
+        self.connect_and_begin(body.len(), &body)
+    }
+
+    /// Sends the head of a request with a body of so many bytes, and its beginning.
+    pub(crate) fn connect_and_begin(&self, body_bytes: usize, begun: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(self.address).unwrap();
         let head = "POST /rerank HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n";
-        write!(stream, "{head}content-length: {}\r\n\r\n{body}", body.len()).unwrap();
+        write!(stream, "{head}content-length: {body_bytes}\r\n\r\n{begun}").unwrap();
         stream
     }
 
     /// Sends the head of a request, and nothing of its body; the status that comes all the same.
     pub(crate) fn status_of_head(&self) -> (TcpStream, String) {
-        let mut stream = TcpStream::connect(self.address).unwrap();
-        let head = "POST /rerank HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n";
-        write!(stream, "{head}content-length: 100\r\n\r\n").unwrap();
+        let mut stream = self.connect_and_begin(100, "");
         stream
             .set_read_timeout(Some(Duration::from_secs(2)))
             .unwrap();

@@ -227,7 +227,15 @@ fn a_model_that_ended_for_one_that_did_not_come_can_be_loaded_or_taken_away() {
     lose(&swapping);
     let answer = swapping.act("starter", "unload", &Value::Null);
     assert_eq!(answer.status, 200, "{answer:?}");
+    // Who names it is told that there is none of this name; who names none, that there is none at all.
     assert_eq!(swapping.ask_of("starter").status, 404);
+    let server = &swapping.server;
+    let unnamed = server.rerank(&json!({"query": "q", "documents": ["x"]}));
+    for answer in [unnamed, server.get("/info")] {
+        assert_eq!(answer.status, 503, "{answer:?}");
+        assert!(answer.text.contains("no model is loaded"), "{answer:?}");
+        assert!(answer.header("retry-after").is_some(), "{answer:?}");
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@ mod common;
 
 use backend_api::{FaultCode, OpenRequest};
 use common::edit::{copy, edit_tensors, set_config};
-use common::{golden_dir, golden_request, open, request, with_option};
+use common::{golden, golden_dir, golden_request, open, request, score, try_score, with_option};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -298,13 +298,16 @@ fn a_model_that_generates_needs_a_token_to_answer_by() {
     let bad = FaultCode::BadRequest;
     refused_request(&asked(r#"{"no_token":9}"#), bad, &["yes_token", "missing"]);
     open(&asked(r#"{"yes_token":9}"#)).unwrap();
-    // The host may know them.
-    let named = OpenRequest {
-        yes_token: Some(9),
-        no_token: Some(120),
-        ..asked("{}")
-    };
-    refused_request(&named, bad, &["120", "vocabulary"]);
+    // The host may have read them in the model's files, which are to blame then.
+    for (no_token, words) in [(120, ["120", "vocabulary"]), (9, ["both", "token 9"])] {
+        let named = OpenRequest {
+            yes_token: Some(9),
+            no_token: Some(no_token),
+            ..asked("{}")
+        };
+        refused_request(&named, FaultCode::BadModel, &words);
+        refused_request(&named, FaultCode::BadModel, &["its files"]);
+    }
     refused_request(
         &asked(r#"{"yes_token":9,"no_token":120}"#),
         bad,
@@ -319,6 +322,27 @@ fn a_model_that_generates_needs_a_token_to_answer_by() {
     refused_request(&unknown, FaultCode::BadModel, &["maybe", "tokenizer.json"]);
 }
 
+/// T5's head reads the last </s>: a tokenizer that adds none makes rows that nobody can score.
+#[test]
+fn rows_without_the_token_that_is_read_are_told_so() {
+    let mut worker = open(&golden_request("t5", "f32"))
+        .unwrap()
+        .worker()
+        .unwrap();
+    let whole = &golden("t5").rows[0];
+    let mut cut = whole.clone();
+    cut.input_ids.retain(|&id| id != 1);
+    cut.type_ids.truncate(cut.input_ids.len());
+    let fault = try_score(&mut worker, &[&cut, &cut]).unwrap_err();
+    assert_eq!(fault.code, FaultCode::BadModel, "{fault}");
+    for word in ["eos_token_id", "token 1", "tokenizer.json"] {
+        assert!(fault.text.contains(word), "{fault} does not say {word}");
+    }
+    // Beside others it fails alone.
+    let scored = score(&mut worker, &[&cut, whole]);
+    assert!(scored[0].is_err() && scored[1].is_ok(), "{scored:?}");
+}
+
 /// The configuration's own tokens do as well as options, and say the same.
 #[test]
 fn tokens_may_stand_in_the_configuration() {
@@ -326,7 +350,7 @@ fn tokens_may_stand_in_the_configuration() {
     set_config(dir.path(), "classifier_from_token", json!(["0", "1"]));
     let named = open(&request(dir.path(), "f32", "{}")).unwrap();
     let asked = open(&golden_request("qwen2-yes-no", "f32")).unwrap();
-    let rows = common::golden("qwen2-yes-no").rows;
+    let rows = golden("qwen2-yes-no").rows;
     let rows: Vec<_> = rows.iter().collect();
     let score = |backend: &backend_api::OpenBackend| {
         common::score_all(&mut backend.worker().unwrap(), &rows)

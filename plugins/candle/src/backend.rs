@@ -193,13 +193,16 @@ impl Place {
 }
 
 /// The rows of a batch that can be scored; others get their status.
+///
+/// # Errors
+/// `BadModel` if none can, for a reason that a status has no word for.
 pub(crate) fn scorable(
     opened: &Opened,
     batch: &RaggedBatch<'_>,
     out: &mut Scores<'_>,
-) -> Vec<usize> {
+) -> Result<Vec<usize>, Fault> {
     let sizes = &opened.sizes;
-    let mut rows = Vec::new();
+    let (mut rows, mut why_not) = (Vec::new(), None);
     for row in 0..batch.n_rows() {
         let tokens = batch.row(row);
         let known = tokens
@@ -212,12 +215,19 @@ pub(crate) fn scorable(
                     .iter()
                     .all(|&kind| (kind as usize) < sizes.types));
         match batch.state(row) {
-            RowStatus::Scored if known && opened.model.can_score(tokens.input_ids) => {
-                rows.push(row);
-            }
+            RowStatus::Scored if known => match opened.model.why_not(tokens.input_ids) {
+                None => rows.push(row),
+                Some(why) => {
+                    out.fail(row, RowStatus::Failed);
+                    why_not = Some(why);
+                }
+            },
             RowStatus::Scored => out.fail(row, RowStatus::Failed),
             nobody_waits => out.fail(row, nobody_waits),
         }
     }
-    rows
+    match why_not {
+        Some(why) if rows.is_empty() => Err(Fault::bad_model(why)),
+        _ => Ok(rows),
+    }
 }

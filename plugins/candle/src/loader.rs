@@ -31,6 +31,9 @@ pub(crate) struct Options {
     pub(crate) halves: bool,
     /// The GGUF file that is read, where there are several, or other weights beside it.
     pub(crate) file: Option<String>,
+    /// Whether the host has read the tokens in the model's files.
+    #[serde(skip)]
+    are_hosts: bool,
 }
 
 /// A token by its id, or by its text in tokenizer.json.
@@ -50,7 +53,19 @@ impl Options {
         Self {
             yes_token: yes.map(Token::Id),
             no_token: no.map(Token::Id),
+            are_hosts: true,
             ..self
+        }
+    }
+
+    /// What is wrong with the tokens, as the mistake of whoever named them.
+    pub(crate) fn wrong_answers(&self, why: &str) -> Fault {
+        let are_named = self.yes_token.is_some() || self.no_token.is_some();
+        match are_named && !self.are_hosts {
+            true => Fault::bad_request(format!("options: {why}")),
+            false => Fault::bad_model(format!(
+                "its files name the tokens by which it answers, and they are wrong: {why}"
+            )),
         }
     }
 }

@@ -21,9 +21,9 @@ pub(crate) trait Model: Send + Sync {
     /// What the host must know of it.
     fn sizes(&self) -> Sizes;
 
-    /// Whether a row of known tokens can be scored.
-    fn can_score(&self, _ids: &[u32]) -> bool {
-        true
+    /// Why a row of known tokens cannot be scored, where that is so.
+    fn why_not(&self, _ids: &[u32]) -> Option<String> {
+        None
     }
 
     /// How it numbers positions.

@@ -78,6 +78,16 @@ fn tensors_that_are_missing_are_named() {
         edit_tensors(dir.path(), |header, _| drop(header.remove(tensor).unwrap()));
         refused(dir.path(), FaultCode::BadModel, &[tensor, "no such tensor"]);
     }
+    let dir = copy("bert");
+    edit_tensors(dir.path(), |header, _| {
+        drop(header.remove("classifier.weight"))
+    });
+    let words = [
+        "classifier.weight",
+        "no head that scores",
+        "name a reranker",
+    ];
+    refused(dir.path(), FaultCode::BadModel, &words);
 }
 
 #[test]

@@ -9,7 +9,7 @@ pub mod isa;
 use backend_api::Fault;
 use content::Content;
 use isa::Isa;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 /// Where graphs lie below a model's folder, best first: sentence-transformers and optimum write into `onnx/`, older exports beside
 /// the configuration.
@@ -164,8 +164,16 @@ pub fn choose(dir: &Path, file: Option<&Path>, asked: Option<Dtype>) -> Result<G
     })
 }
 
-/// The file that the options name: of the folder, of its `onnx/`, or anywhere.
+/// The file that the options name: of the folder, or of its `onnx/`. Whoever may name options may not have the server
+/// read whatever file there is.
 fn named(dir: &Path, file: &Path) -> Result<PathBuf, Fault> {
+    let is_below = |part: Component<'_>| matches!(part, Component::Normal(_) | Component::CurDir);
+    if !file.components().all(is_below) {
+        return Err(Fault::bad_request(format!(
+            "options.file = {}: not a file of the model's folder: name it from there on, as onnx/model.onnx",
+            file.display()
+        )));
+    }
     let places = ["", "onnx"].map(|folder| dir.join(folder).join(file));
     let found = places.into_iter().find(|path| path.is_file());
     found.ok_or_else(|| {

@@ -235,6 +235,12 @@ impl Open<'_> {
                 format!(" with {}", data_files.join(", "))
             };
             let (path, version) = (self.file.path.display(), &self.runtime.version);
+            if error.code() == ErrorCode::InvalidProtobuf {
+                return Fault::bad_model(format!(
+                    "{path}: is no ONNX graph, or not all of one; download or export it again (ONNX Runtime {version} \
+                     cannot read it)"
+                ));
+            }
             let text = format!(
                 "{path}{with}: ONNX Runtime {version}: {}",
                 error.message().trim()

@@ -3,38 +3,16 @@
 
 #![allow(unsafe_code)] // A global allocator that counts.
 
+#[path = "../../golden/allocations.rs"]
+mod allocations;
 mod common;
 
+use allocations::allocations;
 use backend_api::{Plugin, RaggedBatch, RowControl, Scores};
 use common::{BERT, FIXED, HALF, INT8, has_runtime, request};
 use ort_coreml::OrtCoreMl;
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
-
-struct Counting;
-
-thread_local! {
-    // Const: reading it allocates nothing. Of this thread alone, whatever the test harness does on others.
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-// SAFETY: every call goes to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: the caller keeps `alloc`'s contract.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: the caller keeps `dealloc`'s contract, and `ptr` came from `System.alloc`.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 #[test]
 fn score_allocates_nothing_after_warm_up() {
@@ -85,9 +63,9 @@ fn score_allocates_nothing_after_warm_up() {
         let mut scores = Scores::check(&mut logits, &mut statuses, n_labels).unwrap();
         let mut worker = backend.worker().unwrap();
         worker.score(&batch, &mut scores).unwrap();
-        let before = ALLOCATIONS.get();
+        let before = allocations();
         worker.score(&batch, &mut scores).unwrap();
-        assert_eq!(ALLOCATIONS.get() - before, 0, "{} {options}", model.name);
+        assert_eq!(allocations() - before, 0, "{} {options}", model.name);
         assert!(statuses.iter().all(|&status| status == 0));
     }
 }

@@ -95,6 +95,20 @@ fn who_names_a_graph_gets_it() {
             "onnx/model.onnx, onnx/model_quantized.onnx",
         ],
     );
+    // Not even one that is there.
+    let elsewhere = BERT.dir();
+    let path = elsewhere.path().join("onnx/model.onnx");
+    let up = format!(
+        "../{}/onnx/model.onnx",
+        elsewhere.path().file_name().unwrap().display()
+    );
+    for file in [path.to_str().unwrap(), &up] {
+        refused(
+            &request(dir.path(), "auto", &json!({ "file": file }).to_string()),
+            FaultCode::BadRequest,
+            &["options.file", file, "not a file of the model's folder"],
+        );
+    }
     let half = HALF.dir();
     let options = json!({ "file": "onnx/model_fp16.onnx" }).to_string();
     let backend = open(&request(half.path(), "auto", &options)).unwrap();
@@ -120,7 +134,7 @@ fn a_file_that_is_no_graph_is_named() {
         refused(
             &request(dir.path(), "f32", "{}"),
             FaultCode::BadModel,
-            &["onnx/model.onnx", "ONNX Runtime 1."],
+            &["onnx/model.onnx", "is no ONNX graph", "ONNX Runtime 1."],
         );
     }
 }

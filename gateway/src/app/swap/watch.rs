@@ -89,6 +89,13 @@ impl Swap {
         let (slots, model) = (&self.all.slots, self.order.model.as_str());
         let (number, line) = (generation.facts().number, Arc::clone(generation.line()));
         let at_first = line.totals();
+        // What is loaded beside others has no probation: it is there, or it is not.
+        if serves.is_none()
+            && let Err(why) = self.settle()
+        {
+            self.all.retire(generation);
+            return (SwapState::RolledBack, why);
+        }
         let before = serves.map(|serves| {
             let live = serves.generation.as_ref();
             let (totals, learned) = live.map_or((serves.totals, serves.learned), |live| {
@@ -155,7 +162,7 @@ impl Swap {
             }
             std::thread::sleep(WATCH_PAUSE);
         }
-        Ok(())
+        self.settle()
     }
 
     /// Its scores must stay what they were when it was proven.
@@ -178,7 +185,7 @@ impl Swap {
             Some(serves) if serves.generation.is_none() => self.take_back(&serves.facts, &why),
             _ => (SwapState::RolledBack, why),
         };
-        match self.check_wanted() {
+        match self.settle() {
             Ok(()) => (SwapState::Refused, told),
             Err(_) => (state, told),
         }

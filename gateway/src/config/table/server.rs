@@ -142,7 +142,7 @@ pub(super) const CORS_ORIGINS: Setting = setting(
     &["CROSSGATE_CORS_ORIGINS"],
     Kind::List { unit: "origins" },
     "*",
-    "The pages that may ask from a browser, by their origins such as https://app.example; *: any, none: no page;      never those of admin.",
+    "The pages that may ask from a browser, by their origins such as https://app.example; *: any, none: no page; never those of admin.",
 )
 .value_name("ORIGIN,...");
 

@@ -62,10 +62,14 @@ enum Kind {
 /// What has been counted.
 #[derive(Default)]
 struct Tally<'a> {
-    rows: (usize, &'a str),
-    elements: (usize, &'a str),
-    numbers: (usize, &'a str),
+    rows: Count<'a>,
+    elements: Count<'a>,
+    numbers: Count<'a>,
 }
+
+/// How many elements there are of the fields of each name.
+#[derive(Default)]
+struct Count<'a>(BTreeMap<&'a str, usize>);
 
 // === impl Shapes ===
 
@@ -170,12 +174,13 @@ impl Shape {
     pub(in crate::edge) fn check(&self, bounds: &Bounds, message: &[u8]) -> Result<(), ScoreError> {
         let mut tally = Tally::default();
         self.count(self.message, message, 0, &mut tally);
-        let (n_rows, name) = tally.rows;
+        let (n_rows, name) = tally.rows.all();
         bounds
             .check_count(n_rows)
             .map_err(|error| named(error, name))?;
         let elements_max = bounds.documents_max.saturating_mul(2) + ELEMENTS_MAX;
-        for ((found, name), max) in [(tally.elements, elements_max), (tally.numbers, NUMBERS_MAX)] {
+        for (count, max) in [(tally.elements, elements_max), (tally.numbers, NUMBERS_MAX)] {
+            let (found, name) = count.all();
             if max < found {
                 let why = format!(
                     "{found} elements of lists are more than {max}, the most in one message"
@@ -242,8 +247,17 @@ impl<'a> Tally<'a> {
             (Kind::Fixed(bytes), Piece::Bytes(packed)) => (&mut self.numbers, packed.len() / bytes),
             (Kind::Varint | Kind::Fixed(_), Piece::Number) => (&mut self.numbers, 1),
         };
-        counted.0 += n;
-        counted.1 = &field.name;
+        *counted.0.entry(&field.name).or_default() += n;
+    }
+}
+
+// === impl Count ===
+
+impl<'a> Count<'a> {
+    /// All of them, and the name of which there are most.
+    fn all(&self) -> (usize, &'a str) {
+        let most = self.0.iter().max_by_key(|(_, n)| **n);
+        (self.0.values().sum(), most.map_or("", |(name, _)| name))
     }
 }
 
@@ -370,6 +384,9 @@ mod tests {
             &field(4, b"").repeat(most + 1),
             Err("parameters: 73 elements"),
         );
+        // What there is most of is to blame, and not what comes last.
+        let last = [field(4, b"").repeat(most), tensors(2)].concat();
+        check(INFER, &last, Err("parameters: 76 elements"));
         let packed = vec![1; NUMBERS_MAX + 1];
         let length = [0x81, 0x80, 0x04];
         let ids = [&[1 << 3 | 2], &length[..], &packed].concat();

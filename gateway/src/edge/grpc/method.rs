@@ -8,6 +8,7 @@ use super::super::codec::{Codec, Received, Shape, Shapes};
 use super::super::packed::PACKED_BYTES_MIN;
 use super::super::post::content_length;
 use super::super::wire::{Refusal, status};
+use super::super::words::Words;
 use super::deadline;
 use crate::runtime::Runtime;
 use crate::score::ScoreError;
@@ -30,6 +31,9 @@ use tower::service_fn;
 
 /// Beyond its deadline, the longest that a call whose message has not arrived is waited for.
 const READ_GRACE: Duration = Duration::from_secs(1);
+
+/// How tonic begins what it says of a message that it cannot unpack.
+const UNPACKING: &str = "Error decompressing";
 
 /// What a handler is asked.
 pub(super) struct Asked<D> {
@@ -118,10 +122,11 @@ impl Methods {
     }
 
     /// Many messages in, each a row, and one out when the last has come. All of them together are one
-    /// request, with the bounds of one.
+    /// request, with the bounds of one, which are told in the `words` of its dialect.
     pub(super) fn gather<D, E, F>(
         mut self,
         path: &'static str,
+        words: &'static Words,
         handler: impl Fn(Asked<Vec<D>>) -> F + Clone + Send + Sync + 'static,
     ) -> Result<Self, Error>
     where
@@ -141,6 +146,7 @@ impl Methods {
                     let mut messages = Vec::new();
                     while let Some(received) = coming.message().await? {
                         let fits = house.0.door.bounds().check_count(messages.len() + 1);
+                        let fits = fits.map_err(|error| words.say(error));
                         let fits = fits.map_err(Refusal::from).and(received.message);
                         messages.push(fits.map_err(|refusal| status(&refusal, &call))?);
                     }
@@ -229,6 +235,9 @@ fn asked<D>(
 }
 
 /// The protocol for messages of this shape, packed or not; `heft` grows with what is unpacked.
+///
+/// The zstd library refuses a window of more than 2^27 bytes. Of that a message touches no more than it is unpacked, which
+/// `body_bytes_max` bounds, and gives it back before the next one on its thread is unpacked.
 pub(super) fn grpc<E, D>(edge: &Edge, shape: Shape, heft: Option<Heft>) -> Grpc<Codec<E, D>>
 where
     D: Message + Default + 'static,
@@ -287,11 +296,23 @@ fn in_our_words(response: Response, edge: &Edge, call: &Call) -> Response {
         Some(found) if found.code() == Code::OutOfRange || is_too_long_unpacked(&found) => {
             status(&Refusal::BodyTooLarge { bytes_max }, call).into_http()
         }
+        Some(found) if is_packed_wrongly(&found) => status(&packed_wrongly(), call).into_http(),
         _ => response,
     }
 }
 
 /// So says tonic of a message that is too long once it is unpacked; its code is that of others, too.
 fn is_too_long_unpacked(status: &tonic::Status) -> bool {
-    status.code() == Code::ResourceExhausted && status.message().starts_with("Error decompressing")
+    status.code() == Code::ResourceExhausted && status.message().starts_with(UNPACKING)
+}
+
+/// So says tonic of a message that does not unpack, and takes it for the server's mistake.
+pub(super) fn is_packed_wrongly(status: &tonic::Status) -> bool {
+    status.code() == Code::Internal && status.message().starts_with(UNPACKING)
+}
+
+/// What is told of it.
+pub(super) fn packed_wrongly() -> Refusal {
+    let why = "it cannot be unpacked as its grpc-encoding says".to_owned();
+    Refusal::BadMessage { why }
 }

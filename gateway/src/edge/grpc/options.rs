@@ -19,8 +19,10 @@ pub(super) const OF_QUERY: Words = Words(&[
 pub(super) const OF_PAIRS: Words = Words(&[
     ("row_tokens_max", "form.row_tokens_max"),
     ("instruction", "form.instruction"),
+    ("documents[]", "pairs[].document"),
     ("documents", "pairs"),
-    ("queries", "pairs"),
+    ("queries[]", "pairs[].query"),
+    // All pairs have the same one.
     ("query", "pairs[0].query"),
 ]);
 /// The same where texts stand alone.

@@ -5,7 +5,7 @@ use super::super::Edge;
 use super::super::call::Call;
 use super::super::codec::{Received, Shape};
 use super::super::wire::{Refusal, status};
-use super::method::{Answered, Asked, Methods, grpc};
+use super::method::{Answered, Asked, Methods, grpc, is_packed_wrongly, packed_wrongly};
 use super::{client_timeout, deadline};
 use crate::intake::Weight;
 use crate::runtime::Runtime;
@@ -293,6 +293,9 @@ impl Stream {
 
     /// So says tonic of a message that is too long; everyone else has another word for it.
     fn broken(&self, broken: Status) -> Status {
+        if is_packed_wrongly(&broken) {
+            return status(&packed_wrongly(), &self.call);
+        }
         if broken.code() != Code::OutOfRange {
             return broken;
         }

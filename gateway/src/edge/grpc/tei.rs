@@ -37,7 +37,7 @@ pub(super) fn methods(methods: Methods) -> Result<Methods, Error> {
     methods
         .tell("/tei.v1.Info/Info", info)?
         .ask("/tei.v1.Rerank/Rerank", rerank)?
-        .gather("/tei.v1.Rerank/RerankStream", rerank_stream)?
+        .gather("/tei.v1.Rerank/RerankStream", &WORDS, rerank_stream)?
         .ask("/tei.v1.Predict/Predict", predict)?
         .ask("/tei.v1.Predict/PredictPair", predict_pair)?
         .each("/tei.v1.Predict/PredictStream", kept, predict, or_end)?
@@ -55,10 +55,7 @@ pub(super) fn methods(methods: Methods) -> Result<Methods, Error> {
 
 async fn info(asked: Asked<proto::InfoRequest>) -> Answered<proto::InfoResponse> {
     let models = asked.edge.catalog.models();
-    let model = models.first().ok_or_else(|| ScoreError::Unavailable {
-        why: "no model serves yet".to_owned(),
-        retry_after: Duration::from_secs(1),
-    })?;
+    let model = models.first().ok_or_else(ScoreError::no_model)?;
     let settings = &asked.edge.settings;
     let model_type = match model.labels.len() {
         0 | 1 => proto::ModelType::Reranker,

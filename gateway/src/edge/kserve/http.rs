@@ -4,7 +4,7 @@
 use super::super::Edge;
 use super::super::answer::{json, scored, set};
 use super::super::body::held;
-use super::super::json;
+use super::super::json::{self, Object};
 use super::super::layers::Unready;
 use super::super::post::{JSON_BYTES, Post};
 use super::super::problem::{KserveErrorAnswer, KserveErrors, Problem};
@@ -110,12 +110,12 @@ pub(in crate::edge) struct Request {
     /// `raw_scores`, `overflow`, `truncation_side`, `instruction`, `max_tokens_per_doc`, `max_tokens_per_query`,
     /// `truncate_prompt_tokens`, `priority`, `timeout` in microseconds, `binary_data_output`.
     #[schema(value_type = Option<std::collections::HashMap<String, String>>)]
-    parameters: Option<Parameters>,
+    parameters: Option<Object<Parameters>>,
     #[schema(value_type = Vec<Tensor>)]
-    inputs: Option<Few<Tensor>>,
+    inputs: Option<Few<Object<Tensor>>>,
     /// Absent for all.
     #[schema(value_type = Option<Vec<Wanted>>)]
-    outputs: Option<Few<Wanted>>,
+    outputs: Option<Few<Object<Wanted>>>,
 }
 
 /// A tensor that the model is given.
@@ -127,7 +127,8 @@ pub(in crate::edge) struct Tensor {
     datatype: String,
     #[schema(value_type = Vec<i64>)]
     shape: Few<i64>,
-    parameters: Option<TensorParameters>,
+    #[schema(value_type = Option<TensorParameters>)]
+    parameters: Option<Object<TensorParameters>>,
     /// The elements, in lists of any depth. Absent where they follow as bytes.
     #[schema(value_type = Option<Vec<String>>)]
     data: Option<Box<RawValue>>,
@@ -146,7 +147,8 @@ pub(in crate::edge) struct TensorParameters {
 #[schema(as = KserveRequestedOutput)]
 pub(in crate::edge) struct Wanted {
     name: String,
-    parameters: Option<WantedParameters>,
+    #[schema(value_type = Option<WantedParameters>)]
+    parameters: Option<Object<WantedParameters>>,
 }
 
 #[derive(Deserialize, ToSchema)]
@@ -319,8 +321,9 @@ fn read(
     let request: Request = json::parse(head)?;
     let Few(tensors) = json::required(request.inputs, "inputs", "a list of tensors")?;
     let mut inputs = Vec::with_capacity(tensors.len());
-    for (index, tensor) in tensors.into_iter().enumerate() {
-        let size = tensor.parameters.and_then(|given| given.binary_data_size);
+    let n_binary = tail.len();
+    for (index, Object(tensor)) in tensors.into_iter().enumerate() {
+        let size = tensor.parameters.and_then(|given| given.0.binary_data_size);
         let param = format!("inputs[{index}]");
         let texts = match (size, tensor.data) {
             (None, Some(data)) => elements(&format!("{param}.data"), &data, most)?,
@@ -344,14 +347,23 @@ fn read(
             texts,
         });
     }
-    let parameters = request.parameters.unwrap_or_default();
+    if !tail.is_empty() {
+        let why = format!(
+            "{n_binary} bytes follow the JSON, and the tensors' binary_data_size take {} of them; send as many",
+            n_binary - tail.len()
+        );
+        return Err(ScoreError::invalid(JSON_BYTES, why).into());
+    }
+    let Object(parameters) = request.parameters.unwrap_or_default();
     let Few(outputs) = request.outputs.unwrap_or(Few(Vec::new()));
-    let own = outputs.iter().find_map(|output| output.parameters.as_ref());
+    let own = outputs
+        .iter()
+        .find_map(|output| output.0.parameters.as_ref());
     let is_binary = own
-        .and_then(|own| own.binary_data)
+        .and_then(|own| own.0.binary_data)
         .or(parameters.binary_data_output)
         .unwrap_or(false);
-    let names = outputs.iter().map(|output| output.name.as_str());
+    let names = outputs.iter().map(|output| output.0.name.as_str());
     let inference = Inference::read(inputs, names, parameters)?;
     Ok((inference, request.id, is_binary))
 }

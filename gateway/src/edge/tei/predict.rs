@@ -36,7 +36,8 @@ pub(in super::super) struct Body {
     /// Where they are cut: `right` (or absent) or `left`, in any case.
     truncation_direction: Option<String>,
     /// What the hub's clients send beside `inputs`; they read a list of lists for one text, too.
-    parameters: Option<Parameters>,
+    #[schema(value_type = Option<Parameters>)]
+    parameters: Option<json::Object<Parameters>>,
 }
 
 /// How the hub's clients want to be answered.
@@ -114,7 +115,7 @@ fn read(body: &[u8]) -> Result<Asked, Refusal> {
     let is_batch = inputs.is_batch || body.parameters.is_some();
     let (function, top_k) = match body.parameters {
         None => (None, None),
-        Some(parameters) => (parameters.function_to_apply, parameters.top_k),
+        Some(json::Object(parameters)) => (parameters.function_to_apply, parameters.top_k),
     };
     let rows = filled("inputs", inputs.inputs)?.into_iter();
     Ok(Asked {

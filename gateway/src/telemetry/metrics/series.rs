@@ -1,6 +1,7 @@
 //! Every metric as numbers, for those who do not read Prometheus' format.
 
 use prometheus::proto::{Histogram, Metric, MetricFamily, MetricType};
+use std::collections::HashMap;
 
 /// One metric under one set of labels.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,7 +17,9 @@ pub struct Series {
 /// What a metric says.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Figure {
-    /// Of a counter or a gauge.
+    /// Of a counter.
+    Count(f64),
+    /// Of a gauge.
     Number(f64),
     /// Of a histogram.
     Spread(Spread),
@@ -48,6 +51,24 @@ pub(super) fn series(families: &[MetricFamily]) -> Vec<Series> {
     families.iter().flat_map(of_family).collect()
 }
 
+/// What `all` have come to since they were as `before`; gauges as they are.
+pub(super) fn since(before: &[Series], mut all: Vec<Series>) -> Vec<Series> {
+    let before = before
+        .iter()
+        .map(|one| ((&one.name, &one.labels), &one.figure));
+    let before: HashMap<_, _> = before.collect();
+    for one in &mut all {
+        let base = before.get(&(&one.name, &one.labels));
+        match (&mut one.figure, base) {
+            // What is less than it was has begun anew.
+            (Figure::Count(now), Some(Figure::Count(then))) if then <= now => *now -= then,
+            (Figure::Spread(now), Some(Figure::Spread(then))) => now.take(then),
+            _ => {}
+        }
+    }
+    all
+}
+
 fn labels(metric: &Metric) -> Vec<(String, String)> {
     let pairs = metric.get_label().iter();
     pairs
@@ -57,7 +78,7 @@ fn labels(metric: &Metric) -> Vec<(String, String)> {
 
 fn figure(kind: MetricType, metric: &Metric) -> Figure {
     match kind {
-        MetricType::COUNTER => Figure::Number(metric.get_counter().get_value()),
+        MetricType::COUNTER => Figure::Count(metric.get_counter().get_value()),
         MetricType::HISTOGRAM => Figure::Spread(spread(metric.get_histogram())),
         MetricType::GAUGE | MetricType::SUMMARY | MetricType::UNTYPED => {
             Figure::Number(metric.get_gauge().get_value())
@@ -119,6 +140,18 @@ impl Spread {
         if self.count == 0 { 0.0 } else { lower }
     }
 
+    /// Takes away values that were among them and sorted into the same buckets.
+    fn take(&mut self, other: &Self) {
+        if self.count < other.count {
+            return;
+        }
+        self.count -= other.count;
+        self.sum -= other.sum;
+        for (own, others) in self.buckets.iter_mut().zip(&other.buckets) {
+            own.1 = own.1.saturating_sub(others.1);
+        }
+    }
+
     /// Adds values that were sorted into the same buckets.
     pub fn add(&mut self, other: &Self) {
         self.count += other.count;
@@ -155,6 +188,40 @@ mod tests {
         assert_eq!(found.mean(), 1.2);
         assert_eq!(spread(&[(1.0, 0)]).quantile(0.5), 0.0);
         assert_eq!(Spread::default().mean(), 0.0);
+    }
+
+    #[test]
+    fn what_came_since_is_counted() {
+        let one = |name: &str, figure| Series {
+            name: name.to_owned(),
+            labels: Vec::new(),
+            figure,
+        };
+        let all = |count, gauge, spread| {
+            vec![
+                one("count", Figure::Count(count)),
+                one("gauge", Figure::Number(gauge)),
+                one("spread", Figure::Spread(spread)),
+            ]
+        };
+        let before = all(5.0, 5.0, spread(&[(1.0, 1), (2.0, 3)]));
+        let now = all(7.0, 2.0, spread(&[(1.0, 1), (2.0, 4)]));
+        let [count, gauge, spread] = &since(&before, now)[..] else {
+            panic!("three");
+        };
+        assert_eq!(count.figure, Figure::Count(2.0));
+        assert_eq!(gauge.figure, Figure::Number(2.0));
+        let Figure::Spread(spread) = &spread.figure else {
+            panic!("{spread:?}");
+        };
+        assert_eq!(
+            (spread.count, &spread.buckets[..]),
+            (1, &[(1.0, 0), (2.0, 1)][..])
+        );
+        // Begun anew, and new.
+        let anew = since(&before, vec![one("count", Figure::Count(1.0))]);
+        assert_eq!(anew[0].figure, Figure::Count(1.0));
+        assert_eq!(since(&[], before.clone()), before);
     }
 
     #[test]

@@ -8,7 +8,7 @@ pub mod gguf;
 #[path = "../../../golden/rows.rs"]
 mod rows;
 
-pub use rows::{GoldenRow, farthest, golden, golden_dir, golden_names, score};
+pub use rows::{GoldenRow, farthest, golden, golden_dir, golden_names, score, try_score};
 
 use backend_api::{Fault, OpenBackend, OpenRequest, OpenWorker, PluginLibrary};
 use candle_cpu::CandleCpu;

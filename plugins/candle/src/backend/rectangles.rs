@@ -160,7 +160,7 @@ impl Backend for Rectangles {
 
 impl Worker for RectanglesWorker {
     fn score(&mut self, batch: &RaggedBatch<'_>, out: &mut Scores<'_>) -> Result<Phases, Fault> {
-        let rectangles = self.rectangles(batch, out);
+        let rectangles = self.rectangles(batch, out)?;
         let n_threads = self.n_threads.min(rectangles.len());
         let work = Work {
             opened: &self.opened,
@@ -193,8 +193,15 @@ impl Worker for RectanglesWorker {
 
 impl RectanglesWorker {
     /// The rows that can be scored, longest first, in rectangles; others get their status.
-    fn rectangles(&self, batch: &RaggedBatch<'_>, out: &mut Scores<'_>) -> Vec<Rectangle> {
-        let rows = scorable(&self.opened, batch, out);
+    ///
+    /// # Errors
+    /// [`scorable`]'s.
+    fn rectangles(
+        &self,
+        batch: &RaggedBatch<'_>,
+        out: &mut Scores<'_>,
+    ) -> Result<Vec<Rectangle>, Fault> {
+        let rows = scorable(&self.opened, batch, out)?;
         let lengths: Vec<_> = rows
             .iter()
             .map(|&row| batch.row(row).input_ids.len())
@@ -213,7 +220,7 @@ impl RectanglesWorker {
                 *row = rows[*row];
             }
         }
-        rectangles
+        Ok(rectangles)
     }
 }
 

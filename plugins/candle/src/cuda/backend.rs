@@ -302,7 +302,7 @@ impl Worker for CudaWorker {
 
 /// Scores a batch, in parts of what goes up at once.
 fn score(loaded: &Loaded, batch: &RaggedBatch<'_>, out: &mut Scores<'_>) -> Result<Phases, Fault> {
-    let rows = scorable(&loaded.opened, batch, out);
+    let rows = scorable(&loaded.opened, batch, out)?;
     let lens = rows.iter().map(|&row| batch.row(row).input_ids.len());
     let mut phases = Phases::default();
     let mut left = rows.as_slice();

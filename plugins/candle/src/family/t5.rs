@@ -85,10 +85,13 @@ impl Model for T5 {
         self.sizes
     }
 
-    fn can_score(&self, ids: &[u32]) -> bool {
+    fn why_not(&self, ids: &[u32]) -> Option<String> {
         match self.ending {
-            Ending::AtToken(end) => ids.contains(&end),
-            Ending::AtStart => true,
+            Ending::AtToken(end) if !ids.contains(&end) => Some(format!(
+                "its head reads a row at its last token {end} (eos_token_id), and this row has none: have the \
+                 post_processor of tokenizer.json add it"
+            )),
+            Ending::AtToken(_) | Ending::AtStart => None,
         }
     }
 

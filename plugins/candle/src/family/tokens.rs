@@ -24,9 +24,8 @@ impl Tokens {
             (Some(yes), no) => (yes.clone(), no.clone()),
             (None, None) => named_by_config(loader).map(|(yes, no)| (yes, Some(no)))?,
             (None, Some(_)) => {
-                return Err(Fault::bad_request(
-                    "options: no_token says what is compared with yes_token, which is missing",
-                ));
+                let why = "no_token says what is compared with yes_token, which is missing";
+                return Err(options.wrong_answers(why));
             }
         };
         let tokens = Self {
@@ -34,10 +33,8 @@ impl Tokens {
             no: no.map(|no| id(loader, &no)).transpose()?,
         };
         if tokens.no == Some(tokens.yes) {
-            return Err(Fault::bad_request(format!(
-                "options: yes_token and no_token are both token {}",
-                tokens.yes
-            )));
+            let why = format!("yes_token and no_token are both token {}", tokens.yes);
+            return Err(options.wrong_answers(&why));
         }
         Ok(tokens)
     }
@@ -114,9 +111,8 @@ fn id(loader: &Loader<'_>, token: &Token) -> Result<u32, Fault> {
     if (id as usize) < vocab {
         return Ok(id);
     }
-    Err(Fault::bad_request(format!(
-        "options: token {id} is beyond the vocabulary's {vocab}"
-    )))
+    let why = format!("token {id} is beyond the vocabulary's {vocab}");
+    Err(loader.options.wrong_answers(&why))
 }
 
 /// The id of a text that is one token: of a vocabulary that is a table (BPE, WordPiece) or a list of pieces

@@ -290,6 +290,12 @@ impl Loader<'_> {
         let hidden = self.config.hidden;
         let (dense, classifier) = (self.names.head_dense, self.names.classifier);
         let weight = format!("{classifier}.weight");
+        if !self.weights.has(&weight) {
+            return Err(LoadError::Bad(format!(
+                "{weight}: no such tensor, so it has no head that scores: name a reranker or a sequence classifier, not \
+                 the model that it was made of"
+            )));
+        }
         let n_labels = match (self.config.n_labels, self.weights.shape(&weight)?) {
             (Some(said), _) => said,
             (None, &[rows, _]) if 0 < rows => rows,
