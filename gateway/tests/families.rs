@@ -243,13 +243,6 @@ fn a_gguf_file_is_served_by_the_plugin_that_reads_it() {
             assert!((a - b).abs() < tolerance, "{name}: {a} {b}");
         }
     }
-    // It was made of what stands beside it, as graphs are: its scores are compared, and no change is to be expected.
-    let order = json!({"plugin": "candle-cpu", "options": {"file": "other.gguf"}, "dtype": "f16"});
-    let answer = server.order("/models/named/swap", &order);
-    assert_eq!(answer.status, 200, "{answer:?}");
-    let models = self::models(&server);
-    let proof = models["named"]["proof"].as_str().unwrap();
-    assert!(proof.contains("as generation 1"), "{proof}");
 }
 
 /// What serves is compared with what is to serve, of the same file; another file is another model.
@@ -292,4 +285,20 @@ fn a_gguf_file_is_proven_when_it_is_swapped() {
     let answer = swap(json!({"options": {"file": "b.gguf"}}));
     assert_eq!(answer.status, 409, "{answer:?}");
     assert!(answer.text.contains("other weights"), "{answer:?}");
+    // Beside weights by name it was made of them, as graphs are: no change is to be expected.
+    std::fs::copy(
+        golden.join("model.safetensors"),
+        dir.path().join("model.safetensors"),
+    )
+    .unwrap();
+    let order = json!({"source": dir.path().display().to_string(), "plugin": "candle-cpu"});
+    let answer = server.order("/models/named/load", &order);
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let order = json!({"plugin": "candle-cpu", "options": {"file": "a.gguf"}});
+    let answer = server.order("/models/named/swap", &order);
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let models = models(&server);
+    assert_eq!(models["named"]["dtype"], "q8_0", "{models}");
+    let proof = models["named"]["proof"].as_str().unwrap();
+    assert!(proof.contains("as generation 1"), "{proof}");
 }

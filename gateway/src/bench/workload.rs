@@ -201,7 +201,7 @@ mod tests {
             "{\"query\": \"a\", \"documents\": []}",
             "w.jsonl:1: no documents",
         );
-        check("{\"query\": \"a\", \"documents\": [1]}", "w.jsonl:1:31: ");
+        check("{\"query\": \"a\", \"documents\": [1]}", "w.jsonl:1:30: ");
         check("[\"a\", [\"x\"]]", "w.jsonl:1:1: is no JSON object");
     }
 }

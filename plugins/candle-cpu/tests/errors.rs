@@ -329,7 +329,8 @@ fn rows_without_the_token_that_is_read_are_told_so() {
         .unwrap()
         .worker()
         .unwrap();
-    let whole = &golden("t5").rows[0];
+    let rows = golden("t5").rows;
+    let whole = rows.iter().find(|row| 3 < row.input_ids.len()).unwrap();
     let mut cut = whole.clone();
     cut.input_ids.retain(|&id| id != 1);
     cut.type_ids.truncate(cut.input_ids.len());

@@ -235,7 +235,8 @@ impl Open<'_> {
                 format!(" with {}", data_files.join(", "))
             };
             let (path, version) = (self.file.path.display(), &self.runtime.version);
-            if error.code() == ErrorCode::InvalidProtobuf {
+            // Whatever the code: "Protobuf parsing failed", "No graph was found in the protobuf".
+            if error.message().to_ascii_lowercase().contains("protobuf") {
                 return Fault::bad_model(format!(
                     "{path}: is no ONNX graph, or not all of one; download or export it again (ONNX Runtime {version} \
                      cannot read it)"
