@@ -56,7 +56,7 @@ pub struct Models {
     pub backend: Option<String>,
     /// As plugins spell it: `auto`, `f32`, `f16`, `bf16`, `int8`, `int4`, or a name of their own.
     pub dtype: String,
-    /// As plugins spell it: `auto`, `cpu`, `cuda`, `cuda:1`, `metal`.
+    /// As plugins spell it: `auto`, `cpu`, `cuda`, `cuda:1`, `cuda:0,1`, `cuda:all`, `metal`.
     pub device: String,
     /// The most tokens in a row; `None` for what the model allows.
     pub max_length: Option<usize>,

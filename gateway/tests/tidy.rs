@@ -60,7 +60,7 @@ const OWNERS: [(&str, &[&str]); 15] = [
     ("redis", &["shared"]),
 ];
 /// Files in which `unsafe` may stand; ARCHITECTURE.md names them too.
-const UNSAFE_DIRS: [&str; 8] = [
+const UNSAFE_DIRS: [&str; 9] = [
     "backend-api/src/abi.rs",
     "backend-api/src/guard.rs",
     "backend-api/src/host",
@@ -68,6 +68,7 @@ const UNSAFE_DIRS: [&str; 8] = [
     "plugins/cpu-int8/src/kernel",
     "plugins/cpu-int8/src/gemm",
     "plugins/candle/src/block/product.rs",
+    "plugins/candle/src/cuda/driver.rs",
     "plugins/ort-coreml/src/native",
 ];
 

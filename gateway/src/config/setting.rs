@@ -48,7 +48,7 @@ pub enum Kind {
     Keys,
     /// One of these.
     Choice(&'static [&'static str]),
-    /// `auto`, `cpu`, `cuda`, `cuda:1`, `metal`.
+    /// `auto`, `cpu`, `cuda`, `cuda:1`, `cuda:0,1`, `cuda:all`, `metal`.
     Device,
     /// An IP address or a host name.
     Host,
@@ -203,7 +203,7 @@ impl Kind {
             Self::Secret => "characters".into(),
             Self::Keys => "NAME=KEY or KEY, comma separated".into(),
             Self::Choice(words) => words.join(", "),
-            Self::Device => "auto, cpu, cuda, cuda:N, metal (or mps)".into(),
+            Self::Device => "auto, cpu, cuda, cuda:N, cuda:N,M, cuda:all, metal (or mps)".into(),
             Self::Host => "host".into(),
             Self::Port => "port".into(),
             Self::Count { unit, .. } => (*unit).into(),

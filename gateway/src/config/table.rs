@@ -73,7 +73,7 @@ pub static SETTINGS: &[Setting] = &[
         &["CROSSGATE_DEVICE", "DEVICE_PREFERENCE"],
         Kind::Device,
         "auto",
-        "The device to compute on: auto, cpu, cuda, cuda:N or metal (also called mps).",
+        "The device to compute on: auto, cpu, cuda (the first GPU), cuda:N, several as cuda:0,1 or cuda:all, or metal (also called mps).",
     ),
     setting(
         "model.max_length",

@@ -210,14 +210,15 @@ fn parse_redis_url(text: &str) -> Result<String, String> {
 
 fn parse_device(text: &str) -> Result<String, String> {
     let device = text.to_ascii_lowercase();
-    let is_cuda =
+    let is_index =
         |index: &str| !index.is_empty() && index.len() <= 3 && parse_digits(index).is_some();
+    let is_cuda = |list: &str| list == "all" || list.split(',').all(is_index);
     match device.as_str() {
         "auto" | "cpu" | "cuda" | "metal" => Ok(device),
         // PyTorch's name for the same device.
         "mps" => Ok("metal".into()),
         _ if device.strip_prefix("cuda:").is_some_and(is_cuda) => Ok(device),
-        _ => Err("expected one of auto, cpu, cuda, cuda:N, metal, mps".into()),
+        _ => Err("expected one of auto, cpu, cuda, cuda:N, cuda:N,M, cuda:all, metal, mps".into()),
     }
 }
 

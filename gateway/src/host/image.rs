@@ -84,7 +84,20 @@ fn reason(error: &libloading::Error) -> String {
     let first: &dyn Error = error;
     let all = std::iter::successors(Some(first), |&error| error.source());
     let words: Vec<_> = all.map(ToString::to_string).collect();
-    words.join(": ")
+    let text = words.join(": ");
+    // The loader's own words, of glibc and of musl.
+    match [
+        "cannot open shared object file",
+        "Error loading shared library",
+    ]
+    .iter()
+    .any(|words| text.contains(words))
+    {
+        true => format!(
+            "{text}: the plugin needs that library: install it, or name its folder in LD_LIBRARY_PATH"
+        ),
+        false => text,
+    }
 }
 
 #[allow(unsafe_code)]

@@ -76,8 +76,9 @@ fn ids_go_up_and_logits_come_down() {
         };
         assert_eq!(of("copy htod").len(), 1, "{name}: {lines:#?}");
         assert_eq!(of("copy dtoh").len(), 1, "{name}: {lines:#?}");
-        assert_eq!(of("synchronize").len(), 1, "{name}: {lines:#?}");
-        assert_eq!(of("synchronize event").len(), 1, "{name}: {lines:#?}");
+        // It waits for events: its own, and those of buffers that nobody else has copied.
+        let is_other = |line: &String| line.starts_with("sync") && !line.ends_with("event");
+        assert!(!lines.iter().any(is_other), "{name}: {lines:#?}");
         assert!(
             of("memset").is_empty() && of("pinned").is_empty(),
             "{name}: {lines:#?}"
@@ -214,7 +215,7 @@ fn workers_compute_beside_each_other() {
     };
     let backend = open(&request).unwrap();
     std::thread::scope(|scope| {
-        for first in 0..4 {
+        for first in 0..2 {
             let (backend, rows) = (&backend, &golden.rows);
             scope.spawn(move || {
                 let mut worker = backend.worker().unwrap();

@@ -1,7 +1,7 @@
 //! candle's own operations on the device equal those on CPUs: the ground that the plugin's forward stands on, and the
 //! proof of the emulated driver where that stands in for a GPU.
 
-use candle_core::{DType, Device, IndexOp, Result, Tensor, D};
+use candle_core::{D, DType, Device, IndexOp, Result, Tensor};
 
 /// Whole numbers and halves from −4 to 4, in no simple order: exact in every type.
 fn numbers(shape: &[usize]) -> Vec<f32> {
@@ -71,7 +71,9 @@ fn steps_between_products() {
         check("gelu", dtype, |device| {
             tensor(&[500], dtype, device)?.gelu_erf()
         });
-        check("silu", dtype, |device| tensor(&[500], dtype, device)?.silu());
+        check("silu", dtype, |device| {
+            tensor(&[500], dtype, device)?.silu()
+        });
         check("affine", dtype, |device| {
             tensor(&[500], dtype, device)?.affine(0.5, 2.0)
         });
@@ -80,7 +82,9 @@ fn steps_between_products() {
             Tensor::cat(&[&x, &x.affine(2.0, 0.0)?], 1)
         });
         check("a strided part", dtype, |device| {
-            tensor(&[6, 10], dtype, device)?.i((1..5, 2..9))?.contiguous()
+            tensor(&[6, 10], dtype, device)?
+                .i((1..5, 2..9))?
+                .contiguous()
         });
         check("softmax's pieces", dtype, |device| {
             let x = tensor(&[9, 33], dtype, device)?;

@@ -16,3 +16,4 @@ pub(crate) mod steps;
 mod twins;
 
 pub(crate) use backend::open;
+pub(crate) use faults::code_while_loading;

@@ -297,5 +297,11 @@ impl Loader<'_> {
 
 /// What candle makes while a model is loaded: it fails for want of memory, or by a mistake of ours.
 pub(crate) fn made<T>(result: Computed<T>) -> Result<T, Fault> {
-    result.map_err(|error| Fault::internal(format!("candle, while loading: {error}")))
+    result.map_err(|error| {
+        #[cfg(feature = "cuda")]
+        let code = crate::cuda::code_while_loading(&error);
+        #[cfg(not(feature = "cuda"))]
+        let code = backend_api::FaultCode::Internal;
+        Fault::new(code, format!("candle, while loading: {error}"))
+    })
 }

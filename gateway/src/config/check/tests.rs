@@ -58,9 +58,12 @@ fn model_names() {
 fn spellings_of_one_meaning() {
     let device = |text| set("model.device", text).unwrap().models().device.clone();
     assert_eq!(
-        ["mps", "Metal", "CUDA:1", "auto"].map(device),
-        ["metal", "metal", "cuda:1", "auto"]
+        ["mps", "Metal", "CUDA:1", "auto", "cuda:0,2", "cuda:all"].map(device),
+        ["metal", "metal", "cuda:1", "auto", "cuda:0,2", "cuda:all"]
     );
+    for wrong in ["cuda:", "cuda:0,", "cuda:x", "cuda:1000"] {
+        check_error(set("model.device", wrong), &["cuda:N", "cuda:all"]);
+    }
     let dtype = |text| set("model.dtype", text).unwrap().models().dtype.clone();
     assert_eq!(
         ["float16", "FP32", "bfloat16", "q4_0"].map(dtype),

@@ -5,23 +5,27 @@ use super::faults::{self, describe, fault};
 use super::lane::{Lane, Loaded, open_stream};
 use super::names;
 use super::twins::HEAD_DIM_MAX;
-use crate::backend::{Asked, WORKERS_MAX, scorable};
+use crate::backend::{Asked, scorable};
 use backend_api::{
     Backend, Description, Fault, FaultCode, Layout, Phases, RaggedBatch, Row, RowStatus, Scores,
     Worker,
 };
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 /// Tokens that are computed together, unless one row has more: enough to fill a GPU, and few enough that rows are looked
 /// at in between.
 const CELLS_MAX: usize = 16_384;
+/// Workers of a GPU: one prepares a batch while another's is computed. More would cut smaller batches.
+const WORKERS_OF_GPU_MAX: usize = 2;
 /// Bytes of a GPU that are left to others, and the share of a small one.
 const FREE_BYTES_MIN: usize = 256 << 20;
 const FREE_SHARE_MIN: usize = 32;
 /// The oldest GPUs that the kernels run on: they multiply bf16 and copy to shared memory by themselves.
 const COMPUTE_CAPABILITY_MIN: (i32, i32) = (8, 0);
+
+static OPENING: Mutex<()> = Mutex::new(());
 
 /// The lanes of each GPU, which workers are dealt in turn.
 struct CudaBackend {
@@ -61,11 +65,14 @@ pub(crate) fn open(asked: &Asked<'_>) -> Result<Box<dyn Backend>, Fault> {
     })?;
     let ordinals = names::ordinals(&request.device, n)?;
     let n_workers = (request.n_workers.max(1) as usize).div_ceil(ordinals.len());
+    let n_workers = n_workers.min(WORKERS_OF_GPU_MAX);
     let mut room = Room {
         rows_max: request.rows_max as usize,
         tokens_max: request.tokens_max as usize,
         row_tokens_max: asked.row_tokens_max() as usize,
     };
+    // One model after the other: what each needs is measured.
+    let _alone = OPENING.lock().unwrap_or_else(PoisonError::into_inner);
     let (mut loaded, mut memory_bytes) = (Vec::new(), 0);
     for &ordinal in &ordinals {
         let (one, its, n_bytes) = load(asked, ordinal, room)?;
@@ -99,8 +106,8 @@ fn load(asked: &Asked<'_>, ordinal: usize, room: Room) -> Result<(Loaded, Room, 
             "GPU {ordinal}: its compute capability is {major}.{minor}; this plugin runs from 8.0 (Ampere) on"
         )));
     }
-    let before = stream.begin_peak().map_err(failed("its memory"))?;
-    let opened = asked.load(&stream.as_device())?;
+    let opened = asked.load(&stream.as_device());
+    let opened = opened.map_err(|found| faults::while_loading(ordinal, &stream, found))?;
     if HEAD_DIM_MAX < opened.sizes.head_dim {
         return Err(Fault::unsupported(format!(
             "config.json: heads of {} values; on cuda this plugin computes up to {HEAD_DIM_MAX}",
@@ -108,48 +115,44 @@ fn load(asked: &Asked<'_>, ordinal: usize, room: Room) -> Result<(Loaded, Room, 
         )));
     }
     let mut loaded = Loaded::new(stream, ordinal, opened);
-    let room = fit(&mut loaded, room)?;
-    let most = loaded.stream.peak().map_err(failed("its memory"))?;
-    Ok((loaded, room, most.saturating_sub(before)))
+    let (room, n_bytes) = fit(&mut loaded, room)?;
+    let n_bytes = n_bytes + loaded.opened.sizes.n_bytes as u64;
+    Ok((loaded, room, n_bytes))
 }
 
-/// What fits of a room: the largest batch is tried, and half of it where that does not fit.
-fn fit(loaded: &mut Loaded, mut room: Room) -> Result<Room, Fault> {
+/// What fits of a room, and the bytes that it needs: the largest batch is tried, and half of it where that does not fit.
+fn fit(loaded: &mut Loaded, mut room: Room) -> Result<(Room, u64), Fault> {
     let of_model = loaded.opened.sizes.row_tokens_max;
     room.row_tokens_max = room.row_tokens_max.min(of_model);
     loop {
-        // What did not fit does not count.
-        let begun = loaded.stream.begin_peak();
-        begun.map_err(|error| fault(loaded.ordinal(), None, "its memory", &error))?;
         let outcome = loaded
-            .set_limits(room.rows_max, room.cells_max(), 1)
+            .set_limits(room.rows_max, room.cells_max(), 0)
             .and_then(|()| try_largest(loaded, room));
         match (outcome, room.halved()) {
-            (Ok(()), _) => return Ok(room),
-            (Err(fault), Some(half)) if fault.code == FaultCode::OutOfMemory => {
-                // What was kept for the larger one would stand in the smaller one's way.
-                let _ = loaded.stream.trim();
-                room = half;
-            }
+            (Ok(n_bytes), _) => return Ok((room, n_bytes)),
+            // What was kept for the larger one was given back.
+            (Err(fault), Some(half)) if fault.code == FaultCode::OutOfMemory => room = half,
             (Err(fault), _) => return Err(fault),
         }
     }
 }
 
-/// Computes the largest batches: of the longest rows, and of the most.
-fn try_largest(loaded: &Loaded, room: Room) -> Result<(), Fault> {
+/// Computes the largest batches: of the longest rows, and of the most. Returns the bytes that they need.
+fn try_largest(loaded: &Loaded, room: Room) -> Result<u64, Fault> {
     let (cells, rows) = (room.cells_max(), room.rows_max);
     let longest = room.row_tokens_max;
     let n_long = (cells / longest).clamp(1, rows);
     let n_short = rows.min(cells);
     let ids = vec![0; longest.max(cells / n_short)];
-    for (n_rows, len) in [(n_long, longest), (n_short, (cells / n_short).min(longest))] {
+    let shapes = [(n_long, longest), (n_short, (cells / n_short).min(longest))];
+    let batches = shapes.map(|(n_rows, len)| {
         let row = Row {
             input_ids: &ids[..len],
             type_ids: &ids[..len],
         };
-        loaded.score(&vec![row; n_rows])?;
-    }
+        vec![row; n_rows]
+    });
+    let n_bytes = loaded.try_out(&batches)?;
     let memory = loaded.stream.context().mem_get_info();
     let (free, total) = memory.map_err(|error| Fault::internal(describe(error)))?;
     let needed = FREE_BYTES_MIN.min(total / FREE_SHARE_MIN);
@@ -166,7 +169,7 @@ fn try_largest(loaded: &Loaded, room: Room) -> Result<(), Fault> {
             ),
         ));
     }
-    Ok(())
+    Ok(n_bytes)
 }
 
 fn describe_all(
@@ -196,7 +199,7 @@ fn describe_all(
         row_tokens_max: room.row_tokens_max as u32,
         layout: Layout::Ragged,
         preferred_multiple: 1,
-        n_workers_max: WORKERS_MAX,
+        n_workers_max: (WORKERS_OF_GPU_MAX * loaded.len()) as u32,
         cancels: true,
         // cuBLAS adds up in an order that it chooses by the batch's size.
         bitwise: false,

@@ -97,6 +97,31 @@ pub(super) fn fault(ordinal: usize, stream: Option<&Stream>, what: &str, error: 
     }
 }
 
+/// What an error means that comes while a model is loaded: want of memory, or a mistake. Whether the GPU is lost is asked
+/// behind it.
+pub(crate) fn code_while_loading(error: &Error) -> FaultCode {
+    let is_out = code(error) == Some(CUresult::CUDA_ERROR_OUT_OF_MEMORY);
+    match is_out || is_for_want_of_memory(error) {
+        true => FaultCode::OutOfMemory,
+        false => FaultCode::Internal,
+    }
+}
+
+/// The fault of a model that did not load, or that of a GPU that was lost meanwhile.
+pub(super) fn while_loading(ordinal: usize, stream: &Stream, found: Fault) -> Fault {
+    match stream.wait() {
+        Err(error) if is_deadly(error.0) => {
+            let error = CudaError::Cuda(error).into();
+            fault(ordinal, None, "loading", &error)
+        }
+        _ if found.code == FaultCode::OutOfMemory => Fault::new(
+            found.code,
+            format!("GPU {ordinal}: the model does not fit: {}", found.text),
+        ),
+        _ => found,
+    }
+}
+
 /// CUDA's own name of an error and what it says of it.
 pub(super) fn describe(error: DriverError) -> String {
     let text = |text: Result<&std::ffi::CStr, DriverError>| {

@@ -7,7 +7,8 @@ use super::packed;
 use crate::model::Opened;
 use backend_api::{Fault, FaultCode, Row};
 use candle_core::{DType, Result as Computed};
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Instant;
 
 /// A GPU and what was loaded on it, until it is lost.
@@ -20,8 +21,8 @@ pub(super) struct Lane {
 pub(super) struct Loaded {
     pub(super) opened: Opened,
     buffers: Mutex<Vec<Buffers>>,
-    /// One batch at a time is enqueued: its kernels follow each other, and its memory is the next one's.
-    turn: Mutex<()>,
+    /// One batch at a time is enqueued on a GPU: its kernels follow each other, and its memory is the next one's.
+    turn: Arc<Mutex<()>>,
     pub(super) stream: Stream,
     ordinal: usize,
     /// Rows and tokens of the largest batch that goes up at once.
@@ -53,9 +54,7 @@ impl Lane {
     /// Drops what is on a GPU that was lost.
     pub(super) fn let_go(&self) {
         let mut loaded = self.loaded.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(loaded) = loaded.take() {
-            loaded.abandon();
-        }
+        *loaded = None;
     }
 
     /// Why there is nothing any more.
@@ -69,24 +68,19 @@ impl Lane {
 
 impl Drop for Lane {
     fn drop(&mut self) {
-        let loaded = self
-            .loaded
-            .get_mut()
-            .unwrap_or_else(PoisonError::into_inner);
-        let Some(Loaded {
+        let loaded = self.loaded.get_mut();
+        let Some(loaded) = loaded.unwrap_or_else(PoisonError::into_inner).take() else {
+            return;
+        };
+        let Loaded {
             opened,
             buffers,
             stream,
             ..
-        }) = loaded.take()
-        else {
-            return;
-        };
+        } = loaded;
         drop((opened, buffers));
-        // Other processes and other models may have what this one kept. A GPU that is lost cannot give it back.
-        if stream.trim().is_err() {
-            stream.abandon();
-        }
+        // Other processes and other models may have what this one kept. A GPU that is lost has nothing to give back.
+        let _ = stream.trim();
     }
 }
 
@@ -97,7 +91,7 @@ impl Loaded {
         Self {
             opened,
             buffers: Mutex::default(),
-            turn: Mutex::default(),
+            turn: turn(ordinal),
             stream,
             ordinal,
             rows_max: 0,
@@ -144,16 +138,41 @@ impl Loaded {
         outcome.map_err(|error| fault(self.ordinal, Some(&self.stream), &what(), &error))
     }
 
+    /// Computes these batches, one after the other and while nothing else computes on this GPU; returns the bytes that
+    /// the largest of them takes beside the weights.
+    pub(super) fn try_out(&self, batches: &[Vec<Row<'_>>]) -> Result<u64, Fault> {
+        let mut buffers = self.new_buffers()?;
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut try_all = || {
+            let before = self.stream.begin_peak()?;
+            for rows in batches {
+                self.enqueue(rows, &mut buffers)?;
+                buffers.wait()?;
+            }
+            Ok(self.stream.peak()?.saturating_sub(before))
+        };
+        let outcome = try_all();
+        if outcome.is_err() {
+            let _ = self.stream.trim();
+        }
+        outcome.map_err(|error| {
+            let what = "the largest batch";
+            fault(self.ordinal, Some(&self.stream), what, &error)
+        })
+    }
+
     fn compute(&self, rows: &[Row<'_>], buffers: &mut Buffers) -> Computed<Logits> {
         let n_logits = rows.len() * self.opened.sizes.n_labels;
-        self.enqueue(rows, buffers)?;
+        {
+            let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+            self.enqueue(rows, buffers)?;
+        }
         let enqueued = Instant::now();
         let values = buffers.wait()?[..n_logits].to_vec();
         Ok(Logits { values, enqueued })
     }
 
     fn enqueue(&self, rows: &[Row<'_>], buffers: &mut Buffers) -> Computed<()> {
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let model = &*self.opened.model;
         let rows = packed::send(&self.stream, buffers, rows, model)?;
         let logits = model.forward(&rows)?.to_dtype(DType::F32)?;
@@ -170,21 +189,16 @@ impl Loaded {
     fn buffers(&self) -> MutexGuard<'_, Vec<Buffers>> {
         self.buffers.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    /// Drops all of it where nothing can be given back.
-    pub(super) fn abandon(self) {
-        let Self {
-            opened,
-            buffers,
-            stream,
-            ..
-        } = self;
-        drop((opened, buffers));
-        stream.abandon();
-    }
 }
 
-/// A model on a GPU, which may have been lost before.
+/// The turn of a GPU, of all models on it.
+fn turn(ordinal: usize) -> Arc<Mutex<()>> {
+    static TURNS: Mutex<BTreeMap<usize, Arc<Mutex<()>>>> = Mutex::new(BTreeMap::new());
+    let mut turns = TURNS.lock().unwrap_or_else(PoisonError::into_inner);
+    Arc::clone(turns.entry(ordinal).or_default())
+}
+
+/// A stream on a GPU, which may have been lost before.
 pub(super) fn open_stream(ordinal: usize) -> Result<Stream, Fault> {
     faults::revive(ordinal)?;
     Stream::open(ordinal).map_err(|error| fault(ordinal, None, "opening it", &error))
