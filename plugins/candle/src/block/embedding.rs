@@ -18,7 +18,7 @@ enum Vectors {
     /// Maybe in halves.
     Floats(Tensor),
     /// In blocks along each row.
-    Blocks(QTensor),
+    Blocks(Box<QTensor>),
 }
 
 impl Table {
@@ -32,7 +32,7 @@ impl Table {
     /// A table as a GGUF file stores it.
     pub(crate) fn of_blocks(rows: QTensor, compute: DType) -> Self {
         Self {
-            rows: Vectors::Blocks(rows),
+            rows: Vectors::Blocks(Box::new(rows)),
             compute,
         }
     }
