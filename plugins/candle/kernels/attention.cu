@@ -1,19 +1,20 @@
 // Attention of tiles in halves, on tensor cores.
 //
-// A block takes one head of a tile (or two, see Part), a warp 16 of its queries. Keys and values come through shared memory in two buffers,
-// filled asynchronously: while a buffer is multiplied the next one arrives. Softmax runs along (as in FlashAttention): each
-// query keeps its largest score, the sum of its weights and their sum of values in registers, all f32.
+// A block takes one head of a tile (or two, see Part), a warp 16 of its queries. Keys and values come through shared memory
+// in two buffers, filled asynchronously: while one is multiplied the next arrives. Softmax runs along (as in
+// FlashAttention): each query keeps its largest score, the sum of its weights and their sum of values in registers, in f32.
 //
 // Short rows come first in the design: a row of up to KEYS tokens is one round with one wait for memory (queries are
-// loaded while keys are on their way), heads of 32 leave room for seven blocks on a processor, and rows pay for no padding
-// but that of 16 queries and 32 keys. Nothing of a block depends on others.
+// loaded while keys are on their way), heads of 32 leave room for seven blocks on a processor, and rows pay for no
+// padding but that of 16 queries and 32 keys. Nothing of a block depends on others.
 //
-// What bounds it, by arithmetic, not by measurement: a cell's head of w values is read and written in halves, 8w bytes for
-// q, k, v and out, and a row of n tokens needs 4nw operations a cell and head: n / 2 a byte. The H200's roofs (790 TFLOP/s,
-// 4.8 TB/s) meet at 165 a byte, so rows of up to some 300 tokens are bound by memory (by L2 where the products have just
-// been written) and by the latency of a round: there 60 % of 4.8 TB/s is what to hope for. Longer rows are bound by shared
-// memory (a warp of 16 queries reads each key and value once: 16 operations a byte at 128 bytes a cycle, half of what
-// mma.sync can do) and by exponentials (16 a cycle: for heads of 32 as long as their products): a quarter of 790 TFLOP/s.
+// What bounds it, by arithmetic, not by measurement: a cell's head of w values is read and written in halves, 8w bytes
+// for q, k, v and out, and a row of n tokens needs 4nw operations a cell and head: n / 2 a byte. The H200's roofs
+// (790 TFLOP/s, 4.8 TB/s) meet at 165 a byte, so rows of up to some 300 tokens are bound by memory (by L2 where the
+// products have just been written) and by the latency of a round: there 60 % of 4.8 TB/s is what to hope for. Longer rows
+// are bound by shared memory (a warp of 16 queries reads each key and value once: 16 operations a byte, 2,048 a cycle)
+// and, for heads of 32, as much by exponentials (16 a cycle, one for 128 operations): each alone leaves 60 % of 790
+// TFLOP/s, both together a third.
 #include "sight.h"
 
 namespace {
@@ -90,7 +91,8 @@ template <bool VECTORS, typename T> DEVICE void fetch(T *to, const T *line, uint
 template <bool VECTORS, typename T, uint32_t DIM>
 DEVICE void fetch_round(const Attention &a, const Part<T, DIM> &work, Buffers<T, DIM> &buffers, uint32_t round,
                         uint32_t first) {
-  constexpr uint32_t CHUNKS = DIM / 8, STEP = Buffers<T, DIM>::STEP, TIMES = Buffers<T, DIM>::KEYS * CHUNKS / ATTENTION_THREADS;
+  using B = Buffers<T, DIM>;
+  constexpr uint32_t CHUNKS = DIM / 8, STEP = B::STEP, TIMES = B::KEYS * CHUNKS / ATTENTION_THREADS;
   const uint32_t n_keys = work.exists ? work.tile.n_keys : 0, left = n_keys > first ? n_keys - first : 0;
 #pragma unroll(VECTORS ? TIMES : 1)
   for (uint32_t time = 0; time < TIMES; time++) {
@@ -177,7 +179,8 @@ DEVICE void adjust(const Attention &a, const Work &work, const Queries<DIM> &que
   for (uint32_t half = 0; half < 2; half++) {
     const uint32_t query = queries.first + lane() / 4 + half * 8;
     // Of what is no query nothing is written, but it shall not read beyond the row's cells.
-    const Range range = query < work.tile.n_queries ? seen(a, work.tile.first_position + query, work.tile.n_keys) : Range{0, 0};
+    const bool exists = query < work.tile.n_queries;
+    const Range range = exists ? seen(a, work.tile.first_position + query, work.tile.n_keys) : Range{0, 0};
 #pragma unroll
     for (uint32_t i = 0; i < 2 * N; i++) {
       const uint32_t key = first_key + i / 2 * 8 + lane() % 4 * 2 + i % 2;

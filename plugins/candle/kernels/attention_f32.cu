@@ -60,8 +60,8 @@ DEVICE void arrive() {
 
 // Lines first.. of a matrix's head into shared memory, zeros behind the last.
 template <uint32_t LINES, uint32_t DIM>
-DEVICE void fetch(float (&to)[LINES][Shape<DIM>::PITCH], const void *matrix, uint64_t stride, uint64_t cell, uint32_t head,
-                  uint32_t dim, uint32_t n_lines, bool vectors) {
+DEVICE void fetch(float (&to)[LINES][Shape<DIM>::PITCH], const void *matrix, uint64_t stride, uint64_t cell,
+                  uint32_t head, uint32_t dim, uint32_t n_lines, bool vectors) {
   constexpr uint32_t CHUNKS = DIM / 4;
 #pragma unroll 4
   for (uint32_t i = threadIdx.x; i < LINES * CHUNKS; i += ATTENTION_THREADS) {
@@ -81,8 +81,8 @@ DEVICE void fetch(float (&to)[LINES][Shape<DIM>::PITCH], const void *matrix, uin
 template <uint32_t DIM>
 DEVICE void fetch_queries(const Attention &a, const Work &work, Buffers<DIM> &buffers, uint32_t first, bool vectors) {
   const uint32_t left = work.tile.n_queries - first;
-  fetch<Shape<DIM>::QUERIES, DIM>(buffers.queries, a.q, a.q_stride, uint64_t(work.tile.q_cell) + first, work.head, a.dim, left,
-                                  vectors);
+  const uint64_t cell = uint64_t(work.tile.q_cell) + first;
+  fetch<Shape<DIM>::QUERIES, DIM>(buffers.queries, a.q, a.q_stride, cell, work.head, a.dim, left, vectors);
   if (!a.q_bias) return;
   arrive();
   for (uint32_t i = threadIdx.x; i < Shape<DIM>::QUERIES * a.dim; i += ATTENTION_THREADS) {
@@ -121,7 +121,8 @@ DEVICE void multiply(const Buffers<DIM> &buffers, float (&scores)[Shape<DIM>::PE
 template <uint32_t DIM, bool TERMS, uint32_t N>
 DEVICE void weigh(const Attention &a, const Work &work, Buffers<DIM> &buffers, uint32_t line, uint32_t query,
                   uint32_t first_key, float (&scores)[N], float &most, float &sum, float (&values)[DIM / 32][4]) {
-  const Range range = query < work.tile.n_queries ? seen(a, work.tile.first_position + query, work.tile.n_keys) : Range{0, 0};
+  const bool exists = query < work.tile.n_queries;
+  const Range range = exists ? seen(a, work.tile.first_position + query, work.tile.n_keys) : Range{0, 0};
   float larger = most;
 #pragma unroll
   for (uint32_t j = 0; j < N; j++) {
@@ -200,7 +201,8 @@ DEVICE void write(const Attention &a, const Work &work, uint32_t first_query, co
     const float share = share_of(weights);
     const uint32_t query = first_query + lane_y() + i * SIDE;
     if (query >= work.tile.n_queries) continue;
-    float *line = static_cast<float *>(a.out) + (uint64_t(work.tile.q_cell) + query) * a.out_stride + uint64_t(work.head) * a.dim;
+    const uint64_t cell = uint64_t(work.tile.q_cell) + query;
+    float *line = static_cast<float *>(a.out) + cell * a.out_stride + uint64_t(work.head) * a.dim;
 #pragma unroll
     for (uint32_t part = 0; part < DIM / 32; part++) {
       const uint32_t at = part * 32 + lane_x() * 4;

@@ -45,7 +45,8 @@ DEVICE float sum_of(float x) {
   return x;
 }
 
-// The sum of a head's values, less the mean, squared or not. All lanes of a warp come here; `dim` is 0 where there is no head.
+// The sum of a head's values, less the mean, squared or not. All lanes of a warp come here; `dim` is 0 where there is no
+// head.
 template <uint32_t M, bool SQUARED, typename T> DEVICE float sum_of(const Head<T> &head, uint32_t dim) {
   float sum = 0.0f;
   for (uint32_t at = threadIdx.x % LANES * M; at < dim; at += LANES * M) {

@@ -45,7 +45,7 @@ struct NormParameters {
 };
 
 // embed: out = norm(words[id] + positions[position] + types[type]).
-// Grid: ⌈n_cells / 8⌉ as a norm's, see WARP_WIDTH_MAX; else n_cells.
+// Grid: ⌈n_cells / 8⌉ where norms take a warp for a cell (see WARP_WIDTH_MAX), else n_cells.
 struct Embed {
   void *out;
   const void *words;

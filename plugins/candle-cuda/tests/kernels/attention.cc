@@ -52,7 +52,8 @@ std::string Case::kernel() const {
 }
 
 std::string Case::text() const {
-  std::string text = kernel() + " dim " + std::to_string(dim) + " heads " + std::to_string(n_heads) + "/" + std::to_string(n_kv);
+  std::string text = kernel() + " dim " + std::to_string(dim);
+  text += " heads " + std::to_string(n_heads) + "/" + std::to_string(n_kv);
   if (causal) text += " causal";
   if (window != NO_WINDOW) text += " window " + std::to_string(window);
   if (q_bias) text += " q_bias";
@@ -63,7 +64,9 @@ std::string Case::text() const {
   if (gap) text += " gap " + std::to_string(gap);
   if (skew) text += " skew " + std::to_string(skew);
   text += " rows";
-  for (const Row &row : rows) text += " " + std::to_string(row.n_queries) + "@" + std::to_string(row.first) + ":" + std::to_string(row.n_keys);
+  for (const Row &row : rows) {
+    text += " " + std::to_string(row.n_queries) + "@" + std::to_string(row.first) + ":" + std::to_string(row.n_keys);
+  }
   return text;
 }
 

@@ -1,5 +1,5 @@
-// The steps between products against loops in f64: widths that fit vectors, warps and blocks and others, in every type, with and
-// without what may be missing.
+// The steps between products against loops in f64: widths that fit vectors, warps and blocks and others, in every type,
+// with and without what may be missing.
 #include "../../../candle/kernels/pointwise.h"
 
 #include <algorithm>
@@ -100,7 +100,8 @@ void check_nan(Type type, uint32_t kind) {
   const Values x(type, values);
   Activate a = {x.at(), nullptr, 2, 8, kind, 0};
   launch("activate", type, &a);
-  expect(text("activate", type, 8, " NaN kind " + std::to_string(kind)), std::isnan(x.read()[5]) && !std::isnan(x.read()[4]));
+  const std::vector<float> found = x.read();
+  expect(text("activate", type, 8, " NaN kind " + std::to_string(kind)), std::isnan(found[5]) && !std::isnan(found[4]));
 }
 
 // --- norms ---
@@ -247,8 +248,8 @@ void check_heads(Chance &chance, const HeadsCase &c) {
   const uint64_t stride = uint64_t(n_heads) * c.dim + c.gap;
   const Values x(c.type, chance.normals(CELLS * stride)), bias(Type::F32, chance.normals(n_heads * c.dim));
   const Values cos(Type::F32, chance.normals(POSITIONS * c.n_pairs)), sin(Type::F32, chance.normals(POSITIONS * c.n_pairs));
-  const NormCase norm_cases[2] = {{c.type, c.dim, c.norms[0] == 2, c.norms[0] == 2}, {c.type, c.dim, c.norms[1] == 2, c.norms[1] == 2}};
-  const NormValues norms[2] = {{chance, norm_cases[0]}, {chance, norm_cases[1]}};
+  const auto norm_case = [&](int which) { return NormCase{c.type, c.dim, c.norms[which] == 2, c.norms[which] == 2}; };
+  const NormValues norms[2] = {{chance, norm_case(0)}, {chance, norm_case(1)}};
   std::vector<uint32_t> places;
   for (uint64_t cell = 0; cell < CELLS; cell++) places.push_back(chance.below(POSITIONS));
   const Words positions(places);
@@ -280,7 +281,8 @@ void check_heads(Chance &chance, const HeadsCase &c) {
       std::copy(values.begin(), values.end(), line);
     }
   }
-  const std::string more = " pairs " + std::to_string(c.n_pairs) + " heads " + std::to_string(c.n_first) + "+" + std::to_string(c.n_second);
+  const std::string heads = std::to_string(c.n_first) + "+" + std::to_string(c.n_second);
+  const std::string more = " pairs " + std::to_string(c.n_pairs) + " heads " + heads;
   expect_close(text("heads", c.type, c.dim, more), expected, x.read(), tolerance(c.type, 3e-5));
 }
 
