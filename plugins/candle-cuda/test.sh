@@ -17,6 +17,8 @@ else
   # What the emulated driver promises: kernels that break CUDA's rules end with their place.
   "$here/emulated/tests/run.sh" "$libraries"
   export CANDLE_CUDA_EMULATED=1
+  # As late as a GPU may be: what is read or written too soon is wrong then.
+  export EMULATED_CUDA_LATE=${EMULATED_CUDA_LATE:-1}
 fi
 # Every kernel by itself, against loops in f64.
 "$here/tests/kernels/run.sh" "$root/target/kernels" ${CANDLE_CUDA_EMULATED:+"$libraries"}

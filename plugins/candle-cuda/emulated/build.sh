@@ -51,6 +51,11 @@ kernels() {
     jobs+=($!)
   done
   for source in "${jobs[@]}"; do wait "$source"; done
+  # The driver loads all that lies there: kernels whose source is gone must not.
+  for source in "$out/$name"-*.kernels.so; do
+    local stem=${source##*/"$name"-}
+    [ -e "$folder/${stem%.kernels.so}.cu" ] || rm -f "$source"
+  done
 }
 
 kernels_of() {

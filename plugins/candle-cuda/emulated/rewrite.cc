@@ -169,7 +169,8 @@ void list_kernels(const std::vector<Kernel>& kernels, const char* source) {
     printf("\nnamespace emulated { namespace {\nconst Kernel kernels_here[] = {\n");
     for (const Kernel& kernel : kernels) {
         const char* name = kernel.name.c_str();
-        printf("    {\"%s\", Unpack<&::%s>::call, Unpack<&::%s>::COUNT, %s},\n", name, name, name, kernel.max_threads.c_str());
+        printf("    {\"%s\", Unpack<&::%s>::call, Unpack<&::%s>::COUNT, Unpack<&::%s>::SIZES, %s},\n", name, name, name, name,
+               kernel.max_threads.c_str());
     }
     printf("};\nconst Added added_here(\"%s\", kernels_here, %zu);\n} }\n", source, kernels.size());
 }

@@ -5,6 +5,7 @@
 #include <cstdio>
 
 #include "../run/launch.h"
+#include "../run/queue.h"
 #include "../run/state.h"
 #include "blas.h"
 
@@ -55,13 +56,14 @@ const char* find_fault(const ProductOf& of) {
     return nullptr;
 }
 
-cublasStatus_t run(const char* name, const ProductOf& of) {
+cublasStatus_t run(cublasHandle_t handle, const char* name, const ProductOf& of) {
     if (const char* fault = find_fault(of)) return refuse(fault);
-    std::lock_guard<std::mutex> alone(execution());
-    if (is_dead() || !begin_launch()) return CUBLAS_STATUS_EXECUTION_FAILED;
+    if (is_dead()) return CUBLAS_STATUS_EXECUTION_FAILED;
     log_line("product %s m %ld n %ld k %ld batch %ld", name, long(of.m), long(of.n), long(of.k), long(of.batch));
-    multiply(of);
-    return CUBLAS_STATUS_SUCCESS;
+    give(handle->stream, [=] {
+        if (begin_launch()) multiply(of);
+    });
+    return is_dead() ? CUBLAS_STATUS_EXECUTION_FAILED : CUBLAS_STATUS_SUCCESS;
 }
 
 // alpha and beta have the type that sums are asked in.
@@ -101,7 +103,7 @@ cublasStatus_t cublasSetStream_v2(cublasHandle_t handle, cudaStream_t stream) {
 cublasStatus_t cublasSetWorkspace_v2(cublasHandle_t, void*, size_t) { return CUBLAS_STATUS_SUCCESS; }
 cublasStatus_t cublasSetMathMode(cublasHandle_t, cublasMath_t) { return CUBLAS_STATUS_SUCCESS; }
 
-cublasStatus_t cublasGemmStridedBatchedEx(cublasHandle_t, cublasOperation_t of_a, cublasOperation_t of_b, int m, int n, int k,
+cublasStatus_t cublasGemmStridedBatchedEx(cublasHandle_t handle, cublasOperation_t of_a, cublasOperation_t of_b, int m, int n, int k,
                                           const void* alpha, const void* a, cudaDataType type_a, int lead_a, long long stride_a,
                                           const void* b, cudaDataType type_b, int lead_b, long long stride_b, const void* beta,
                                           void* c, cudaDataType type_c, int lead_c, long long stride_c, int batch,
@@ -114,7 +116,7 @@ cublasStatus_t cublasGemmStridedBatchedEx(cublasHandle_t, cublasOperation_t of_a
     if (type != of.a.type) return refuse("its result has another type than its sides");
     if (!scale_of(compute, alpha, of.alpha) || !scale_of(compute, beta, of.beta)) return refuse("its type of sums is not emulated");
     const char* names[] = {"f32", "f16", "bf16", "f64"};
-    return run(names[int(type)], of);
+    return run(handle, names[int(type)], of);
 }
 
 cublasStatus_t cublasGemmEx(cublasHandle_t handle, cublasOperation_t of_a, cublasOperation_t of_b, int m, int n, int k,

@@ -160,6 +160,7 @@ CUresult cuCtxGetDevice(CUdevice* device) {
 CUresult cuCtxSynchronize() {
     NEEDS_CONTEXT();
     log_line("synchronize context");
+    finish_all();
     guarded_check();
     return CUDA_SUCCESS;
 }

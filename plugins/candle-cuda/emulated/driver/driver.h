@@ -2,7 +2,10 @@
 #pragma once
 #include <cuda.h>
 
+#include <memory>
+
 #include "../run/launch.h"
+#include "../run/queue.h"
 #include "../run/state.h"
 
 // A context is a device's primary one; its address is the handle.
@@ -11,9 +14,11 @@ struct CUctx_st {
     int n_retained;
 };
 
+// The last record: where it stands in its stream, and when it was passed.
 struct CUevent_st {
-    double recorded_s;
-    bool was_recorded;
+    emulated::Stream* stream;
+    uint64_t number;
+    std::shared_ptr<double> passed_s;
 };
 
 namespace emulated {
@@ -30,6 +35,9 @@ void free_all(int device);
 CUresult refuse(CUresult error, const char* format, ...) __attribute__((format(printf, 2, 3)));
 
 }  // namespace emulated
+
+// What a call returns that gave or finished work: the context may have died of it.
+inline CUresult outcome() { return emulated::is_dead() ? CUDA_ERROR_ILLEGAL_ADDRESS : CUDA_SUCCESS; }
 
 // Begins each function that needs a living context.
 #define NEEDS_CONTEXT()                                                          \

@@ -1,7 +1,9 @@
-// Memory of the device and of the host, copies and fills. Everything is done when a call returns.
+// Memory of the device and of the host, copies and fills.
+#include <algorithm>
 #include <cstring>
 #include <map>
 #include <mutex>
+#include <vector>
 
 #include "driver.h"
 
@@ -42,7 +44,8 @@ CUresult allocate(CUdeviceptr* address, size_t bytes) {
     return CUDA_SUCCESS;
 }
 
-CUresult release(CUdeviceptr address) {
+// Its bytes are free for the next allocation at once, as those of a pool are in a stream's order.
+CUresult release(CUdeviceptr address, CUstream stream) {
     NEEDS_CONTEXT();
     if (address == 0) return CUDA_SUCCESS;
     {
@@ -53,43 +56,59 @@ CUresult release(CUdeviceptr address) {
         log_line("free %zu", found->second.bytes);
         owners().erase(found);
     }
-    std::lock_guard<std::mutex> alone(execution());
-    guarded_free(pointer(address));
-    return CUDA_SUCCESS;
+    give(stream, [=] { guarded_free(pointer(address)); });
+    return outcome();
 }
 
-CUresult copy(void* to, const void* from, size_t bytes, const char* way, const void* device_a, const void* device_b) {
+bool is_pinned(const void* address) {
+    const char* what;
+    return guarded_find(address, nullptr, nullptr, &what) && what == PINNED;
+}
+
+bool is_within(const char* way, CUdeviceptr address, size_t bytes) {
+    if (bytes == 0 || is_device_memory(pointer(address), bytes)) return true;
+    refuse(CUDA_ERROR_INVALID_VALUE, "%s of %zu bytes leaves its allocation", way, bytes);
+    return false;
+}
+
+// From pinned memory the GPU reads when it comes to it; from other memory the driver copies first.
+CUresult copy_in(CUdeviceptr to, const void* from, size_t bytes, CUstream stream) {
     NEEDS_CONTEXT();
-    for (const void* device : {device_a, device_b}) {
-        if (bytes && device && !is_device_memory(device, bytes)) {
-            return refuse(CUDA_ERROR_INVALID_VALUE, "a copy %s of %zu bytes leaves its allocation", way, bytes);
-        }
+    if (!is_within("a copy to the device", to, bytes)) return CUDA_ERROR_INVALID_VALUE;
+    log_line("copy htod %zu", bytes);
+    if (is_pinned(from)) {
+        give(stream, [=] { memcpy(pointer(to), from, bytes); });
+    } else {
+        auto first = static_cast<const char*>(from);
+        give(stream, [=, staged = std::vector<char>(first, first + bytes)] { memcpy(pointer(to), staged.data(), bytes); });
     }
-    std::lock_guard<std::mutex> alone(execution());
-    memmove(to, from, bytes);
-    log_line("copy %s %zu", way, bytes);
-    return CUDA_SUCCESS;
+    return outcome();
 }
 
-CUresult copy_in(CUdeviceptr to, const void* from, size_t bytes) {
-    return copy(pointer(to), from, bytes, "htod", pointer(to), nullptr);
-}
-CUresult copy_out(void* to, CUdeviceptr from, size_t bytes) {
-    return copy(to, pointer(from), bytes, "dtoh", pointer(from), nullptr);
-}
-CUresult copy_over(CUdeviceptr to, CUdeviceptr from, size_t bytes) {
-    return copy(pointer(to), pointer(from), bytes, "dtod", pointer(to), pointer(from));
-}
-
-template <typename T> CUresult fill(CUdeviceptr to, T value, size_t count) {
+// To pinned memory the GPU writes when it comes to it; for other memory the driver waits.
+CUresult copy_out(void* to, CUdeviceptr from, size_t bytes, CUstream stream) {
     NEEDS_CONTEXT();
-    if (count && !is_device_memory(pointer(to), count * sizeof(T))) {
-        return refuse(CUDA_ERROR_INVALID_VALUE, "a fill of %zu bytes leaves its allocation", count * sizeof(T));
-    }
-    std::lock_guard<std::mutex> alone(execution());
-    for (size_t i = 0; i < count; i++) static_cast<T*>(pointer(to))[i] = value;
+    if (!is_within("a copy from the device", from, bytes)) return CUDA_ERROR_INVALID_VALUE;
+    log_line("copy dtoh %zu", bytes);
+    give(stream, [=] { memcpy(to, pointer(from), bytes); });
+    if (!is_pinned(to)) finish(stream_of(stream));
+    return outcome();
+}
+
+CUresult copy_over(CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream stream) {
+    NEEDS_CONTEXT();
+    if (!is_within("a copy's target", to, bytes) || !is_within("a copy's source", from, bytes)) return CUDA_ERROR_INVALID_VALUE;
+    log_line("copy dtod %zu", bytes);
+    give(stream, [=] { memmove(pointer(to), pointer(from), bytes); });
+    return outcome();
+}
+
+template <typename T> CUresult fill(CUdeviceptr to, T value, size_t count, CUstream stream) {
+    NEEDS_CONTEXT();
+    if (!is_within("a fill", to, count * sizeof(T))) return CUDA_ERROR_INVALID_VALUE;
     log_line("memset %zu", count * sizeof(T));
-    return CUDA_SUCCESS;
+    give(stream, [=] { std::fill_n(static_cast<T*>(pointer(to)), count, value); });
+    return outcome();
 }
 
 }  // namespace
@@ -97,6 +116,7 @@ template <typename T> CUresult fill(CUdeviceptr to, T value, size_t count) {
 namespace emulated {
 
 void free_all(int device) {
+    forget_all();
     std::lock_guard<std::mutex> alone(execution());
     std::lock_guard<std::mutex> held(owners_lock);
     for (auto at = owners().begin(); at != owners().end();) {
@@ -114,8 +134,8 @@ void free_all(int device) {
 
 CUresult cuMemAlloc(CUdeviceptr* address, size_t bytes) { return allocate(address, bytes); }
 CUresult cuMemAllocAsync(CUdeviceptr* address, size_t bytes, CUstream) { return allocate(address, bytes); }
-CUresult cuMemFree(CUdeviceptr address) { return release(address); }
-CUresult cuMemFreeAsync(CUdeviceptr address, CUstream) { return release(address); }
+CUresult cuMemFree(CUdeviceptr address) { return release(address, nullptr); }
+CUresult cuMemFreeAsync(CUdeviceptr address, CUstream stream) { return release(address, stream); }
 
 CUresult cuMemGetInfo(size_t* free, size_t* total) {
     NEEDS_CONTEXT();
@@ -132,21 +152,34 @@ CUresult cuMemHostAlloc(void** memory, size_t bytes, unsigned) {
 }
 
 CUresult cuMemFreeHost(void* memory) {
+    finish_all();
     if (memory) guarded_free(memory);
     return CUDA_SUCCESS;
 }
 
-CUresult cuMemcpyHtoD(CUdeviceptr to, const void* from, size_t bytes) { return copy_in(to, from, bytes); }
-CUresult cuMemcpyHtoDAsync(CUdeviceptr to, const void* from, size_t bytes, CUstream) { return copy_in(to, from, bytes); }
-CUresult cuMemcpyDtoH(void* to, CUdeviceptr from, size_t bytes) { return copy_out(to, from, bytes); }
-CUresult cuMemcpyDtoHAsync(void* to, CUdeviceptr from, size_t bytes, CUstream) { return copy_out(to, from, bytes); }
-CUresult cuMemcpyDtoD(CUdeviceptr to, CUdeviceptr from, size_t bytes) { return copy_over(to, from, bytes); }
-CUresult cuMemcpyDtoDAsync(CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream) { return copy_over(to, from, bytes); }
-CUresult cuMemcpyPeerAsync(CUdeviceptr to, CUcontext, CUdeviceptr from, CUcontext, size_t bytes, CUstream) {
-    return copy_over(to, from, bytes);
+CUresult cuMemcpyHtoD(CUdeviceptr to, const void* from, size_t bytes) { return copy_in(to, from, bytes, nullptr); }
+CUresult cuMemcpyDtoH(void* to, CUdeviceptr from, size_t bytes) { return copy_out(to, from, bytes, nullptr); }
+CUresult cuMemcpyDtoD(CUdeviceptr to, CUdeviceptr from, size_t bytes) { return copy_over(to, from, bytes, nullptr); }
+CUresult cuMemcpyHtoDAsync(CUdeviceptr to, const void* from, size_t bytes, CUstream stream) {
+    return copy_in(to, from, bytes, stream);
+}
+CUresult cuMemcpyDtoHAsync(void* to, CUdeviceptr from, size_t bytes, CUstream stream) {
+    return copy_out(to, from, bytes, stream);
+}
+CUresult cuMemcpyDtoDAsync(CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream stream) {
+    return copy_over(to, from, bytes, stream);
+}
+CUresult cuMemcpyPeerAsync(CUdeviceptr to, CUcontext, CUdeviceptr from, CUcontext, size_t bytes, CUstream stream) {
+    return copy_over(to, from, bytes, stream);
 }
 
-CUresult cuMemsetD8(CUdeviceptr to, unsigned char value, size_t count) { return fill(to, value, count); }
-CUresult cuMemsetD8Async(CUdeviceptr to, unsigned char value, size_t count, CUstream) { return fill(to, value, count); }
-CUresult cuMemsetD16Async(CUdeviceptr to, unsigned short value, size_t count, CUstream) { return fill(to, value, count); }
-CUresult cuMemsetD32Async(CUdeviceptr to, unsigned value, size_t count, CUstream) { return fill(to, value, count); }
+CUresult cuMemsetD8(CUdeviceptr to, unsigned char value, size_t count) { return fill(to, value, count, nullptr); }
+CUresult cuMemsetD8Async(CUdeviceptr to, unsigned char value, size_t count, CUstream stream) {
+    return fill(to, value, count, stream);
+}
+CUresult cuMemsetD16Async(CUdeviceptr to, unsigned short value, size_t count, CUstream stream) {
+    return fill(to, value, count, stream);
+}
+CUresult cuMemsetD32Async(CUdeviceptr to, unsigned value, size_t count, CUstream stream) {
+    return fill(to, value, count, stream);
+}

@@ -13,6 +13,7 @@
 #include <mutex>
 #include <set>
 #include <string>
+#include <vector>
 
 #include "driver.h"
 
@@ -126,6 +127,7 @@ CUresult cuModuleLoad(CUmodule* module, const char* path) {
 
 CUresult cuModuleUnload(CUmodule module) {
     NEEDS_CONTEXT();
+    finish_all();
     delete module;
     return CUDA_SUCCESS;
 }
@@ -171,18 +173,40 @@ CUresult cuFuncSetAttribute(CUfunction function, CUfunction_attribute attribute,
 
 CUresult cuFuncSetCacheConfig(CUfunction, CUfunc_cache) { return CUDA_SUCCESS; }
 
+// A launch's arguments as they are when it is given.
+class Arguments {
+public:
+    Arguments(const Kernel& kernel, void* const* arguments) {
+        for (unsigned at = 0; at < kernel.n_arguments; at++) {
+            auto first = static_cast<const char*>(arguments[at]);
+            // Each in memory of its own, so aligned as any type wants.
+            values.emplace_back(first, first + kernel.sizes[at]);
+        }
+    }
+    std::vector<void*> pointers() {
+        std::vector<void*> all;
+        for (auto& value : values) all.push_back(value.data());
+        return all;
+    }
+
+private:
+    std::vector<std::vector<char>> values;
+};
+
 CUresult cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned threads_x,
-                        unsigned threads_y, unsigned threads_z, unsigned shared_bytes, CUstream, void** arguments, void** extra) {
+                        unsigned threads_y, unsigned threads_z, unsigned shared_bytes, CUstream stream, void** arguments,
+                        void** extra) {
     NEEDS_CONTEXT();
     dim3 grid(grid_x, grid_y, grid_z), threads(threads_x, threads_y, threads_z);
     if (extra) missing("cuLaunchKernel with its arguments in one buffer");
     if (!is_launchable(*function, grid, threads, shared_bytes)) return CUDA_ERROR_INVALID_VALUE;
-    std::lock_guard<std::mutex> alone(execution());
-    if (!begin_launch()) return CUDA_ERROR_ILLEGAL_ADDRESS;
-    log_line("launch %s blocks %zu threads %zu shared %u", function->kernel->name, size_t(grid_x) * grid_y * grid_z,
+    const Kernel* kernel = function->kernel;
+    log_line("launch %s blocks %zu threads %zu shared %u", kernel->name, size_t(grid_x) * grid_y * grid_z,
              size_t(threads_x) * threads_y * threads_z, shared_bytes);
-    launch(*function->kernel, grid, threads, shared_bytes, arguments);
-    return CUDA_SUCCESS;
+    give(stream, [=, copied = Arguments(*kernel, arguments)]() mutable {
+        if (begin_launch()) launch(*kernel, grid, threads, shared_bytes, copied.pointers().data());
+    });
+    return outcome();
 }
 
 CUresult cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, CUfunction, int threads, size_t shared_bytes) {

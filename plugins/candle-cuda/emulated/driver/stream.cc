@@ -1,15 +1,12 @@
-// Streams and events. There is nothing to wait for: a call that returns has done its work.
+// Streams and events.
 #include "driver.h"
 
 using namespace emulated;
 
-struct CUstream_st {
-    int device;
-};
-
+// A handle is the address of a Stream.
 CUresult cuStreamCreate(CUstream* stream, unsigned) {
     NEEDS_CONTEXT();
-    *stream = new CUstream_st{current_context()->device};
+    *stream = reinterpret_cast<CUstream>(make_stream());
     return CUDA_SUCCESS;
 }
 
@@ -17,24 +14,29 @@ CUresult cuStreamCreateWithPriority(CUstream* stream, unsigned flags, int) { ret
 
 CUresult cuStreamDestroy(CUstream stream) {
     NEEDS_CONTEXT();
-    delete stream;
-    return CUDA_SUCCESS;
+    drop_stream(&stream_of(stream));
+    return outcome();
 }
 
-CUresult cuStreamSynchronize(CUstream) {
+CUresult cuStreamSynchronize(CUstream stream) {
     NEEDS_CONTEXT();
     log_line("synchronize stream");
-    return CUDA_SUCCESS;
+    finish(stream_of(stream));
+    return outcome();
 }
 
-CUresult cuStreamQuery(CUstream) {
+CUresult cuStreamQuery(CUstream stream) {
     NEEDS_CONTEXT();
-    return CUDA_SUCCESS;
+    finish(stream_of(stream));
+    return outcome();
 }
 
-CUresult cuStreamWaitEvent(CUstream, CUevent, unsigned) {
+CUresult cuStreamWaitEvent(CUstream stream, CUevent event, unsigned) {
     NEEDS_CONTEXT();
-    return CUDA_SUCCESS;
+    Stream* other = event->stream;
+    uint64_t number = event->number;
+    if (other) give(stream, [=] { finish_inside(*other, number); });
+    return outcome();
 }
 
 CUresult cuStreamIsCapturing(CUstream, CUstreamCaptureStatus* status) {
@@ -43,15 +45,15 @@ CUresult cuStreamIsCapturing(CUstream, CUstreamCaptureStatus* status) {
     return CUDA_SUCCESS;
 }
 
-CUresult cuLaunchHostFunc(CUstream, CUhostFn function, void* data) {
+CUresult cuLaunchHostFunc(CUstream stream, CUhostFn function, void* data) {
     NEEDS_CONTEXT();
-    function(data);
-    return CUDA_SUCCESS;
+    give(stream, [=] { function(data); });
+    return outcome();
 }
 
 CUresult cuEventCreate(CUevent* event, unsigned) {
     NEEDS_CONTEXT();
-    *event = new CUevent_st{0, false};
+    *event = new CUevent_st{nullptr, 0, nullptr};
     return CUDA_SUCCESS;
 }
 
@@ -61,27 +63,33 @@ CUresult cuEventDestroy(CUevent event) {
     return CUDA_SUCCESS;
 }
 
-CUresult cuEventRecord(CUevent event, CUstream) {
+CUresult cuEventRecord(CUevent event, CUstream stream) {
     NEEDS_CONTEXT();
-    *event = {now_s(), true};
-    return CUDA_SUCCESS;
+    auto passed_s = std::make_shared<double>(0);
+    event->number = give(stream, [=] { *passed_s = now_s(); });
+    event->stream = &stream_of(stream);
+    event->passed_s = passed_s;
+    return outcome();
 }
 
-CUresult cuEventQuery(CUevent) {
+CUresult cuEventQuery(CUevent event) {
     NEEDS_CONTEXT();
-    return CUDA_SUCCESS;
+    if (event->stream) finish(*event->stream, event->number);
+    return outcome();
 }
 
-CUresult cuEventSynchronize(CUevent) {
+CUresult cuEventSynchronize(CUevent event) {
     NEEDS_CONTEXT();
     log_line("synchronize event");
-    return CUDA_SUCCESS;
+    if (event->stream) finish(*event->stream, event->number);
+    return outcome();
 }
 
 static CUresult elapsed(float* milliseconds, CUevent from, CUevent to) {
     NEEDS_CONTEXT();
-    if (!from->was_recorded || !to->was_recorded) return CUDA_ERROR_INVALID_HANDLE;
-    *milliseconds = float((to->recorded_s - from->recorded_s) * 1e3);
+    if (!from->passed_s || !to->passed_s) return CUDA_ERROR_INVALID_HANDLE;
+    if (*from->passed_s == 0 || *to->passed_s == 0) return CUDA_ERROR_NOT_READY;
+    *milliseconds = float((*to->passed_s - *from->passed_s) * 1e3);
     return CUDA_SUCCESS;
 }
 

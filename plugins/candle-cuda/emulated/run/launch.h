@@ -26,7 +26,7 @@ void launch(const Kernel& kernel, dim3 grid, dim3 threads, size_t shared_bytes, 
 void* guarded_alloc(size_t bytes, const char* what);
 void guarded_free(void* memory);
 // The allocation that holds an address, for messages and checks: false if there is none.
-bool guarded_find(const void* address, void** start, size_t* bytes);
+bool guarded_find(const void* address, void** start, size_t* bytes, const char** what = nullptr);
 // Checks the bytes behind every allocation's end.
 void guarded_check();
 

@@ -74,6 +74,7 @@ struct Kernel {
     const char* name;
     void (*call)(void* const* arguments);
     unsigned n_arguments;
+    const size_t* sizes;   // of the arguments, in bytes
     unsigned max_threads;  // of a block, by __launch_bounds__; 0 if it has none
 };
 

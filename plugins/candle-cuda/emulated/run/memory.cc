@@ -95,7 +95,7 @@ void guarded_free(void* start) {
     memory().live.erase(found);
 }
 
-bool guarded_find(const void* address, void** start, size_t* bytes) {
+bool guarded_find(const void* address, void** start, size_t* bytes, const char** what) {
     std::lock_guard<std::mutex> held(memory().lock);
     auto at = static_cast<const char*>(address);
     auto found = memory().live.upper_bound(at);
@@ -104,6 +104,7 @@ bool guarded_find(const void* address, void** start, size_t* bytes) {
     if (at > found->first + found->second.bytes) return false;
     if (start) *start = const_cast<char*>(found->first);
     if (bytes) *bytes = found->second.bytes;
+    if (what) *what = found->second.what;
     return true;
 }
 

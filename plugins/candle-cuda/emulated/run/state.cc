@@ -33,6 +33,7 @@ const Settings& settings() {
         size_t(number("EMULATED_CUDA_MEMORY_BYTES", long(8) << 30)),
         int(number("EMULATED_CUDA_COMPUTE", 86)),
         int(number("EMULATED_CUDA_THREADS", long(std::thread::hardware_concurrency()))),
+        number("EMULATED_CUDA_LATE", 0) != 0,
         getenv("EMULATED_CUDA_LOG"),
         number("EMULATED_CUDA_FATAL_LAUNCH", 0),
     };

@@ -11,6 +11,7 @@ struct Settings {
     size_t memory_bytes;  // EMULATED_CUDA_MEMORY_BYTES: of each device; 8 GiB if unset
     int compute;          // EMULATED_CUDA_COMPUTE: compute capability times ten; 86 if unset
     int threads;          // EMULATED_CUDA_THREADS: that run a launch's blocks; as many as cores if unset
+    bool late;            // EMULATED_CUDA_LATE: 1: work is done when somebody waits for it; 0: at once
     const char* log;      // EMULATED_CUDA_LOG: a file that lines are appended to; none if unset
     long fatal_launch;    // EMULATED_CUDA_FATAL_LAUNCH: this launch (from 1) kills the context; 0: none
 };

@@ -63,6 +63,7 @@ namespace emulated {
 template <auto kernel> struct Unpack;
 template <typename... Arguments, void (*kernel)(Arguments...)> struct Unpack<kernel> {
     static constexpr unsigned COUNT = sizeof...(Arguments);
+    static constexpr size_t SIZES[] = {sizeof(Arguments)..., 0};
     static void call(void* const* arguments) { with(arguments, std::index_sequence_for<Arguments...>{}); }
 
 private:

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs the kernels that keep CUDA's rules and those that break them, in several orders of a block's threads.
+# Runs the kernels that keep CUDA's rules and those that break them, in several orders of a block's threads; and work that is
+# done at once and late.
 #
 #   run.sh OUT   the folder that build.sh has built
 set -euo pipefail
@@ -14,4 +15,11 @@ mkdir -p "$work"
 for order in forward reverse 1; do
   echo "rules, threads in the order '$order'"
   EMULATED_CUDA_ORDER=$order "$work/rules" "$work/tests-rules.kernels.so"
+done
+
+"${CXX:-g++}" -std=c++17 -O1 -Wall -Wextra -isystem "$CUDA_HOME/include" -o "$work/late" "$here/late.cc" -L "$out" -l:libcuda.so.1 \
+  -Wl,-rpath,"$out" -Wl,-rpath-link,"$out"
+for late in 0 1; do
+  echo "late: $late"
+  EMULATED_CUDA_LATE=$late "$work/late"
 done
