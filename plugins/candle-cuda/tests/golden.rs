@@ -6,6 +6,7 @@
 mod common;
 
 use backend_api::{Fault, OpenRequest, RowStatus};
+use common::edit::{copy, edit_tensors};
 use common::{GoldenRow, farthest, golden, golden_names, golden_request, open, score, score_all};
 
 /// Sums in another order than PyTorch's: 5e-6 at most.
@@ -156,4 +157,27 @@ fn a_row_that_cannot_be_scored_fails_alone() {
     let expected = [&rows[3].logits, &rows[5].logits];
     let found = [found[0].as_ref().unwrap(), found[2].as_ref().unwrap()];
     assert!(farthest(expected, found) < F32_TOLERANCE);
+}
+
+/// A state that f16 cannot hold makes its row no score, which the border says; bf16 holds it.
+#[test]
+fn states_beyond_f16_are_no_scores() {
+    let (dir, tensor) = (copy("bert"), "bert.encoder.layer.0.intermediate.dense.bias");
+    edit_tensors(dir.path(), |header, data| {
+        let at = |at: usize| header[tensor]["data_offsets"][at].as_u64().unwrap() as usize;
+        let (values, _) = data[at(0)..at(1)].as_chunks_mut::<4>();
+        values.fill(1e5_f32.to_le_bytes());
+    });
+    let row = &golden("bert").rows[4];
+    for (dtype, is_score) in [("f16", false), ("bf16", true), ("f32", true)] {
+        let request = OpenRequest {
+            model_dir: dir.path().to_owned(),
+            ..golden_request("bert", dtype)
+        };
+        let mut worker = open(&request).unwrap().worker().unwrap();
+        match score(&mut worker, &[row]).swap_remove(0) {
+            Ok(logits) => assert!(is_score && logits[0].is_finite(), "{dtype}"),
+            Err(status) => assert!(!is_score && status == RowStatus::NotFinite, "{dtype}"),
+        }
+    }
 }

@@ -24,6 +24,15 @@ struct Cells<'a> {
     positions: &'a Tensor,
 }
 
+/// What a layer's attention looks at, as products, and the biases that are not in them yet.
+struct Looks {
+    q: Tensor,
+    /// Keys, then values.
+    kv: Tensor,
+    q_bias: u64,
+    v_bias: u64,
+}
+
 /// What the heads bring together, (queries, heads × dim): `queries` are all cells of x, or one of each row.
 pub(crate) fn mix(
     attention: &Attention,
@@ -35,103 +44,128 @@ pub(crate) fn mix(
     let Some(packed) = &rows.packed else {
         bail!("attention on a GPU to rows that are not packed");
     };
-    let HeadShape { n_heads, n_kv, dim } = attention.shape;
+    let HeadShape { n_heads, dim, .. } = attention.shape;
     let (n_queries, n_keys) = (queries.dim(0)?, x.dim(0)?);
     let tiles = packed.tiles(n_queries, n_keys)?;
-    let q = attention.query.product(queries)?;
-    let kv = attention.key_value.product(x)?;
-    let key_norm = attention.norms.as_ref().map(|[_, key]| key);
-    let query_norm = attention.norms.as_ref().map(|[query, _]| query);
-    let (q_width, k_width) = (n_heads * dim, n_kv * dim);
-    let q_bias = bias(attention.query.bias(), q_width as u64)?;
-    let kv_bias = bias(attention.key_value.bias(), 2 * k_width as u64)?;
-    let is_changed = attention.angles.is_some()
-        || attention.norms.is_some()
-        || (attention.relative.is_some() && attention.query.bias().is_some());
-    if is_changed {
-        let cells = Cells {
-            product: &q,
-            n_heads,
-            stride: q_width,
-            positions: packed.positions(n_queries, rows),
-        };
-        cells.change(attention, q_bias, query_norm)?;
-        let cells = Cells {
-            product: &kv,
-            n_heads: n_kv,
-            stride: 2 * k_width,
-            positions: packed.positions(n_keys, rows),
-        };
-        cells.change(attention, kv_bias, key_norm)?;
-    }
-    let out = unfilled(gpu(x)?, q.dtype(), (n_queries, q_width))?;
-    let value_size = q.dtype().size_in_bytes();
-    let k = address(&kv)?;
-    let behind = |address: u64, n_bytes: usize| {
-        if address == 0 {
-            0
-        } else {
-            address + n_bytes as u64
-        }
-    };
-    let mut argument = twins::Attention {
-        q: address(&q)?,
-        k,
-        v: k + (k_width * value_size) as u64,
-        out: address(&out)?,
-        tiles: address(&tiles.words)?,
-        q_bias: if is_changed { 0 } else { q_bias },
-        v_bias: behind(kv_bias, k_width * size_of::<f32>()),
-        distances: 0,
-        rows: 0,
-        by_query: 0,
-        by_key: 0,
-        by_query_cell: 0,
-        by_query_head: 0,
-        by_key_cell: 0,
-        by_key_head: 0,
-        q_stride: q_width as u64,
-        k_stride: 2 * k_width as u64,
-        v_stride: 2 * k_width as u64,
-        out_stride: q_width as u64,
-        n_tiles: tiles.n as u32,
-        n_heads: n_heads as u32,
-        n_kv: n_kv as u32,
-        dim: dim as u32,
-        distances_reach: 0,
-        rows_reach: 0,
-        window: attention.window.map_or(NO_WINDOW, |window| window as u32),
-        causal: attention.causal.into(),
-        scale: attention.scale,
-        unused: 0,
-    };
+    let positions = [n_queries, n_keys].map(|n_cells| packed.positions(n_cells, rows));
+    let looks = Looks::of(attention, queries, x, positions)?;
+    let dtype = looks.q.dtype();
+    let out = unfilled(gpu(x)?, dtype, (n_queries, n_heads * dim))?;
+    let mut argument = looks.argument(attention, tiles, &out)?;
     if let Some(distances) = distances {
-        let n_values = n_heads * (2 * distances.reach - 1);
-        if distances.reach < rows.width || distances.table.elem_count() != n_values {
-            bail!(
-                "rows of {} tokens, and distances of {}",
-                rows.width,
-                distances.reach
-            );
-        }
-        argument.distances = address(&distances.table)?;
-        argument.distances_reach = distances.reach as u32;
+        add_distances(&mut argument, distances, rows.width)?;
     }
     // They live until the kernel is enqueued.
     let _terms = match &attention.relative {
-        Some(relative) => add_terms(&mut argument, relative, &q, &kv, rows.width)?,
+        Some(relative) => add_terms(&mut argument, relative, &looks, rows.width)?,
         None => [None, None],
     };
     let has_terms = distances.is_some() || attention.relative.is_some();
     let name = kernel(tiles, dim, has_terms)?;
-    launch(
-        gpu(x)?,
-        name,
-        q.dtype(),
-        (tiles.n * n_heads, ATTENTION_THREADS),
-        &argument,
-    )?;
+    let grid = (tiles.n * n_heads, ATTENTION_THREADS);
+    launch(gpu(x)?, name, dtype, grid, &argument)?;
     Ok(out)
+}
+
+impl Looks {
+    /// Queries and keys with their biases, normed and turned where the layer does so; else the kernel adds what it needs.
+    fn of(
+        attention: &Attention,
+        queries: &Tensor,
+        x: &Tensor,
+        [query_positions, key_positions]: [&Tensor; 2],
+    ) -> Result<Self> {
+        let HeadShape { n_heads, n_kv, dim } = attention.shape;
+        let (q_width, k_width) = (n_heads * dim, n_kv * dim);
+        let q = attention.query.product(queries)?;
+        let kv = attention.key_value.product(x)?;
+        let q_bias = bias(attention.query.bias(), q_width as u64)?;
+        let kv_bias = bias(attention.key_value.bias(), 2 * k_width as u64)?;
+        let v_bias = match kv_bias {
+            0 => 0,
+            keys => keys + (k_width * size_of::<f32>()) as u64,
+        };
+        let [query_norm, key_norm] = match &attention.norms {
+            Some([query, key]) => [Some(query), Some(key)],
+            None => [None, None],
+        };
+        let is_changed = attention.angles.is_some()
+            || attention.norms.is_some()
+            || (attention.relative.is_some() && q_bias != 0);
+        if is_changed {
+            let cells = Cells {
+                product: &q,
+                n_heads,
+                stride: q_width,
+                positions: query_positions,
+            };
+            cells.change(attention, q_bias, query_norm)?;
+            let cells = Cells {
+                product: &kv,
+                n_heads: n_kv,
+                stride: 2 * k_width,
+                positions: key_positions,
+            };
+            cells.change(attention, kv_bias, key_norm)?;
+        }
+        Ok(Self {
+            q,
+            kv,
+            q_bias: if is_changed { 0 } else { q_bias },
+            v_bias,
+        })
+    }
+
+    /// What the kernel is given, without terms.
+    fn argument(
+        &self,
+        attention: &Attention,
+        tiles: &Tiles,
+        out: &Tensor,
+    ) -> Result<twins::Attention> {
+        let HeadShape { n_heads, n_kv, dim } = attention.shape;
+        let (q_width, k_width) = ((n_heads * dim) as u64, (n_kv * dim) as u64);
+        let k = address(&self.kv)?;
+        Ok(twins::Attention {
+            q: address(&self.q)?,
+            k,
+            v: k + k_width * self.kv.dtype().size_in_bytes() as u64,
+            out: address(out)?,
+            tiles: address(&tiles.words)?,
+            q_bias: self.q_bias,
+            v_bias: self.v_bias,
+            q_stride: q_width,
+            k_stride: 2 * k_width,
+            v_stride: 2 * k_width,
+            out_stride: q_width,
+            n_tiles: tiles.n as u32,
+            n_heads: n_heads as u32,
+            n_kv: n_kv as u32,
+            dim: dim as u32,
+            window: attention.window.map_or(NO_WINDOW, |window| window as u32),
+            causal: attention.causal.into(),
+            scale: attention.scale,
+            ..twins::Attention::default()
+        })
+    }
+}
+
+/// What distances add to scores.
+fn add_distances(
+    argument: &mut twins::Attention,
+    distances: &Distances,
+    width: usize,
+) -> Result<()> {
+    let n_values = argument.n_heads as usize * (2 * distances.reach - 1);
+    if distances.reach < width || distances.table.elem_count() != n_values {
+        bail!(
+            "rows of {width} tokens, and distances of {}",
+            distances.reach
+        );
+    }
+    argument.distances = address(&distances.table)?;
+    argument.distances_reach = distances.reach as u32;
+    Ok(())
 }
 
 /// The least kernel that is wide enough.
@@ -192,8 +226,7 @@ impl Cells<'_> {
 fn add_terms(
     argument: &mut twins::Attention,
     relative: &Relative,
-    q: &Tensor,
-    kv: &Tensor,
+    looks: &Looks,
     width: usize,
 ) -> Result<[Option<Tensor>; 2]> {
     let lookup = &relative.lookup;
@@ -224,12 +257,12 @@ fn add_terms(
         };
         product_by_head(x, x.dim(1)?, table, columns(table)?).map(Some)
     };
-    let by_query = terms_of(q, relative.keys.as_ref())?;
+    let by_query = terms_of(&looks.q, relative.keys.as_ref())?;
     if let Some(terms) = &by_query {
         argument.by_query = origin(terms)?;
         (argument.by_query_cell, argument.by_query_head) = strides(terms)?;
     }
-    let by_key = terms_of(kv, relative.queries.as_ref())?;
+    let by_key = terms_of(&looks.kv, relative.queries.as_ref())?;
     if let Some(terms) = &by_key {
         argument.by_key = origin(terms)?;
         (argument.by_key_cell, argument.by_key_head) = strides(terms)?;

@@ -10,8 +10,8 @@ use backend_api::{
     Backend, Description, Fault, FaultCode, Layout, Phases, RaggedBatch, Row, RowStatus, Scores,
     Worker,
 };
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 /// Tokens that are computed together, unless one row has more: enough to fill a GPU, and few enough that rows are looked
@@ -24,6 +24,8 @@ const FREE_BYTES_MIN: usize = 256 << 20;
 const FREE_SHARE_MIN: usize = 32;
 /// The oldest GPUs that the kernels run on: they multiply bf16 and copy to shared memory by themselves.
 const COMPUTE_CAPABILITY_MIN: (i32, i32) = (8, 0);
+
+static OPENING: Mutex<()> = Mutex::new(());
 
 /// The lanes of each GPU, which workers are dealt in turn.
 struct CudaBackend {
@@ -69,6 +71,8 @@ pub(crate) fn open(asked: &Asked<'_>) -> Result<Box<dyn Backend>, Fault> {
         tokens_max: request.tokens_max as usize,
         row_tokens_max: asked.row_tokens_max() as usize,
     };
+    // One model after the other: what each needs is measured.
+    let _alone = OPENING.lock().unwrap_or_else(PoisonError::into_inner);
     let (mut loaded, mut memory_bytes) = (Vec::new(), 0);
     for &ordinal in &ordinals {
         let (one, its, n_bytes) = load(asked, ordinal, room)?;
@@ -102,7 +106,6 @@ fn load(asked: &Asked<'_>, ordinal: usize, room: Room) -> Result<(Loaded, Room, 
             "GPU {ordinal}: its compute capability is {major}.{minor}; this plugin runs from 8.0 (Ampere) on"
         )));
     }
-    let before = stream.begin_peak().map_err(failed("its memory"))?;
     let opened = asked.load(&stream.as_device());
     let opened = opened.map_err(|found| faults::while_loading(ordinal, &stream, found))?;
     if HEAD_DIM_MAX < opened.sizes.head_dim {
@@ -112,48 +115,44 @@ fn load(asked: &Asked<'_>, ordinal: usize, room: Room) -> Result<(Loaded, Room, 
         )));
     }
     let mut loaded = Loaded::new(stream, ordinal, opened);
-    let room = fit(&mut loaded, room)?;
-    let most = loaded.stream.peak().map_err(failed("its memory"))?;
-    Ok((loaded, room, most.saturating_sub(before)))
+    let (room, n_bytes) = fit(&mut loaded, room)?;
+    let n_bytes = n_bytes + loaded.opened.sizes.n_bytes as u64;
+    Ok((loaded, room, n_bytes))
 }
 
-/// What fits of a room: the largest batch is tried, and half of it where that does not fit.
-fn fit(loaded: &mut Loaded, mut room: Room) -> Result<Room, Fault> {
+/// What fits of a room, and the bytes that it needs: the largest batch is tried, and half of it where that does not fit.
+fn fit(loaded: &mut Loaded, mut room: Room) -> Result<(Room, u64), Fault> {
     let of_model = loaded.opened.sizes.row_tokens_max;
     room.row_tokens_max = room.row_tokens_max.min(of_model);
     loop {
-        // What did not fit does not count.
-        let begun = loaded.stream.begin_peak();
-        begun.map_err(|error| fault(loaded.ordinal(), None, "its memory", &error))?;
         let outcome = loaded
-            .set_limits(room.rows_max, room.cells_max(), 1)
+            .set_limits(room.rows_max, room.cells_max(), 0)
             .and_then(|()| try_largest(loaded, room));
         match (outcome, room.halved()) {
-            (Ok(()), _) => return Ok(room),
-            (Err(fault), Some(half)) if fault.code == FaultCode::OutOfMemory => {
-                // What was kept for the larger one would stand in the smaller one's way.
-                let _ = loaded.stream.trim();
-                room = half;
-            }
+            (Ok(n_bytes), _) => return Ok((room, n_bytes)),
+            // What was kept for the larger one was given back.
+            (Err(fault), Some(half)) if fault.code == FaultCode::OutOfMemory => room = half,
             (Err(fault), _) => return Err(fault),
         }
     }
 }
 
-/// Computes the largest batches: of the longest rows, and of the most.
-fn try_largest(loaded: &Loaded, room: Room) -> Result<(), Fault> {
+/// Computes the largest batches: of the longest rows, and of the most. Returns the bytes that they need.
+fn try_largest(loaded: &Loaded, room: Room) -> Result<u64, Fault> {
     let (cells, rows) = (room.cells_max(), room.rows_max);
     let longest = room.row_tokens_max;
     let n_long = (cells / longest).clamp(1, rows);
     let n_short = rows.min(cells);
     let ids = vec![0; longest.max(cells / n_short)];
-    for (n_rows, len) in [(n_long, longest), (n_short, (cells / n_short).min(longest))] {
+    let shapes = [(n_long, longest), (n_short, (cells / n_short).min(longest))];
+    let batches = shapes.map(|(n_rows, len)| {
         let row = Row {
             input_ids: &ids[..len],
             type_ids: &ids[..len],
         };
-        loaded.score(&vec![row; n_rows])?;
-    }
+        vec![row; n_rows]
+    });
+    let n_bytes = loaded.try_out(&batches)?;
     let memory = loaded.stream.context().mem_get_info();
     let (free, total) = memory.map_err(|error| Fault::internal(describe(error)))?;
     let needed = FREE_BYTES_MIN.min(total / FREE_SHARE_MIN);
@@ -170,7 +169,7 @@ fn try_largest(loaded: &Loaded, room: Room) -> Result<(), Fault> {
             ),
         ));
     }
-    Ok(())
+    Ok(n_bytes)
 }
 
 fn describe_all(

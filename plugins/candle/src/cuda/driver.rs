@@ -16,12 +16,23 @@ use candle_core::cuda_backend::{CudaStorageSlice, DeviceId, WrapErr};
 use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, CudaStorage, DType, Result, Shape, Storage, Tensor, bail};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, RwLock};
 
 /// What build.rs made of each file in kernels/.
 mod images {
     include!(concat!(env!("OUT_DIR"), "/images.rs"));
 }
+
+/// Which image each kernel is in: PTX is text.
+static ENTRIES: LazyLock<HashMap<&'static str, usize>> = LazyLock::new(|| {
+    let images = images::IMAGES.iter().enumerate();
+    let entries = images.flat_map(|(at, [_, ptx])| {
+        let text = std::str::from_utf8(ptx).unwrap_or_default();
+        let behind = text.split(".entry ").skip(1);
+        behind.filter_map(move |text| Some((text.split('(').next()?.trim(), at)))
+    });
+    entries.collect()
+});
 
 /// The kernels of each device that is open: steps know their tensors' device and nothing else.
 static KERNELS: RwLock<Vec<(DeviceId, Arc<Kernels>)>> = RwLock::new(Vec::new());
@@ -132,8 +143,10 @@ impl Stream {
         pool.map(Some).w()
     }
 
-    /// Begins to look for the most memory that is in use; returns what is now, in bytes.
+    /// Waits for all that was enqueued on the GPU, by other models too, and begins to look for the most memory that is in
+    /// use; returns what is now, in bytes.
     pub(super) fn begin_peak(&self) -> Result<u64> {
+        self.context().synchronize().w()?;
         if let Some(pool) = self.pool()? {
             let mut from_here = 0_u64;
             let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
@@ -294,13 +307,13 @@ impl Kernels {
         }
         drop(known);
         let symbol = format!("{name}_{}", dtype.as_str());
-        let mut found = self
-            .modules
-            .iter()
-            .map(|module| module.load_function(&symbol));
-        let Some(function) = found.find_map(std::result::Result::ok) else {
+        let module = ENTRIES
+            .get(symbol.as_str())
+            .and_then(|&at| self.modules.get(at));
+        let Some(module) = module else {
             bail!("no kernel {symbol}");
         };
+        let function = module.load_function(&symbol).w()?;
         let mut known = self
             .functions
             .write()

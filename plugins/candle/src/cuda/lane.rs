@@ -7,7 +7,8 @@ use super::packed;
 use crate::model::Opened;
 use backend_api::{Fault, FaultCode, Row};
 use candle_core::{DType, Result as Computed};
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Instant;
 
 /// A GPU and what was loaded on it, until it is lost.
@@ -20,8 +21,8 @@ pub(super) struct Lane {
 pub(super) struct Loaded {
     pub(super) opened: Opened,
     buffers: Mutex<Vec<Buffers>>,
-    /// One batch at a time is enqueued: its kernels follow each other, and its memory is the next one's.
-    turn: Mutex<()>,
+    /// One batch at a time is enqueued on a GPU: its kernels follow each other, and its memory is the next one's.
+    turn: Arc<Mutex<()>>,
     pub(super) stream: Stream,
     ordinal: usize,
     /// Rows and tokens of the largest batch that goes up at once.
@@ -90,7 +91,7 @@ impl Loaded {
         Self {
             opened,
             buffers: Mutex::default(),
-            turn: Mutex::default(),
+            turn: turn(ordinal),
             stream,
             ordinal,
             rows_max: 0,
@@ -137,16 +138,41 @@ impl Loaded {
         outcome.map_err(|error| fault(self.ordinal, Some(&self.stream), &what(), &error))
     }
 
+    /// Computes these batches, one after the other and while nothing else computes on this GPU; returns the bytes that
+    /// the largest of them takes beside the weights.
+    pub(super) fn try_out(&self, batches: &[Vec<Row<'_>>]) -> Result<u64, Fault> {
+        let mut buffers = self.new_buffers()?;
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut try_all = || {
+            let before = self.stream.begin_peak()?;
+            for rows in batches {
+                self.enqueue(rows, &mut buffers)?;
+                buffers.wait()?;
+            }
+            Ok(self.stream.peak()?.saturating_sub(before))
+        };
+        let outcome = try_all();
+        if outcome.is_err() {
+            let _ = self.stream.trim();
+        }
+        outcome.map_err(|error| {
+            let what = "the largest batch";
+            fault(self.ordinal, Some(&self.stream), what, &error)
+        })
+    }
+
     fn compute(&self, rows: &[Row<'_>], buffers: &mut Buffers) -> Computed<Logits> {
         let n_logits = rows.len() * self.opened.sizes.n_labels;
-        self.enqueue(rows, buffers)?;
+        {
+            let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+            self.enqueue(rows, buffers)?;
+        }
         let enqueued = Instant::now();
         let values = buffers.wait()?[..n_logits].to_vec();
         Ok(Logits { values, enqueued })
     }
 
     fn enqueue(&self, rows: &[Row<'_>], buffers: &mut Buffers) -> Computed<()> {
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let model = &*self.opened.model;
         let rows = packed::send(&self.stream, buffers, rows, model)?;
         let logits = model.forward(&rows)?.to_dtype(DType::F32)?;
@@ -163,6 +189,13 @@ impl Loaded {
     fn buffers(&self) -> MutexGuard<'_, Vec<Buffers>> {
         self.buffers.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The turn of a GPU, of all models on it.
+fn turn(ordinal: usize) -> Arc<Mutex<()>> {
+    static TURNS: Mutex<BTreeMap<usize, Arc<Mutex<()>>>> = Mutex::new(BTreeMap::new());
+    let mut turns = TURNS.lock().unwrap_or_else(PoisonError::into_inner);
+    Arc::clone(turns.entry(ordinal).or_default())
 }
 
 /// A stream on a GPU, which may have been lost before.

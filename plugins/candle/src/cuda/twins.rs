@@ -148,7 +148,7 @@ pub(super) struct ToF32 {
 }
 
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub(super) struct Attention {
     pub(super) q: u64,
     pub(super) k: u64,
