@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# candle-cuda's tests: on the GPU if there is one, on the emulated driver if not. Arguments go to cargo test.
+# candle-cuda's tests, and those of what it is made of: on the GPU if there is one, on the emulated driver if not. Arguments go to cargo test.
 set -euo pipefail
 here=$(dirname "$(realpath "$0")")
 root=$(realpath "$here/../..")
@@ -22,4 +22,4 @@ else
 fi
 # Every kernel by itself, against loops in f64.
 "$here/tests/kernels/run.sh" "$root/target/kernels" ${CANDLE_CUDA_EMULATED:+"$libraries"}
-LD_LIBRARY_PATH=$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} "${CARGO:-cargo}" test -p candle-cuda "$@"
+LD_LIBRARY_PATH=$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} "${CARGO:-cargo}" test -p candle-cuda -p candle-plugin "$@"

@@ -76,8 +76,11 @@ impl Layer {
         distances: Option<&Distances>,
         wanted: Wanted,
     ) -> Result<Tensor> {
-        let stream = self.attend(stream, rows, distances, wanted)?;
-        self.feed(stream)
+        let (stream, mixed) = self.look(stream, rows, distances, wanted)?;
+        let output = &self.attention.output;
+        let (stream, normed) = self.output_norm.beside(output, &mixed, stream)?;
+        let inner = self.feed_forward.inner(&normed)?;
+        self.feed_forward.outer.add_to(stream, &inner)
     }
 
     /// The attending half of a layer whose norms come first.
@@ -88,6 +91,18 @@ impl Layer {
         distances: Option<&Distances>,
         wanted: Wanted,
     ) -> Result<Tensor> {
+        let (stream, mixed) = self.look(stream, rows, distances, wanted)?;
+        self.attention.output.add_to(stream, &mixed)
+    }
+
+    /// The stream's cells that are wanted, and what their heads bring together.
+    fn look(
+        &self,
+        stream: Tensor,
+        rows: &Rows,
+        distances: Option<&Distances>,
+        wanted: Wanted,
+    ) -> Result<(Tensor, Tensor)> {
         let normed = match &self.attention_norm {
             Some(norm) => norm.forward(&stream)?,
             // The stream will be added to in place.
@@ -98,7 +113,7 @@ impl Layer {
             Wanted::Picks => (rows.picked(&normed)?, rows.picked(&stream)?),
         };
         let mixed = self.attention.mix(&queries, &normed, rows, distances)?;
-        self.attention.output.add_to(stream, &mixed)
+        Ok((stream, mixed))
     }
 
     /// Its feed-forward half.

@@ -57,13 +57,31 @@ impl Norm {
                 product.inplace_op2(residual, &step)?;
             }
             #[cfg(feature = "cuda")]
-            Steps::Cuda => steps::add_norm(self, &product, linear.bias(), residual)?,
+            Steps::Cuda => steps::add_norm(self, &product, linear.bias(), residual, false)?,
             Steps::Composed => {
                 let sum = composed::add_bias((product + residual)?, linear.bias())?;
                 return composed::norm(self, &sum);
             }
         }
         Ok(product)
+    }
+
+    /// stream + linear(x), in the stream's own memory where that can be, and the norm of it.
+    pub(crate) fn beside(
+        &self,
+        linear: &Linear,
+        x: &Tensor,
+        stream: Tensor,
+    ) -> Result<(Tensor, Tensor)> {
+        #[cfg(feature = "cuda")]
+        if Steps::of(&stream) == Steps::Cuda {
+            let product = linear.product(x)?;
+            steps::add_norm(self, &product, linear.bias(), &stream, true)?;
+            return Ok((stream, product));
+        }
+        let stream = linear.add_to(stream, x)?;
+        let normed = self.forward(&stream)?;
+        Ok((stream, normed))
     }
 
     pub(crate) fn n_bytes(&self) -> usize {

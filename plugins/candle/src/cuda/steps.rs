@@ -158,21 +158,22 @@ pub(crate) fn norm(norm: &Norm, x: &Tensor) -> Result<Tensor> {
     Ok(out)
 }
 
-/// x = norm(x + bias + residual).
+/// x = norm(x + bias + residual); where the sum is kept, residual = x + bias + residual.
 pub(crate) fn add_norm(
     norm: &Norm,
     x: &Tensor,
     vector: Option<&Vector>,
     residual: &Tensor,
+    keeps_sum: bool,
 ) -> Result<()> {
     same(x, residual)?;
     let (n_cells, width) = sizes(x)?;
-    let out = address(x)?;
+    let (out, residual) = (address(x)?, address(residual)?);
     let argument = twins::AddNorm {
         out,
-        sum: 0,
+        sum: if keeps_sum { residual } else { 0 },
         x: out,
-        residual: address(residual)?,
+        residual,
         bias: bias(vector, width)?,
         norm: norm_parameters(Some(norm), width)?,
         n_cells,
