@@ -318,7 +318,11 @@ fn a_wrong_value_is_named_with_its_origin_and_the_bound() {
             "relu",
             "auto, identity, sigmoid, softmax",
         ),
-        ("model.device", "gpu", "auto, cpu, cuda, cuda:N, cuda:N,M, cuda:all, metal, mps"),
+        (
+            "model.device",
+            "gpu",
+            "auto, cpu, cuda, cuda:N, cuda:N,M, cuda:all, metal, mps",
+        ),
         ("model.device", "cuda:", "cuda:N"),
         ("model.dtype", "f 16", "letters, digits"),
         ("model.options", "[1]", "JSON object"),

@@ -128,6 +128,41 @@ fn limits_shrink_to_the_memory() {
     }
 }
 
+/// Memory that was there at open is gone: others took it. A batch is computed in parts that fit.
+#[test]
+fn a_batch_is_split_where_memory_is_gone() {
+    const MEMORY: &str = "8000000";
+    let settings = [("EMULATED_CUDA_MEMORY_BYTES", MEMORY)];
+    if !is_inside("a_batch_is_split_where_memory_is_gone", &settings) {
+        return;
+    }
+    let request = OpenRequest {
+        tokens_max: 4_096,
+        rows_max: 256,
+        ..golden_request("bert", "f32")
+    };
+    let backend = open(&request).unwrap();
+    let description = backend.description().clone();
+    let mut others = Vec::new();
+    let small = OpenRequest {
+        tokens_max: 64,
+        ..golden_request("bert", "f32")
+    };
+    while let Ok(other) = open(&small) {
+        others.push(other);
+        assert!(others.len() < 1_000, "they take nothing");
+    }
+    let golden = golden("bert");
+    let most = description.tokens_max as usize;
+    let longest = golden.rows.iter().max_by_key(|row| row.input_ids.len());
+    let longest = longest.unwrap();
+    let rows = vec![longest; most / longest.input_ids.len()];
+    let free = MEMORY.parse::<u64>().unwrap() / 32 * 2;
+    assert!(free < description.memory_bytes, "{description:?}");
+    let found = score_all(&mut backend.worker().unwrap(), &rows);
+    assert!(farthest(rows.iter().map(|row| &row.logits), &found) < 1e-4);
+}
+
 /// Where not even one token fits, the model does not open.
 #[test]
 fn a_model_that_does_not_fit_says_so() {
