@@ -5,7 +5,7 @@
 #   plugins/candle-metal/check.sh
 #
 # It needs rustup, which fetches Apple's standard library, and Python: some crates bring C, which is compiled although
-# nothing links it, by zig's compiler, because that has Apple's headers (a wheel from PyPI, 90 MB, into target/zig).
+# nothing links it, by zig's compiler, because that has Apple's headers (a wheel from PyPI, 90 MB and 440 MB unpacked, into target/zig).
 # The first run takes some minutes. On a Mac it is cargo clippy itself.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
