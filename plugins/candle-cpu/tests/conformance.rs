@@ -2,10 +2,10 @@
 
 mod common;
 
-use backend_api::conformance::{self, Subject};
 use backend_api::{OpenRequest, PluginLibrary};
 use candle_cpu::CandleCpu;
 use common::golden_request;
+use common::suite::check_contract;
 
 /// Sums in blocks of other sizes.
 const TOLERANCE: f32 = 2e-5;
@@ -13,17 +13,12 @@ const TOLERANCE: f32 = 2e-5;
 fn check(name: &str, dtypes: &[&str], type_vocab_size: u32) {
     let library = PluginLibrary::in_process::<CandleCpu>().unwrap();
     for dtype in dtypes {
-        conformance::run(&Subject {
-            library: &library,
-            // T5 has no positions that would bound a row.
-            request: OpenRequest {
-                row_tokens_max: 1_024,
-                ..golden_request(name, dtype)
-            },
-            vocab_size: 120,
-            type_vocab_size,
-            tolerance: TOLERANCE,
-        });
+        // T5 has no positions that would bound a row.
+        let request = OpenRequest {
+            row_tokens_max: 1_024,
+            ..golden_request(name, dtype)
+        };
+        check_contract(&library, request, type_vocab_size, TOLERANCE);
     }
 }
 

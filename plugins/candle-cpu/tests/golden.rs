@@ -1,15 +1,12 @@
 //! Every golden model against the logits that `transformers` computes (plugins/golden/make_golden.py), in
 //! every data type; and a row's independence of everything around it.
 
-#![allow(clippy::print_stdout)] // The measured differences.
-
 mod common;
 
-use backend_api::{
-    Fault, OpenRequest, OpenWorker, Plugin, RaggedBatch, RowControl, RowStatus, Scores,
-};
+use backend_api::{OpenRequest, Plugin, RaggedBatch, RowControl, RowStatus, Scores};
 use candle_cpu::CandleCpu;
 use common::edit::{copy, edit_tensors, set_config};
+use common::suite::{check_a_row_fails_alone, check_logits, check_own_scores};
 use common::{
     GoldenRow, farthest, golden, golden_names, golden_request, open, score, score_all, with_option,
 };
@@ -49,40 +46,22 @@ const HALVES_TOLERANCE: f32 = 0.02;
 /// How far a score may move with the rows beside it, the threads and the order: sums in blocks of other sizes.
 const NEIGHBOURS_TOLERANCE: f32 = 2e-5;
 
-/// The largest difference to a model's golden logits.
-fn worst(name: &str, request: &OpenRequest) -> Result<f32, Fault> {
-    let golden = golden(name);
-    let backend = open(request)?;
-    let mut worker = backend.worker()?;
-    let rows: Vec<&GoldenRow> = golden.rows.iter().collect();
-    let found = score_all(&mut worker, &rows);
-    Ok(farthest(golden.rows.iter().map(|row| &row.logits), &found))
-}
-
 #[track_caller]
 fn check_all(dtype: &str, option: Option<&str>) {
-    let mut failures = Vec::new();
-    for name in golden_names() {
-        // On CPUs gemm keeps parts of a long sum in f16: 0.16 off where a query sees 8,192 keys alike. Metal's
-        // products add up in f32.
-        if option == Some("halves") && name.ends_with("-8192") {
-            continue;
+    let request = |name: &str| {
+        let request = golden_request(name, dtype);
+        match option {
+            // On CPUs gemm keeps parts of a long sum in f16: 0.16 off where a query sees 8,192 keys alike. Metal's
+            // products add up in f32.
+            Some("halves") if name.ends_with("-8192") => None,
+            Some(option) => Some(with_option(request, option, json!(true))),
+            None => Some(request),
         }
-        let mut request = golden_request(&name, dtype);
-        if let Some(option) = option {
-            request = with_option(request, option, json!(true));
-        }
-        let tolerance = match option {
-            Some("halves") => HALVES_TOLERANCE,
-            _ => tolerance(&name, dtype),
-        };
-        match worst(&name, &request) {
-            Ok(worst) if worst <= tolerance => println!("{name} in {dtype}: {worst:.1e} off"),
-            Ok(worst) => failures.push(format!("{name}: {worst} off, {tolerance} allowed")),
-            Err(fault) => failures.push(format!("{name}: {fault}")),
-        }
-    }
-    assert!(failures.is_empty(), "{dtype}: {failures:#?}");
+    };
+    check_logits(dtype, request, |name| match option {
+        Some("halves") => HALVES_TOLERANCE,
+        _ => tolerance(name, dtype),
+    });
 }
 
 #[test]
@@ -122,43 +101,24 @@ fn halves_agree_with_transformers() {
     check_all("f16", Some("halves"));
 }
 
-/// A row's logits alone, in one batch with all others, turned round, among 64 rows, and on two threads.
+/// On one thread and on two.
 #[test]
 fn a_rows_score_is_its_own() {
     for name in golden_names() {
         for dtype in ["f32", "int4"] {
             let request = golden_request(&name, dtype);
-            let backend = open(&request).unwrap();
-            let golden = golden(&name);
-            let rows: Vec<&GoldenRow> = golden.rows.iter().collect();
-            let mut worker = backend.worker().unwrap();
-            let alone = rows.iter().flat_map(|row| score_all(&mut worker, &[row]));
-            let alone: Vec<_> = alone.collect();
-            let check = |worker: &mut OpenWorker, picked: &[usize], what: &str| {
-                let found: Vec<_> = picked.iter().map(|&row| rows[row]).collect();
-                let found = score_all(worker, &found);
-                let worst = farthest(picked.iter().map(|&row| &alone[row]), &found);
-                assert!(
-                    worst <= NEIGHBOURS_TOLERANCE,
-                    "{name} in {dtype}, {what}: {worst}"
-                );
-            };
-            let all: Vec<_> = (0..rows.len()).collect();
-            let backwards: Vec<_> = all.iter().rev().copied().collect();
-            // The long rows stand in the first places but once: 64 of them would be beyond the batch.
-            let many: Vec<_> = (0..64).map(|at| at % rows.len().min(8)).collect();
-            check(&mut worker, &all, "together");
-            check(&mut worker, &backwards, "backwards");
-            check(&mut worker, &many, "among 64");
             let two = OpenRequest {
                 n_threads: 2,
-                ..request
+                ..request.clone()
             };
-            let mut worker = open(&two).unwrap().worker().unwrap();
-            check(&mut worker, &all, "on two threads");
-            check(&mut worker, &many, "among 64 on two threads");
+            check_own_scores(&name, &[request, two], NEIGHBOURS_TOLERANCE);
         }
     }
+}
+
+#[test]
+fn a_row_that_cannot_be_scored_fails_alone() {
+    check_a_row_fails_alone(F32_TOLERANCE);
 }
 
 /// Rows are looked at between rectangles: when a deadline passes during a call, what was computed by then

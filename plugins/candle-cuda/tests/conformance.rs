@@ -2,10 +2,10 @@
 
 mod common;
 
-use backend_api::conformance::{self, Subject};
 use backend_api::{OpenRequest, PluginLibrary};
 use candle_cuda::CandleCuda;
 use common::golden_request;
+use common::suite::check_contract;
 
 /// Sums in another order; in halves their last bits.
 fn tolerance(dtype: &str) -> f32 {
@@ -19,19 +19,14 @@ fn tolerance(dtype: &str) -> f32 {
 fn check(name: &str, dtypes: &[&str], type_vocab_size: u32) {
     let library = PluginLibrary::in_process::<CandleCuda>().unwrap();
     for dtype in dtypes {
-        conformance::run(&Subject {
-            library: &library,
-            // The suite computes rows of the longest length that it is allowed, emulated as on a GPU.
-            request: OpenRequest {
-                rows_max: 64,
-                tokens_max: 512,
-                row_tokens_max: 128,
-                ..golden_request(name, dtype)
-            },
-            vocab_size: 120,
-            type_vocab_size,
-            tolerance: tolerance(dtype),
-        });
+        // The suite computes rows of the longest length that it is allowed, emulated as on a GPU.
+        let request = OpenRequest {
+            rows_max: 64,
+            tokens_max: 512,
+            row_tokens_max: 128,
+            ..golden_request(name, dtype)
+        };
+        check_contract(&library, request, type_vocab_size, tolerance(dtype));
     }
 }
 

@@ -1,13 +1,12 @@
 //! Every golden model against the logits that `transformers` computes (plugins/golden/make_golden.py), in every data
 //! type; and a row's independence of everything around it.
 
-#![allow(clippy::print_stdout)] // The measured differences.
-
 mod common;
 
-use backend_api::{Fault, OpenRequest, RowStatus};
+use backend_api::{OpenRequest, RowStatus};
 use common::edit::{copy, edit_tensors};
-use common::{GoldenRow, farthest, golden, golden_names, golden_request, open, score, score_all};
+use common::suite::{check_a_row_fails_alone, check_logits, check_own_scores};
+use common::{golden, golden_request, open, score};
 
 /// Sums in another order than PyTorch's: 3.9e-6 at most.
 const F32_TOLERANCE: f32 = 1e-4;
@@ -28,38 +27,10 @@ fn tolerance(dtype: &str) -> f32 {
     }
 }
 
-/// The largest difference to a model's golden logits.
-fn worst(name: &str, request: &OpenRequest) -> Result<f32, Fault> {
-    let golden = golden(name);
-    let backend = open(request)?;
-    let mut worker = backend.worker()?;
-    // Each with as many others as one batch holds.
-    let (mut found, mut rows) = (Vec::new(), golden.rows.iter().collect::<Vec<&GoldenRow>>());
-    while !rows.is_empty() {
-        let mut left = request.tokens_max as usize;
-        let fit = rows.iter().take_while(|row| {
-            let fits = row.input_ids.len() <= left;
-            left -= if fits { row.input_ids.len() } else { 0 };
-            fits
-        });
-        let batch: Vec<_> = rows.drain(..fit.count()).collect();
-        found.extend(score_all(&mut worker, &batch));
-    }
-    Ok(farthest(golden.rows.iter().map(|row| &row.logits), &found))
-}
-
 #[track_caller]
 fn check_all(dtype: &str, which: impl Fn(&str) -> bool) {
-    let mut failures = Vec::new();
-    for name in golden_names().into_iter().filter(|name| which(name)) {
-        let tolerance = tolerance(dtype);
-        match worst(&name, &golden_request(&name, dtype)) {
-            Ok(worst) if worst <= tolerance => println!("{name} in {dtype}: {worst:.1e} off"),
-            Ok(worst) => failures.push(format!("{name}: {worst} off, {tolerance} allowed")),
-            Err(fault) => failures.push(format!("{name}: {fault}")),
-        }
-    }
-    assert!(failures.is_empty(), "{dtype}: {failures:#?}");
+    let request = |name: &str| which(name).then(|| golden_request(name, dtype));
+    check_logits(dtype, request, |_| tolerance(dtype));
 }
 
 #[test]
@@ -99,7 +70,6 @@ fn neighbours_tolerance(dtype: &str) -> f32 {
     }
 }
 
-/// A row's logits alone, in one batch with all others, turned round, and among 64 rows.
 #[test]
 fn a_rows_score_is_its_own() {
     for name in [
@@ -111,48 +81,18 @@ fn a_rows_score_is_its_own() {
         "t5",
     ] {
         for dtype in ["f32", "f16"] {
-            let golden = golden(name);
-            let rows: Vec<&GoldenRow> = golden.rows.iter().collect();
-            let backend = open(&OpenRequest {
+            let request = OpenRequest {
                 tokens_max: 4_096,
                 ..golden_request(name, dtype)
-            });
-            let mut worker = backend.unwrap().worker().unwrap();
-            let alone: Vec<_> = rows
-                .iter()
-                .flat_map(|row| score_all(&mut worker, &[row]))
-                .collect();
-            let all: Vec<_> = (0..rows.len()).collect();
-            let backwards: Vec<_> = all.iter().rev().copied().collect();
-            let many: Vec<_> = (0..64).map(|at| at % rows.len()).collect();
-            for (what, picked) in [
-                ("together", all),
-                ("backwards", backwards),
-                ("among 64", many),
-            ] {
-                let found: Vec<_> = picked.iter().map(|&row| rows[row]).collect();
-                let found = score_all(&mut worker, &found);
-                let worst = farthest(picked.iter().map(|&row| &alone[row]), &found);
-                let tolerance = neighbours_tolerance(dtype);
-                assert!(worst <= tolerance, "{name} in {dtype}, {what}: {worst}");
-            }
+            };
+            check_own_scores(name, &[request], neighbours_tolerance(dtype));
         }
     }
 }
 
-/// What cannot be scored fails alone.
 #[test]
 fn a_row_that_cannot_be_scored_fails_alone() {
-    let rows = golden("bert").rows;
-    let mut unknown = rows[4].clone();
-    unknown.input_ids[1] = 1_000_000;
-    let backend = open(&golden_request("bert", "f32")).unwrap();
-    let mut worker = backend.worker().unwrap();
-    let found = score(&mut worker, &[&rows[3], &unknown, &rows[5]]);
-    assert_eq!(found[1], Err(RowStatus::Failed));
-    let expected = [&rows[3].logits, &rows[5].logits];
-    let found = [found[0].as_ref().unwrap(), found[2].as_ref().unwrap()];
-    assert!(farthest(expected, found) < F32_TOLERANCE);
+    check_a_row_fails_alone(F32_TOLERANCE);
 }
 
 /// A state that f16 cannot hold makes its row no score, which the border says; bf16 holds it.

@@ -4,10 +4,10 @@
 
 mod common;
 
-use backend_api::conformance::{self, Subject};
 use backend_api::{OpenRequest, PluginLibrary};
 use candle_metal::CandleMetal;
 use common::golden_request;
+use common::suite::check_contract;
 
 /// Sums in another order; in halves their last bits.
 fn tolerance(dtype: &str) -> f32 {
@@ -22,17 +22,12 @@ fn tolerance(dtype: &str) -> f32 {
 fn check(name: &str, dtypes: &[&str], type_vocab_size: u32) {
     let library = PluginLibrary::in_process::<CandleMetal>().unwrap();
     for dtype in dtypes {
-        conformance::run(&Subject {
-            library: &library,
-            // T5 has no positions that would bound a row.
-            request: OpenRequest {
-                row_tokens_max: 1_024,
-                ..golden_request(name, dtype)
-            },
-            vocab_size: 120,
-            type_vocab_size,
-            tolerance: tolerance(dtype),
-        });
+        // T5 has no positions that would bound a row.
+        let request = OpenRequest {
+            row_tokens_max: 1_024,
+            ..golden_request(name, dtype)
+        };
+        check_contract(&library, request, type_vocab_size, tolerance(dtype));
     }
 }
 

@@ -7,29 +7,14 @@ pub mod edit;
 pub mod gguf;
 #[path = "../../../golden/rows.rs"]
 mod rows;
+#[path = "../../../golden/suite.rs"]
+pub mod suite;
 
 pub use rows::{GoldenRow, farthest, golden, golden_dir, golden_names, score, try_score};
+pub use suite::{request, request_of_golden as golden_request, score_all};
 
-use backend_api::{Fault, OpenBackend, OpenRequest, OpenWorker, PluginLibrary};
+use backend_api::{Fault, OpenBackend, OpenRequest, PluginLibrary};
 use candle_cpu::CandleCpu;
-use std::path::Path;
-
-/// A request for a model folder with this dtype and these options.
-pub fn request(dir: &Path, dtype: &str, options: &str) -> OpenRequest {
-    OpenRequest {
-        model_dir: dir.to_owned(),
-        dtype: dtype.to_owned(),
-        options: options.to_owned(),
-        row_tokens_max: 8_192,
-        ..OpenRequest::default()
-    }
-}
-
-/// A request for a golden folder, with the options that it needs.
-pub fn golden_request(name: &str, dtype: &str) -> OpenRequest {
-    let options = serde_json::Value::from(golden(name).options);
-    request(&golden_dir(name), dtype, &options.to_string())
-}
 
 /// The same request with one more option.
 pub fn with_option(request: OpenRequest, name: &str, value: serde_json::Value) -> OpenRequest {
@@ -45,12 +30,4 @@ pub fn open(request: &OpenRequest) -> Result<OpenBackend, Fault> {
     PluginLibrary::in_process::<CandleCpu>()
         .unwrap()
         .open(request)
-}
-
-/// Scores rows that must all be scored.
-pub fn score_all(worker: &mut OpenWorker, rows: &[&GoldenRow]) -> Vec<Vec<f32>> {
-    score(worker, rows)
-        .into_iter()
-        .map(|row| row.unwrap())
-        .collect()
 }

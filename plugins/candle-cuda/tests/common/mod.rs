@@ -9,23 +9,14 @@
 pub mod edit;
 #[path = "../../../golden/rows.rs"]
 mod rows;
+#[path = "../../../golden/suite.rs"]
+pub mod suite;
 
 pub use rows::{GoldenRow, farthest, golden, golden_dir, golden_names, score, try_score};
+pub use suite::{request, score_all};
 
-use backend_api::{Fault, OpenBackend, OpenRequest, OpenWorker, PluginLibrary};
+use backend_api::{Fault, OpenBackend, OpenRequest, PluginLibrary};
 use candle_cuda::CandleCuda;
-use std::path::Path;
-
-/// A request for a model folder with this dtype and these options.
-pub fn request(dir: &Path, dtype: &str, options: &str) -> OpenRequest {
-    OpenRequest {
-        model_dir: dir.to_owned(),
-        dtype: dtype.to_owned(),
-        options: options.to_owned(),
-        row_tokens_max: 8_192,
-        ..OpenRequest::default()
-    }
-}
 
 /// A request for a golden folder, with the options that it needs. Batches are small, for the largest is computed at open,
 /// and emulated that takes long: as many tokens as the longest row has, or all rows if that is not many.
@@ -33,12 +24,11 @@ pub fn golden_request(name: &str, dtype: &str) -> OpenRequest {
     let golden = golden(name);
     let lens = golden.rows.iter().map(|row| row.input_ids.len() as u32);
     let longest = lens.clone().max().unwrap_or(1);
-    let options = serde_json::Value::from(golden.options);
     OpenRequest {
         rows_max: 64,
         tokens_max: lens.sum::<u32>().min(2_048).max(longest),
         row_tokens_max: longest,
-        ..request(&golden_dir(name), dtype, &options.to_string())
+        ..suite::request_of_golden(name, dtype)
     }
 }
 
@@ -46,12 +36,4 @@ pub fn open(request: &OpenRequest) -> Result<OpenBackend, Fault> {
     PluginLibrary::in_process::<CandleCuda>()
         .unwrap()
         .open(request)
-}
-
-/// Scores rows that must all be scored.
-pub fn score_all(worker: &mut OpenWorker, rows: &[&GoldenRow]) -> Vec<Vec<f32>> {
-    score(worker, rows)
-        .into_iter()
-        .map(|row| row.unwrap())
-        .collect()
 }

@@ -4,34 +4,17 @@
 
 #[path = "../../../golden/rows.rs"]
 mod rows;
+#[path = "../../../golden/suite.rs"]
+pub mod suite;
 
-pub use rows::{GoldenRow, farthest, golden, golden_dir, golden_names, score};
+pub use rows::{GoldenRow, farthest, golden, golden_names};
+pub use suite::{request_of_golden as golden_request, score_all};
 
-use backend_api::{Fault, OpenBackend, OpenRequest, OpenWorker, PluginLibrary};
+use backend_api::{Fault, OpenBackend, OpenRequest, PluginLibrary};
 use candle_metal::CandleMetal;
-
-/// A request for a golden folder, with the options that it needs.
-pub fn golden_request(name: &str, dtype: &str) -> OpenRequest {
-    let options = serde_json::Value::from(golden(name).options);
-    OpenRequest {
-        model_dir: golden_dir(name),
-        dtype: dtype.to_owned(),
-        options: options.to_string(),
-        row_tokens_max: 8_192,
-        ..OpenRequest::default()
-    }
-}
 
 pub fn open(request: &OpenRequest) -> Result<OpenBackend, Fault> {
     PluginLibrary::in_process::<CandleMetal>()
         .unwrap()
         .open(request)
-}
-
-/// Scores rows that must all be scored.
-pub fn score_all(worker: &mut OpenWorker, rows: &[&GoldenRow]) -> Vec<Vec<f32>> {
-    score(worker, rows)
-        .into_iter()
-        .map(|row| row.unwrap())
-        .collect()
 }
