@@ -108,12 +108,12 @@ fuzz: ## Fuzz the int8 engine's loader for FUZZ_SECONDS=600
 
 .PHONY: fuzz-edges
 fuzz-edges: $(VENV)/ready ## Fuzz HTTP and gRPC of a live server for FUZZ_SECONDS=600: ARGS="--seed 7", or "--seed 7 --only 1234"
-	$(CARGO) build --workspace
+	$(CARGO) build
 	$(VENV)/bin/python gateway/tests/clients/fuzz_edges.py target/debug/crossgate --seconds $(FUZZ_SECONDS) $(ARGS)
 
 .PHONY: test-openapi
 test-openapi: $(VENV)/ready ## Hold a running server against its OpenAPI description, with and without keys (schemathesis)
-	$(CARGO) build --workspace
+	$(CARGO) build
 	$(VENV)/bin/python gateway/tests/clients/openapi.py target/debug/crossgate $(ARGS)
 
 .PHONY: lint
