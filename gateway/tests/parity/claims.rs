@@ -5,6 +5,8 @@ use backend_api::{OpenRequest, PluginCard, PluginLibrary};
 use serde_json::{Value, json};
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tempfile::TempDir;
 
 /// Why something is left out: a sentence, or a word of one.
 pub(crate) type Reason = &'static str;
@@ -42,6 +44,8 @@ pub(crate) struct Claim<'a> {
     pub(crate) name: String,
     pub(crate) dtype: String,
     pub(crate) request: OpenRequest,
+    /// The request's folder, where it was made for it.
+    made: Option<Arc<TempDir>>,
 }
 
 // === impl Plugin ===
@@ -100,13 +104,16 @@ impl Plugin {
     fn claims_of_graphs<'a>(&'a self, folder: &'a Folder) -> Vec<Claim<'a>> {
         let mut claims = Vec::new();
         for (name, dir) in exports(&folder.name) {
+            let made = Arc::new(folder.with_graphs(&dir.join("onnx")));
             for dtype in &self.card().dtypes {
                 let graph = GRAPHS.iter().find(|(known, _)| known == dtype);
                 let (_, graph) = graph.unwrap_or_else(|| panic!("no file name for {dtype}"));
-                let path = dir.join("onnx").join(graph);
-                if path.is_file() {
-                    let options = json!({"file": path.display().to_string()});
-                    claims.push(self.claim(folder, &name, dtype, &options));
+                let file = format!("onnx/{graph}");
+                if made.path().join(&file).is_file() {
+                    let mut claim = self.claim(folder, &name, dtype, &json!({"file": file}));
+                    claim.request.model_dir = made.path().to_owned();
+                    claim.made = Some(Arc::clone(&made));
+                    claims.push(claim);
                 }
             }
         }
@@ -133,6 +140,7 @@ impl Plugin {
                 row_tokens_max: folder.longest() as u32,
                 ..OpenRequest::default()
             },
+            made: None,
         }
     }
 }
@@ -154,6 +162,26 @@ impl Folder {
             }
         };
         golden_names().into_iter().map(read).collect()
+    }
+
+    /// The folder as users have it: its configuration, and onnx/ with these graphs.
+    fn with_graphs(&self, graphs: &Path) -> TempDir {
+        let made = tempfile::tempdir().unwrap();
+        let copy = |from: PathBuf, to: PathBuf| {
+            let _ =
+                std::fs::copy(&from, to).unwrap_or_else(|why| panic!("{}: {why}", from.display()));
+        };
+        copy(
+            golden_dir(&self.name).join("config.json"),
+            made.path().join("config.json"),
+        );
+        let to = made.path().join("onnx");
+        std::fs::create_dir(&to).unwrap();
+        for entry in std::fs::read_dir(graphs).unwrap() {
+            let entry = entry.unwrap();
+            copy(entry.path(), to.join(entry.file_name()));
+        }
+        made
     }
 
     /// Tokens of its longest row.
