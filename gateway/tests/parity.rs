@@ -6,6 +6,8 @@
 
 #[path = "parity/claims.rs"]
 mod claims;
+#[path = "../../plugins/golden/graphs.rs"]
+mod graphs;
 #[path = "parity/measure.rs"]
 mod measure;
 #[path = "../../plugins/golden/rows.rs"]

@@ -1,5 +1,6 @@
 //! What plugins claim: their cards, over the golden models.
 
+use crate::graphs::folder_with;
 use crate::rows::{Golden, golden, golden_dir, golden_names, plugins_dir};
 use backend_api::{OpenRequest, PluginCard, PluginLibrary};
 use serde_json::{Value, json};
@@ -104,7 +105,7 @@ impl Plugin {
     fn claims_of_graphs<'a>(&'a self, folder: &'a Folder) -> Vec<Claim<'a>> {
         let mut claims = Vec::new();
         for (name, dir) in exports(&folder.name) {
-            let made = Arc::new(folder.with_graphs(&dir.join("onnx")));
+            let made = Arc::new(folder_with(&folder.name, &dir.join("onnx")));
             for dtype in &self.card().dtypes {
                 let graph = GRAPHS.iter().find(|(known, _)| known == dtype);
                 let (_, graph) = graph.unwrap_or_else(|| panic!("no file name for {dtype}"));
@@ -162,26 +163,6 @@ impl Folder {
             }
         };
         golden_names().into_iter().map(read).collect()
-    }
-
-    /// The folder as users have it: its configuration, and onnx/ with these graphs.
-    fn with_graphs(&self, graphs: &Path) -> TempDir {
-        let made = tempfile::tempdir().unwrap();
-        let copy = |from: PathBuf, to: PathBuf| {
-            let _ =
-                std::fs::copy(&from, to).unwrap_or_else(|why| panic!("{}: {why}", from.display()));
-        };
-        copy(
-            golden_dir(&self.name).join("config.json"),
-            made.path().join("config.json"),
-        );
-        let to = made.path().join("onnx");
-        std::fs::create_dir(&to).unwrap();
-        for entry in std::fs::read_dir(graphs).unwrap() {
-            let entry = entry.unwrap();
-            copy(entry.path(), to.join(entry.file_name()));
-        }
-        made
     }
 
     /// Tokens of its longest row.

@@ -2,14 +2,17 @@
 
 #![allow(dead_code, unreachable_pub, unused_imports)] // Each test file is a crate of its own and uses its part.
 
+#[path = "../../../golden/graphs.rs"]
+mod graphs;
 #[path = "../../../golden/rows.rs"]
 mod rows;
 
+pub use graphs::copy;
 pub use rows::{GoldenRow, score};
 
 use backend_api::{Fault, FaultCode, OpenBackend, OpenRequest, PluginLibrary};
 use ort_coreml::{OrtCoreMl, library};
-use rows::{golden_dir, golden_rows};
+use rows::golden_rows;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
@@ -71,20 +74,7 @@ pub const MODELS: [Model; 11] = [
 impl Model {
     /// A model's folder as users have it: config.json, and onnx/ with the graph.
     pub fn dir(&self) -> TempDir {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::create_dir(dir.path().join("onnx")).unwrap();
-        copy(
-            &golden_dir(self.golden()).join("config.json"),
-            &dir.path().join("config.json"),
-        );
-        for entry in std::fs::read_dir(self.onnx_dir()).unwrap() {
-            let entry = entry.unwrap();
-            copy(
-                &entry.path(),
-                &dir.path().join("onnx").join(entry.file_name()),
-            );
-        }
-        dir
+        graphs::folder_with(self.golden(), &self.onnx_dir())
     }
 
     /// The graph's file, as it is committed.
@@ -102,11 +92,6 @@ impl Model {
     fn golden(&self) -> &'static str {
         self.name.split('.').next().unwrap()
     }
-}
-
-/// The bytes alone: the committed files may be read-only.
-pub fn copy(from: &Path, to: &Path) {
-    std::fs::write(to, std::fs::read(from).unwrap()).unwrap();
 }
 
 /// Whether there is an ONNX Runtime; without one the test says so and is skipped, or fails where one is required.
