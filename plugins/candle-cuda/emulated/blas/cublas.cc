@@ -4,6 +4,7 @@
 
 #include <cstdio>
 
+#include "../run/capture.h"
 #include "../run/launch.h"
 #include "../run/queue.h"
 #include "../run/state.h"
@@ -13,6 +14,8 @@ using namespace emulated;
 
 struct cublasContext {
     cudaStream_t stream;
+    // Types that it has multiplied: the first product of one may load kernels, for which a GPU may have to be idle.
+    bool is_warm[4];
 };
 
 namespace {
@@ -38,9 +41,13 @@ int64_t extent(const Matrix& of, int64_t lines, int64_t columns, int64_t batch) 
     return (batch - 1) * of.stride + (columns - 1) * of.leading + lines;
 }
 
+int64_t extent_of_c(const ProductOf& of) {
+    return extent({of.c, of.a.type, of.c_leading, of.c_stride, false}, of.m, of.n, of.batch);
+}
+
 size_t bytes_of(Type type) { return type == Type::F64 ? 8 : type == Type::F32 ? 4 : 2; }
 
-const char* find_fault(const ProductOf& of) {
+const char* find_fault(const ProductOf& of, cudaStream_t stream) {
     auto leads = [](const Matrix& matrix, int64_t lines, int64_t columns) {
         return matrix.leading >= (matrix.transposed ? columns : lines);
     };
@@ -49,21 +56,55 @@ const char* find_fault(const ProductOf& of) {
     if (of.a.type != of.b.type) return "the types of its sides differ";
     if (of.m == 0 || of.n == 0 || of.batch == 0) return nullptr;
     size_t bytes = bytes_of(of.a.type);
-    auto within = [&](const void* start, int64_t count) { return is_device_memory(start, size_t(count) * bytes); };
+    auto within = [&](const void* start, int64_t count) { return is_device_memory(start, size_t(count) * bytes, stream); };
     if (of.k > 0 && !within(of.a.start, extent(of.a, of.m, of.k, of.batch))) return "a leaves its allocation";
     if (of.k > 0 && !within(of.b.start, extent(of.b, of.k, of.n, of.batch))) return "b leaves its allocation";
-    if (!within(of.c, extent({of.c, of.a.type, of.c_leading, of.c_stride, false}, of.m, of.n, of.batch))) return "c leaves its allocation";
+    if (!within(of.c, extent_of_c(of))) return "c leaves its allocation";
     return nullptr;
 }
 
+// Whether a capture lets the product be given, and if not says why.
+bool is_allowed(cublasHandle_t handle, Type type) {
+    const char* why = nullptr;
+    switch (bar_of(handle->stream)) {
+        case Bar::None: break;
+        case Bar::Forbidden: why = "it is in the context's own stream while a stream captures"; break;
+        case Bar::Implicit: why = "it is in the context's own stream, which would wait for a stream that captures"; break;
+        case Bar::Invalidated: why = "its stream's capture is invalid"; break;
+    }
+    if (!why && !handle->is_warm[int(type)]) {
+        Stream* stream = &stream_of(handle->stream);
+        auto captures_it = [=](const Capture& capture) { return &capture.stream == stream && capture.mode != CaptureMode::Relaxed; };
+        if (is_forbidden() || spoil(captures_it)) why = "it is the first of its type while a stream captures";
+    }
+    if (why) refuse(why);
+    return why == nullptr;
+}
+
+// For work itself: the memory may be gone since.
+void multiply_there(const ProductOf& of) {
+    if (of.m == 0 || of.n == 0 || of.batch == 0) return;
+    size_t bytes = bytes_of(of.a.type);
+    if (of.k > 0) {
+        expect_memory("a product's a", of.a.start, size_t(extent(of.a, of.m, of.k, of.batch)) * bytes);
+        expect_memory("a product's b", of.b.start, size_t(extent(of.b, of.k, of.n, of.batch)) * bytes);
+    }
+    expect_memory("a product's c", of.c, size_t(extent_of_c(of)) * bytes);
+    multiply(of);
+}
+
 cublasStatus_t run(cublasHandle_t handle, const char* name, const ProductOf& of) {
-    if (const char* fault = find_fault(of)) return refuse(fault);
-    if (is_dead()) return CUBLAS_STATUS_EXECUTION_FAILED;
-    log_line("product %s m %ld n %ld k %ld batch %ld", name, long(of.m), long(of.n), long(of.k), long(of.batch));
-    give(handle->stream, [=] {
-        if (begin_launch()) multiply(of);
-    });
+    if (const char* fault = find_fault(of, handle->stream)) return refuse(fault);
+    if (is_dead() || !is_allowed(handle, of.a.type)) return CUBLAS_STATUS_EXECUTION_FAILED;
+    handle->is_warm[int(of.a.type)] = true;
+    log_line("%sproduct %s m %ld n %ld k %ld batch %ld", captured(handle->stream), name, long(of.m), long(of.n), long(of.k), long(of.batch));
+    give_launch(handle->stream, [=] { multiply_there(of); });
     return is_dead() ? CUBLAS_STATUS_EXECUTION_FAILED : CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t refuse_handle(const char* how) {
+    fprintf(stderr, "emulated CUDA: a cuBLAS handle is %s while a stream captures: it could wait for the device\n", how);
+    return CUBLAS_STATUS_EXECUTION_FAILED;
 }
 
 // alpha and beta have the type that sums are asked in.
@@ -86,11 +127,13 @@ bool scale_of(cublasComputeType_t compute, const void* scale, double& found) {
 
 cublasStatus_t cublasCreate_v2(cublasHandle_t* handle) {
     if (is_dead()) return CUBLAS_STATUS_NOT_INITIALIZED;
-    *handle = new cublasContext{nullptr};
+    if (is_forbidden()) return refuse_handle("made");
+    *handle = new cublasContext{};
     return CUBLAS_STATUS_SUCCESS;
 }
 
 cublasStatus_t cublasDestroy_v2(cublasHandle_t handle) {
+    if (is_forbidden()) return refuse_handle("destroyed");
     delete handle;
     return CUBLAS_STATUS_SUCCESS;
 }

@@ -159,6 +159,11 @@ CUresult cuCtxGetDevice(CUdevice* device) {
 
 CUresult cuCtxSynchronize() {
     NEEDS_CONTEXT();
+    int device = current_context()->device;
+    if (spoil([=](const Capture& capture) { return capture.device == device; })) {
+        return refuse(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, "a wait for the whole context while a stream of it captures");
+    }
+    TRY(may_wait("a wait for the context"));
     log_line("synchronize context");
     finish_all();
     guarded_check();

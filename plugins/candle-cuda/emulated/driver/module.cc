@@ -4,6 +4,7 @@
 #include <dlfcn.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -23,6 +24,9 @@ using std::string;
 struct CUfunc_st {
     const Kernel* kernel;
     size_t shared_bytes_max;
+    // Its first launch loads it, for which a GPU may have to be idle.
+    std::atomic<bool> was_launched{false};
+    CUfunc_st(const Kernel* kernel, size_t shared_bytes_max) : kernel(kernel), shared_bytes_max(shared_bytes_max) {}
 };
 
 struct CUmod_st {
@@ -86,6 +90,7 @@ const Source* find_source(const std::set<string>& entries) {
 
 CUresult load(CUmodule* module, const void* image) {
     NEEDS_CONTEXT();
+    TRY(may_wait("the loading of a module"));
     static std::once_flag once;
     std::call_once(once, load_kernels);
     auto ptx = static_cast<const char*>(image);
@@ -114,6 +119,19 @@ bool is_launchable(const CUfunc_st& function, dim3 grid, dim3 threads, size_t sh
     return false;
 }
 
+// Who captures a launch makes one before.
+CUresult load_lazily(CUfunction function, CUstream stream) {
+    if (!function->was_launched) {
+        TRY(may_wait("a kernel's first launch"));
+        auto capture = capture_of(stream);
+        if (capture && capture->mode != CaptureMode::Relaxed) {
+            return refuse_captured(stream, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, "a kernel's first launch");
+        }
+        function->was_launched = true;
+    }
+    return CUDA_SUCCESS;
+}
+
 }  // namespace
 
 CUresult cuModuleLoadData(CUmodule* module, const void* image) { return load(module, image); }
@@ -127,6 +145,7 @@ CUresult cuModuleLoad(CUmodule* module, const char* path) {
 
 CUresult cuModuleUnload(CUmodule module) {
     NEEDS_CONTEXT();
+    TRY(may_wait("cuModuleUnload"));
     finish_all();
     delete module;
     return CUDA_SUCCESS;
@@ -141,7 +160,7 @@ CUresult cuModuleGetFunction(CUfunction* function, CUmodule module, const char* 
         fprintf(stderr, "emulated CUDA: the kernel '%s' was not compiled for the host\n", name);
         abort();
     }
-    auto [at, added] = module->functions.try_emplace(name, CUfunc_st{kernel, SHARED_BYTES_UNASKED});
+    auto [at, added] = module->functions.try_emplace(name, kernel, SHARED_BYTES_UNASKED);
     *function = &at->second;
     return CUDA_SUCCESS;
 }
@@ -197,14 +216,16 @@ CUresult cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned grid_y, u
                         unsigned threads_y, unsigned threads_z, unsigned shared_bytes, CUstream stream, void** arguments,
                         void** extra) {
     NEEDS_CONTEXT();
+    TRY(may_give(stream, "a launch"));
     dim3 grid(grid_x, grid_y, grid_z), threads(threads_x, threads_y, threads_z);
     if (extra) missing("cuLaunchKernel with its arguments in one buffer");
     if (!is_launchable(*function, grid, threads, shared_bytes)) return CUDA_ERROR_INVALID_VALUE;
+    TRY(load_lazily(function, stream));
     const Kernel* kernel = function->kernel;
-    log_line("launch %s blocks %zu threads %zu shared %u", kernel->name, size_t(grid_x) * grid_y * grid_z,
+    log_line("%slaunch %s blocks %zu threads %zu shared %u", captured(stream), kernel->name, size_t(grid_x) * grid_y * grid_z,
              size_t(threads_x) * threads_y * threads_z, shared_bytes);
-    give(stream, [=, copied = Arguments(*kernel, arguments)]() mutable {
-        if (begin_launch()) launch(*kernel, grid, threads, shared_bytes, copied.pointers().data());
+    give_launch(stream, [=, copied = Arguments(*kernel, arguments)]() mutable {
+        launch(*kernel, grid, threads, shared_bytes, copied.pointers().data());
     });
     return outcome();
 }

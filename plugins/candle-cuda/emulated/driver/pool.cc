@@ -33,14 +33,16 @@ CUresult cuMemPoolGetAttribute(CUmemoryPool pool, CUmemPool_attribute attribute,
 
 CUresult cuMemPoolTrimTo(CUmemoryPool, size_t) {
     NEEDS_CONTEXT();
-    return CUDA_SUCCESS;
+    return may_wait("cuMemPoolTrimTo");
 }
 
 // All that was on the device is gone, a context that died too.
 CUresult cuDevicePrimaryCtxReset(CUdevice device) {
     if (!is_device(device)) return CUDA_ERROR_INVALID_DEVICE;
     log_line("reset");
+    forget_captures(device);
     free_all(device);
+    forget_graph_memory(device);
     revive();
     return CUDA_SUCCESS;
 }

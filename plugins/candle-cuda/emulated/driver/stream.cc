@@ -4,9 +4,9 @@
 using namespace emulated;
 
 // A handle is the address of a Stream.
-CUresult cuStreamCreate(CUstream* stream, unsigned) {
+CUresult cuStreamCreate(CUstream* stream, unsigned flags) {
     NEEDS_CONTEXT();
-    *stream = reinterpret_cast<CUstream>(make_stream());
+    *stream = reinterpret_cast<CUstream>(make_stream(!(flags & CU_STREAM_NON_BLOCKING)));
     return CUDA_SUCCESS;
 }
 
@@ -14,46 +14,66 @@ CUresult cuStreamCreateWithPriority(CUstream* stream, unsigned flags, int) { ret
 
 CUresult cuStreamDestroy(CUstream stream) {
     NEEDS_CONTEXT();
+    if (capture_of(stream)) return refuse_captured(stream, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, "cuStreamDestroy");
     drop_stream(&stream_of(stream));
+    return outcome();
+}
+
+static CUresult wait_for(CUstream stream, const char* what) {
+    if (capture_of(stream)) return refuse_captured(stream, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, what);
+    TRY(may_give(stream, what));
+    TRY(may_wait(what));
+    finish(stream_of(stream));
     return outcome();
 }
 
 CUresult cuStreamSynchronize(CUstream stream) {
     NEEDS_CONTEXT();
     log_line("synchronize stream");
-    finish(stream_of(stream));
-    return outcome();
+    return wait_for(stream, "a wait for a stream");
 }
 
 CUresult cuStreamQuery(CUstream stream) {
     NEEDS_CONTEXT();
-    finish(stream_of(stream));
-    return outcome();
+    return wait_for(stream, "a query of a stream");
+}
+
+// A captured event is of its capture only, and a capture has events of its own only.
+static CUresult may_wait_for(CUstream stream, CUevent event) {
+    auto capture = capture_of(stream);
+    if (event->capture && event->capture == capture) return CUDA_SUCCESS;
+    if (event->capture && event->capture->has_ended) {
+        if (!capture) return refuse(CUDA_ERROR_CAPTURED_EVENT, "a stream waits for an event of a capture that has ended");
+        return refuse_captured(stream, CUDA_ERROR_CAPTURED_EVENT, "a wait for an event of another capture, that has ended");
+    }
+    if (event->capture) {
+        spoil([&](const Capture& other) { return &other == event->capture.get() || &other == capture.get(); });
+        return refuse(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, "a stream joins the capture of another: not emulated");
+    }
+    if (!capture || !event->stream) return CUDA_SUCCESS;
+    return refuse_captured(stream, CUDA_ERROR_STREAM_CAPTURE_ISOLATION, "a wait for an event that was not captured");
 }
 
 CUresult cuStreamWaitEvent(CUstream stream, CUevent event, unsigned) {
     NEEDS_CONTEXT();
+    TRY(may_give(stream, "a wait for an event"));
+    TRY(may_wait_for(stream, event));
     Stream* other = event->stream;
     uint64_t number = event->number;
     if (other) give(stream, [=] { finish_inside(*other, number); });
     return outcome();
 }
 
-CUresult cuStreamIsCapturing(CUstream, CUstreamCaptureStatus* status) {
-    NEEDS_CONTEXT();
-    *status = CU_STREAM_CAPTURE_STATUS_NONE;
-    return CUDA_SUCCESS;
-}
-
 CUresult cuLaunchHostFunc(CUstream stream, CUhostFn function, void* data) {
     NEEDS_CONTEXT();
+    TRY(may_give(stream, "a call of the host"));
     give(stream, [=] { function(data); });
     return outcome();
 }
 
 CUresult cuEventCreate(CUevent* event, unsigned) {
     NEEDS_CONTEXT();
-    *event = new CUevent_st{nullptr, 0, nullptr};
+    *event = new CUevent_st{nullptr, 0, nullptr, nullptr};
     return CUDA_SUCCESS;
 }
 
@@ -65,24 +85,36 @@ CUresult cuEventDestroy(CUevent event) {
 
 CUresult cuEventRecord(CUevent event, CUstream stream) {
     NEEDS_CONTEXT();
+    TRY(may_give(stream, "an event's record"));
+    if (auto capture = capture_of(stream)) {
+        *event = {nullptr, 0, nullptr, capture};
+        return CUDA_SUCCESS;
+    }
     auto passed_s = std::make_shared<double>(0);
-    event->number = give(stream, [=] { *passed_s = now_s(); });
-    event->stream = &stream_of(stream);
-    event->passed_s = passed_s;
+    uint64_t number = give(stream, [=] { *passed_s = now_s(); });
+    *event = {&stream_of(stream), number, passed_s, nullptr};
+    return outcome();
+}
+
+static CUresult wait_for(CUevent event, const char* what) {
+    if (event->capture) {
+        spoil([&](const Capture& capture) { return &capture == event->capture.get(); });
+        return refuse(CUDA_ERROR_CAPTURED_EVENT, "%s that was recorded in a capture", what);
+    }
+    TRY(may_wait(what));
+    if (event->stream) finish(*event->stream, event->number);
     return outcome();
 }
 
 CUresult cuEventQuery(CUevent event) {
     NEEDS_CONTEXT();
-    if (event->stream) finish(*event->stream, event->number);
-    return outcome();
+    return wait_for(event, "a query of an event");
 }
 
 CUresult cuEventSynchronize(CUevent event) {
     NEEDS_CONTEXT();
     log_line("synchronize event");
-    if (event->stream) finish(*event->stream, event->number);
-    return outcome();
+    return wait_for(event, "a wait for an event");
 }
 
 static CUresult elapsed(float* milliseconds, CUevent from, CUevent to) {

@@ -25,8 +25,20 @@ void launch(const Kernel& kernel, dim3 grid, dim3 threads, size_t shared_bytes, 
 // when it is given back. New memory is filled with 0xff.
 void* guarded_alloc(size_t bytes, const char* what);
 void guarded_free(void* memory);
+// Memory of a graph: an address that nobody may touch but between open and close. It is new at each open. `graph` says whose
+// it is.
+void* guarded_reserve(size_t bytes, const char* what, const void* graph);
+void guarded_open(void* memory);
+void guarded_close(void* memory);
 // The allocation that holds an address, for messages and checks: false if there is none.
-bool guarded_find(const void* address, void** start, size_t* bytes, const char** what = nullptr);
+struct Found {
+    void* start;
+    size_t bytes;
+    const char* what;
+    const void* graph;  // null: of no graph, and open
+    bool is_open;
+};
+bool guarded_find(const void* address, Found& found);
 // Checks the bytes behind every allocation's end.
 void guarded_check();
 

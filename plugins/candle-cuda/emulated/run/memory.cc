@@ -24,6 +24,8 @@ struct Allocation {
     char* pages;
     size_t pages_bytes, bytes;
     const char* what;
+    const void* graph;
+    bool is_open;
 };
 
 struct Memory {
@@ -37,6 +39,7 @@ Memory& memory() {
 }
 
 void check(const char* start, const Allocation& found) {
+    if (!found.is_open) return;
     const char* end = found.pages + found.pages_bytes;
     for (const char* at = start + found.bytes; at < end; at++) {
         if (static_cast<unsigned char>(*at) == BEHIND) continue;
@@ -44,6 +47,40 @@ void check(const char* start, const Allocation& found) {
                 at - start - ptrdiff_t(found.bytes), found.what, found.bytes);
         abort();
     }
+}
+
+void protect(const Allocation& of, int allowed) {
+    if (mprotect(of.pages, of.pages_bytes, allowed) == 0) return;
+    fprintf(stderr, "emulated CUDA: the system does not change the protection of %zu bytes\n", of.pages_bytes);
+    abort();
+}
+
+void fill_new(char* start, const Allocation& of) {
+    memset(start, UNWRITTEN, of.bytes);
+    memset(start + of.bytes, BEHIND, round_up(of.bytes, ALIGNMENT) - of.bytes);
+}
+
+// Its end is the end of its pages, as near as its alignment allows.
+void* add(size_t bytes, const char* what, const void* graph) {
+    size_t room = round_up(bytes, ALIGNMENT);
+    size_t pages_bytes = round_up(room, PAGE_BYTES);
+    char* pages = pages_map(pages_bytes, false);
+    if (!pages) return nullptr;
+    char* start = pages + pages_bytes - room;
+    Allocation made = {pages, pages_bytes, bytes, what, graph, graph == nullptr};
+    if (made.is_open) fill_new(start, made);
+    else protect(made, PROT_NONE);
+    std::lock_guard<std::mutex> held(memory().lock);
+    memory().live[start] = made;
+    return start;
+}
+
+// The allocation that starts there; the caller holds the lock.
+std::pair<const char* const, Allocation>& starting(void* start) {
+    auto found = memory().live.find(static_cast<char*>(start));
+    if (found != memory().live.end()) return *found;
+    fprintf(stderr, "emulated CUDA: %p is given back, but is not an allocation (any more)\n", start);
+    abort();
 }
 
 }  // namespace
@@ -70,41 +107,43 @@ char* pages_map(size_t bytes, bool low) {
 
 void pages_unmap(char* pages, size_t bytes) { munmap(pages - PAGE_BYTES, bytes + 2 * PAGE_BYTES); }
 
-void* guarded_alloc(size_t bytes, const char* what) {
-    size_t room = round_up(bytes, ALIGNMENT);
-    size_t pages_bytes = round_up(room, PAGE_BYTES);
-    char* pages = pages_map(pages_bytes, false);
-    if (!pages) return nullptr;
-    char* start = pages + pages_bytes - room;
-    memset(start, UNWRITTEN, bytes);
-    memset(start + bytes, BEHIND, room - bytes);
-    std::lock_guard<std::mutex> held(memory().lock);
-    memory().live[start] = {pages, pages_bytes, bytes, what};
-    return start;
-}
+void* guarded_alloc(size_t bytes, const char* what) { return add(bytes, what, nullptr); }
 
 void guarded_free(void* start) {
     std::lock_guard<std::mutex> held(memory().lock);
-    auto found = memory().live.find(static_cast<char*>(start));
-    if (found == memory().live.end()) {
-        fprintf(stderr, "emulated CUDA: %p is given back, but is not an allocation (any more)\n", start);
-        abort();
-    }
-    check(found->first, found->second);
-    pages_unmap(found->second.pages, found->second.pages_bytes);
-    memory().live.erase(found);
+    auto& [address, found] = starting(start);
+    check(address, found);
+    pages_unmap(found.pages, found.pages_bytes);
+    memory().live.erase(static_cast<char*>(start));
 }
 
-bool guarded_find(const void* address, void** start, size_t* bytes, const char** what) {
+void* guarded_reserve(size_t bytes, const char* what, const void* graph) { return add(bytes, what, graph); }
+
+void guarded_open(void* start) {
+    std::lock_guard<std::mutex> held(memory().lock);
+    Allocation& found = starting(start).second;
+    protect(found, PROT_READ | PROT_WRITE);
+    fill_new(static_cast<char*>(start), found);
+    found.is_open = true;
+}
+
+void guarded_close(void* start) {
+    std::lock_guard<std::mutex> held(memory().lock);
+    auto& [address, found] = starting(start);
+    check(address, found);
+    found.is_open = false;
+    madvise(found.pages, found.pages_bytes, MADV_DONTNEED);
+    protect(found, PROT_NONE);
+}
+
+bool guarded_find(const void* address, Found& result) {
     std::lock_guard<std::mutex> held(memory().lock);
     auto at = static_cast<const char*>(address);
-    auto found = memory().live.upper_bound(at);
-    if (found == memory().live.begin()) return false;
-    --found;
-    if (at > found->first + found->second.bytes) return false;
-    if (start) *start = const_cast<char*>(found->first);
-    if (bytes) *bytes = found->second.bytes;
-    if (what) *what = found->second.what;
+    auto next = memory().live.upper_bound(at);
+    if (next == memory().live.begin()) return false;
+    auto& [start, found] = *--next;
+    if (at > start + found.bytes) return false;
+    result = {const_cast<char*>(start), found.bytes, found.what, found.graph, found.is_open};
     return true;
 }
 
@@ -120,7 +159,8 @@ bool guarded_describe(const void* address, char* text, size_t size) {
     auto at = static_cast<const char*>(address);
     for (auto& [start, found] : memory().live) {
         if (at < found.pages - PAGE_BYTES || at >= found.pages + found.pages_bytes + PAGE_BYTES) continue;
-        snprintf(text, size, "byte %td of a %s of %zu bytes", at - start, found.what, found.bytes);
+        snprintf(text, size, "byte %td of a %s of %zu bytes%s", at - start, found.what, found.bytes,
+                 found.is_open ? "" : ", which its graph has not allocated now");
         return true;
     }
     return false;

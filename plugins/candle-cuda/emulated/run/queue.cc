@@ -3,6 +3,7 @@
 #include <mutex>
 #include <set>
 
+#include "capture.h"
 #include "state.h"
 
 namespace emulated {
@@ -22,19 +23,21 @@ Stream* added(Stream* stream) {
 
 }  // namespace
 
-Stream* make_stream() {
+Stream* make_stream(bool is_blocking) {
     std::lock_guard<std::mutex> alone(execution());
-    return added(new Stream);
+    auto made = new Stream;
+    made->is_blocking = is_blocking;
+    return added(made);
 }
 
 Stream& stream_of(const void* handle) {
     auto number = reinterpret_cast<uintptr_t>(handle);
     if (number > 2) return *static_cast<Stream*>(const_cast<void*>(handle));
     // Never destroyed: others may wait for the work of a thread that ended.
-    static Stream* of_context = make_stream();
-    static thread_local Stream* of_thread = number == 2 ? make_stream() : nullptr;
+    static Stream* of_context = make_stream(true);
+    static thread_local Stream* of_thread = number == 2 ? make_stream(true) : nullptr;
     if (number != 2) return *of_context;
-    if (!of_thread) of_thread = make_stream();
+    if (!of_thread) of_thread = make_stream(true);
     return *of_thread;
 }
 
@@ -49,15 +52,21 @@ void finish_inside(Stream& stream, uint64_t upto) {
     }
 }
 
-uint64_t give(const void* handle, std::function<void()> work) {
+static uint64_t give(const void* handle, std::function<void()> work, bool is_launch) {
     Stream& stream = stream_of(handle);
-    bool is_of_context = reinterpret_cast<uintptr_t>(handle) < 2;
-    if (is_of_context) finish_all();
+    if (record(stream, work, is_launch)) return 0;
+    if (is_of_context(handle)) finish_all();
     std::lock_guard<std::mutex> alone(execution());
     stream.waiting.push_back(std::move(work));
     uint64_t number = ++stream.n_given;
-    if (!settings().late || is_of_context) finish_inside(stream, number);
+    if (!settings().late || is_of_context(handle)) finish_inside(stream, number);
     return number;
+}
+
+uint64_t give(const void* handle, std::function<void()> work) { return give(handle, std::move(work), false); }
+
+void give_launch(const void* handle, std::function<void()> work) {
+    give(handle, [work = std::move(work)] { if (begin_launch()) work(); }, true);
 }
 
 void finish(Stream& stream, uint64_t upto) {

@@ -3,13 +3,12 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
 #include <thread>
-
-#include "launch.h"
 
 namespace emulated {
 
@@ -77,38 +76,64 @@ void revive() {
     if (is_dead()) is_revived = true;
 }
 
-static std::atomic<size_t> used[DEVICES_MAX];
-// The most since it was asked to begin again.
-static std::atomic<size_t> used_at_most[DEVICES_MAX];
+namespace {
+
+// Bytes of a device in use, and the most since it was asked to begin again. Graphs' are apart from other allocations.
+struct Usage {
+    size_t used, used_at_most, of_graphs;
+    size_t left() const { return settings().memory_bytes - used - of_graphs; }
+};
+
+std::mutex usage_lock;
+Usage usage[DEVICES_MAX];
+
+}  // namespace
 
 bool take_memory(int device, size_t bytes) {
-    size_t before = used[device];
-    do {
-        if (bytes > settings().memory_bytes || before > settings().memory_bytes - bytes) return false;
-    } while (!used[device].compare_exchange_weak(before, before + bytes));
-    size_t most = used_at_most[device];
-    while (most < before + bytes && !used_at_most[device].compare_exchange_weak(most, before + bytes)) {}
+    std::lock_guard<std::mutex> held(usage_lock);
+    Usage& of = usage[device];
+    if (bytes > of.left()) return false;
+    of.used += bytes;
+    of.used_at_most = std::max(of.used_at_most, of.used);
     return true;
 }
 
-void give_memory(int device, size_t bytes) { used[device] -= bytes; }
+void give_memory(int device, size_t bytes) {
+    std::lock_guard<std::mutex> held(usage_lock);
+    usage[device].used -= bytes;
+}
 
-size_t memory_used(int device) { return used[device]; }
+bool keep_for_graphs(int device, size_t bytes) {
+    std::lock_guard<std::mutex> held(usage_lock);
+    Usage& of = usage[device];
+    if (bytes > of.of_graphs && bytes - of.of_graphs > of.left()) return false;
+    of.of_graphs = bytes;
+    return true;
+}
 
-size_t memory_used_at_most(int device) { return used_at_most[device]; }
+size_t memory_free(int device) {
+    std::lock_guard<std::mutex> held(usage_lock);
+    return usage[device].left();
+}
 
-void forget_memory_used(int device) { used_at_most[device] = size_t(used[device]); }
+size_t memory_used(int device) {
+    std::lock_guard<std::mutex> held(usage_lock);
+    return usage[device].used;
+}
+
+size_t memory_used_at_most(int device) {
+    std::lock_guard<std::mutex> held(usage_lock);
+    return usage[device].used_at_most;
+}
+
+void forget_memory_used(int device) {
+    std::lock_guard<std::mutex> held(usage_lock);
+    usage[device].used_at_most = usage[device].used;
+}
 
 void missing(const char* function) {
     fprintf(stderr, "emulated CUDA: %s is not emulated\n", function);
     abort();
-}
-
-bool is_device_memory(const void* address, size_t bytes) {
-    void* start;
-    size_t size;
-    if (!guarded_find(address, &start, &size)) return false;
-    return static_cast<const char*>(address) + bytes <= static_cast<const char*>(start) + size;
 }
 
 }  // namespace emulated

@@ -19,7 +19,8 @@ const Settings& settings();
 
 // Appends a line to the log, whole even if processes share it. Words of a line: what it is, then its figures.
 //   launch NAME blocks N threads N shared N | product NAME m N n N k N batch N | copy htod|dtoh|dtod BYTES |
-//   alloc BYTES | free BYTES | memset BYTES | synchronize stream|context|event
+//   alloc BYTES | free BYTES | memset BYTES | synchronize stream|context|event | graph LAUNCHES_AND_PRODUCTS
+// What a stream captures has `captured` in front. A graph's launch is one line; what it then does has none.
 void log_line(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
 // What runs on the device runs alone: held while a kernel, a product, a copy or a fill is under way.
@@ -35,6 +36,9 @@ void revive();
 // Device memory in use, of all devices together each its own count. False if it would be too much.
 bool take_memory(int device, size_t bytes);
 void give_memory(int device, size_t bytes);
+// How much of it graphs have, which counts apart from the rest. False if it would be too much.
+bool keep_for_graphs(int device, size_t bytes);
+size_t memory_free(int device);
 size_t memory_used(int device);
 // The most that was in use since the start, or since that was forgotten.
 size_t memory_used_at_most(int device);
@@ -42,7 +46,5 @@ void forget_memory_used(int device);
 
 // Ends the process: a function of NVIDIA's library is not emulated.
 [[noreturn]] void missing(const char* function);
-// Whether [address, address + bytes) lies in one allocation on the device.
-bool is_device_memory(const void* address, size_t bytes);
 
 }  // namespace emulated
