@@ -81,7 +81,7 @@ CUresult cuGraphInstantiateWithFlags(CUgraphExec* executable, CUgraph graph, uns
         return refuse(CUDA_ERROR_INVALID_VALUE, "the flags %llu of a graph are not emulated", flags);
     }
     if (size_t left = graph->graph->allocated.size()) {
-        return refuse(CUDA_ERROR_NOT_SUPPORTED, "a graph gives %zu of its allocations not back, of %zu bytes: not emulated", left,
+        return refuse(CUDA_ERROR_NOT_SUPPORTED, "a graph keeps %zu of its allocations, of %zu bytes, when it ends: not emulated", left,
                       graph->graph->bytes);
     }
     *executable = new CUgraphExec_st{std::shared_ptr<Executable>(new Executable{graph->graph})};

@@ -19,23 +19,25 @@ CUresult cuStreamDestroy(CUstream stream) {
     return outcome();
 }
 
-static CUresult wait_for(CUstream stream, const char* what) {
+static CUresult may_finish(CUstream stream, const char* what) {
     if (capture_of(stream)) return refuse_captured(stream, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, what);
     TRY(may_give(stream, what));
-    TRY(may_wait(what));
-    finish(stream_of(stream));
-    return outcome();
+    return may_wait(what);
 }
 
 CUresult cuStreamSynchronize(CUstream stream) {
     NEEDS_CONTEXT();
+    TRY(may_finish(stream, "a wait for a stream"));
     log_line("synchronize stream");
-    return wait_for(stream, "a wait for a stream");
+    finish(stream_of(stream));
+    return outcome();
 }
 
 CUresult cuStreamQuery(CUstream stream) {
     NEEDS_CONTEXT();
-    return wait_for(stream, "a query of a stream");
+    TRY(may_finish(stream, "a query of a stream"));
+    finish(stream_of(stream));
+    return outcome();
 }
 
 // A captured event is of its capture only, and a capture has events of its own only.
@@ -96,25 +98,25 @@ CUresult cuEventRecord(CUevent event, CUstream stream) {
     return outcome();
 }
 
-static CUresult wait_for(CUevent event, const char* what) {
-    if (event->capture) {
-        spoil([&](const Capture& capture) { return &capture == event->capture.get(); });
-        return refuse(CUDA_ERROR_CAPTURED_EVENT, "%s that was recorded in a capture", what);
-    }
-    TRY(may_wait(what));
-    if (event->stream) finish(*event->stream, event->number);
-    return outcome();
+static CUresult may_finish(CUevent event, const char* what) {
+    if (!event->capture) return may_wait(what);
+    spoil([&](const Capture& capture) { return &capture == event->capture.get(); });
+    return refuse(CUDA_ERROR_CAPTURED_EVENT, "%s that was recorded in a capture", what);
 }
 
 CUresult cuEventQuery(CUevent event) {
     NEEDS_CONTEXT();
-    return wait_for(event, "a query of an event");
+    TRY(may_finish(event, "a query of an event"));
+    if (event->stream) finish(*event->stream, event->number);
+    return outcome();
 }
 
 CUresult cuEventSynchronize(CUevent event) {
     NEEDS_CONTEXT();
+    TRY(may_finish(event, "a wait for an event"));
     log_line("synchronize event");
-    return wait_for(event, "a wait for an event");
+    if (event->stream) finish(*event->stream, event->number);
+    return outcome();
 }
 
 static CUresult elapsed(float* milliseconds, CUevent from, CUevent to) {

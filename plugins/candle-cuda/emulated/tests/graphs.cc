@@ -177,7 +177,7 @@ static void test_lost_memory() {
     begin();
     allocate(4);
     CUgraph graph = end();
-    expect_refused("a graph that does not give its memory back", CUDA_ERROR_NOT_SUPPORTED, "gives 1 of its allocations not back", [=] {
+    expect_refused("a graph that does not give all its memory back", CUDA_ERROR_NOT_SUPPORTED, "keeps 1 of its allocations, of 4 bytes", [=] {
         CUgraphExec executable;
         return cuGraphInstantiateWithFlags(&executable, graph, 0);
     });
