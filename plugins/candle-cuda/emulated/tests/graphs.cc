@@ -117,7 +117,8 @@ static void test_memory() {
                    [=] { return cuMemcpyDtoHAsync(machine.pinned, own, 4, stream()); });
     expect_refused("a free of a graph's memory outside of it", CUDA_ERROR_INVALID_VALUE, "was not allocated",
                    [=] { return cuMemFreeAsync(own, stream()); });
-    expect(square(1, own, machine.memory) != CUBLAS_STATUS_SUCCESS, "a product of a graph's memory outside of it");
+    expect_refused("a product of a graph's memory outside of it", CUDA_ERROR_INVALID_VALUE, "a leaves its allocation",
+                   [=] { return square(1, own, machine.memory) ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS; });
     expect_end("a kernel that touches a graph's memory outside of it",
                "touches byte 0 of a graph's allocation of 4 bytes, which its graph has not allocated now", [=] {
                    done(launch_add(stream(), own, machine.memory, 0));
