@@ -20,6 +20,8 @@ else
   # As late as a GPU may be: what is read or written too soon is wrong then.
   export EMULATED_CUDA_LATE=${EMULATED_CUDA_LATE:-1}
 fi
+# What continuous integration does for the plugins that build everywhere.
+"${CARGO:-cargo}" clippy -q -p candle-cuda -p candle-plugin --all-targets -- -D warnings
 # Every kernel by itself, against loops in f64.
 "$here/tests/kernels/run.sh" "$root/target/kernels" ${CANDLE_CUDA_EMULATED:+"$libraries"}
 LD_LIBRARY_PATH=$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} "${CARGO:-cargo}" test -p candle-cuda -p candle-plugin "$@"

@@ -27,6 +27,25 @@ pub fn request_of_golden(name: &str, dtype: &str) -> OpenRequest {
     request(&golden_dir(name), dtype, &options.to_string())
 }
 
+/// The same request with one more option.
+pub fn with_option(request: OpenRequest, name: &str, value: serde_json::Value) -> OpenRequest {
+    let mut options: serde_json::Value = serde_json::from_str(&request.options).unwrap();
+    options[name] = value;
+    OpenRequest {
+        options: options.to_string(),
+        ..request
+    }
+}
+
+/// How far a GPU's logits may move with the rows beside them: sums in another order; in halves their last bits.
+pub fn order_tolerance(dtype: &str) -> f32 {
+    match dtype {
+        "f32" => 2e-5,
+        "f16" => 1e-2,
+        _ => 0.1,
+    }
+}
+
 /// Scores rows that must all be scored.
 pub fn score_all(worker: &mut OpenWorker, rows: &[&GoldenRow]) -> Vec<Vec<f32>> {
     score(worker, rows)

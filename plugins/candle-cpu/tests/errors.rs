@@ -370,6 +370,8 @@ fn requests_name_the_option() {
     let asked = |dtype, options: &str| request(&golden_dir("bert"), dtype, options);
     refused_request(&asked("f8", "{}"), FaultCode::Unsupported, &["f8", "int4"]);
     refused_request(&asked("f32", "{"), FaultCode::BadRequest, &["options"]);
+    let graphs = asked("f32", r#"{"graphs": true}"#);
+    refused_request(&graphs, FaultCode::BadRequest, &["graphs", "CUDA", "cpu"]);
     refused_request(
         &asked("f32", r#"{"kernels":1}"#),
         FaultCode::BadRequest,

@@ -11,8 +11,9 @@ with torch and transformers, whose packages bring CUDA's libraries, and no netwo
 1. every golden model in f32, f16 and bf16 against the logits of transformers;
 2. pairs a second for models of MiniLM-L6's and XLM-RoBERTa large's size, random weights by seed, by row length: Crossgate
    and PyTorch on the same rows, in turn, after their logits were compared with each other and with PyTorch's in f32;
-3. the whole server by HTTP and gRPC beside inference alone, and with 1 to 16 tokenizer threads; how busy the GPU is;
-4. memory.
+3. requests of few documents, one at a time: milliseconds of one, with CUDA graphs, without, and of PyTorch;
+4. the whole server by HTTP and gRPC beside inference alone, and with 1 to 16 tokenizer threads; how busy the GPU is;
+5. memory.
 
 OUT gets evidence.md, evidence.json and the programs' logs. Steps for which no time is left are named in the report.
 Exit status: 0 all was measured, 1 something failed or was left out.
@@ -45,6 +46,11 @@ ERRORS_MAX, ERROR_MIN = 3.0, 2e-3
 DOCUMENTS = 100
 CLIENTS = 48
 SERVER_TOKENS = 128
+# Documents of a small request: how many of those are timed, all of so many tokens.
+SMALL = {1: 200, 8: 100, 32: 50}
+SMALL_TOKENS = 74
+# What candle-cuda is told of CUDA graphs.
+GRAPHS = {"as measured": {}, "always": {"graphs": True}, "never": {"graphs": False}}
 
 # model: row length: requests of DOCUMENTS. A round of them takes a good part of a second on a large GPU.
 FULL = {"minilm-l6": {74: 160, 128: 96, 512: 24}, "xlm-r-large": {74: 32, 128: 20, 512: 6}}
@@ -61,7 +67,7 @@ class Evidence:
         self.models = QUICK if asked.quick else FULL
         self.blocks, self.rounds, self.round_s = (2, 1, 0.0) if asked.quick else (3, 3, 1.5)
         self.serve_s = 2 if asked.quick else 4
-        self.found = {"asked": vars(asked), "parity": [], "models": {}, "speed": [], "server": [], "tokenizers": [],
+        self.found = {"asked": vars(asked), "parity": [], "models": {}, "speed": [], "small": [], "server": [], "tokenizers": [],
                       "problems": [], "steps_s": {}}
 
     def step(self, name, needed_s, do, *given):
@@ -87,6 +93,8 @@ class Evidence:
             self.step(f"load {model}", 20, self.load, model)
             for row_tokens, count in lengths.items():
                 self.step(f"speed of {model}, {row_tokens} tokens", 40, self.speed, model, row_tokens, count)
+            for documents, count in SMALL.items():
+                self.step(f"{documents} documents for {model}", 15, self.small, model, documents, count)
             self.step(f"drop {model}", 0, self.peer.ask, "drop")
         for model in self.models:
             self.step(f"server with {model}", 30, self.server, model)
@@ -112,10 +120,13 @@ class Evidence:
 
     def make(self, model):
         self.found["models"][model] = self.peer.ask("make", model=model, folder=self.folder(model))
-        with open(Path(self.folder(model)) / "words.jsonl", encoding="utf-8") as lines:
-            words = [json.loads(line) for line in lines]
+        words = self.words(model)
         for row_tokens, count in self.models[model].items():
             texts.write_lines(self.workload(model, row_tokens), texts.requests(words, row_tokens, count, DOCUMENTS))
+
+    def words(self, model):
+        with open(Path(self.folder(model)) / "words.jsonl", encoding="utf-8") as lines:
+            return [json.loads(line) for line in lines]
 
     def load(self, model):
         self.peer.ask("load", folder=self.folder(model), dtypes=sorted({self.asked.dtype, "f32"}))
@@ -153,6 +164,24 @@ class Evidence:
                  "gpu": self.samples.between(*spans[-1])}
         self.found["speed"].append(line)
 
+    def small(self, model, documents, count):
+        """One request at a time, so nothing hides what a launch takes."""
+        count = 3 if self.asked.quick else count
+        dtype, workload = self.asked.dtype, Path(self.folder(model)) / f"small-{documents}.jsonl"
+        texts.write_lines(workload, texts.requests(self.words(model), SMALL_TOKENS, count, documents))
+        self.peer.ask("rows", workload=str(workload), row_tokens=SMALL_TOKENS)
+        line = {"model": model, "documents": documents, "ours": {}, "theirs": []}
+        ways = GRAPHS if self.asked.plugin == "candle-cuda" else {"as measured": {}}
+        for name, options in ways.items():
+            scores = self.out / "scores.jsonl"
+            done = self.crossgate.bench("inference", self.folder(model), dtype, workload, SMALL_TOKENS, count, self.rounds,
+                                        scores, ["--backend-options", json.dumps(options)], 1)
+            self.compare(scores, dtype)
+            line["ours"][name] = [seconds / count for seconds in done["rounds_s"]]
+        self.peer.ask("each", dtype=dtype, count=count, rows=documents)
+        line["theirs"] = [self.peer.ask("each", dtype=dtype, count=count, rows=documents) for _ in range(self.rounds)]
+        self.found["small"].append(line)
+
     def compare(self, scores, dtype):
         """The largest differences of logits: ours and the peer's to its f32, and to each other."""
         with open(scores, encoding="utf-8") as lines:
@@ -160,7 +189,7 @@ class Evidence:
         exact, theirs = (self.peer.ask("scores", dtype=of, count=len(ours)) for of in ("f32", dtype))
         farthest = lambda a, b: max(abs(x - y) for x, y in zip(a, b, strict=True))
         errors = {"ours": farthest(ours, exact), "theirs": farthest(theirs, exact), "apart": farthest(ours, theirs),
-                  "deviation": statistics.stdev(exact)}
+                  "deviation": statistics.stdev(exact) if len(exact) > 1 else None}
         # Written so that a NaN is refused, too.
         if not errors["ours"] <= ERRORS_MAX * errors["theirs"] + ERROR_MIN:
             raise programs.Failed(f"not timed, because the logits are wrong: {errors}")

@@ -8,6 +8,7 @@ A question is a line of JSON, {"do": NAME, …}; its answer too, {"ok": …} or 
   scores {dtype, count}                     the first rows' logits
   tune {dtype, tokens}                      the batch of those sizes, in tokens, that is fastest
   round {dtype, batch_tokens, seconds}      passes over all rows until the time is up: pairs a second
+  each {dtype, count, rows}                 so many batches one after the other: seconds of one
   drop {}                                   gives the models' memory back
 """
 import json
@@ -96,7 +97,7 @@ class Peer:
         return {"pairs": len(encoded)}
 
     def scores(self, dtype, count):
-        return self.logits(dtype, self.ids.shape[1] * 32, count).tolist()
+        return self.logits(dtype, self.ids.shape[1] * 32, (0, count)).tolist()
 
     def tune(self, dtype, tokens):
         """Each size once to warm it up, and once for its time."""
@@ -116,13 +117,21 @@ class Peer:
             passes += 1
         return passes * len(self.ids) / (time.perf_counter() - started)
 
+    def each(self, dtype, count, rows):
+        """Batches of so many rows, each when the one before is there."""
+        started, step = time.perf_counter(), rows * self.ids.shape[1]
+        for start in range(count):
+            self.logits(dtype, step, (start * rows, (start + 1) * rows))
+        return (time.perf_counter() - started) / count
+
     @torch.inference_mode()
-    def logits(self, dtype, batch_tokens, count=None):
-        """Of the first rows, on the host: what a server's worker does with a batch, copies in and out included."""
+    def logits(self, dtype, batch_tokens, rows=None):
+        """Of all rows, or from one on and before another, on the host: what a server's worker does with a batch, copies in and out included."""
         model, step = self.models[dtype], max(1, batch_tokens // self.ids.shape[1])
         found = []
-        for start in range(0, count or len(self.ids), step):
-            end = min(start + step, count or len(self.ids))
+        first, behind = rows or (0, len(self.ids))
+        for start in range(first, behind, step):
+            end = min(start + step, behind)
             given = {"input_ids": self.ids[start:end].to(self.device, non_blocking=True)}
             if self.has_types:
                 given["token_type_ids"] = self.types[start:end].to(self.device, non_blocking=True)

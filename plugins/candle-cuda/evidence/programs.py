@@ -85,11 +85,11 @@ class Crossgate:
     def version(self):
         return run([self.bin / "crossgate", "--version"], self.out / "crossgate.log", self.env).strip()
 
-    def bench(self, stage, model, dtype, workload, row_tokens, requests, rounds, scores=None, more=()):
+    def bench(self, stage, model, dtype, workload, row_tokens, requests, rounds, scores=None, more=(), in_flight=16):
         """The report of `crossgate bench`; the logits go to the file `scores`."""
         command = [self.bin / "crossgate", "bench", "--stage", stage, "--models", model, "--dtype", dtype,
                    "--workload", workload, "--max-length", row_tokens, "--requests", requests, "--rounds", rounds,
-                   "--in-flight", 16, "--json", *self.common, *more]
+                   "--in-flight", in_flight, "--json", *self.common, *more]
         command += ["--output", scores] if scores else []
         return json.loads(run(command, self.out / "crossgate.log", self.env))
 

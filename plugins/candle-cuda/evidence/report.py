@@ -10,7 +10,7 @@ def write(found, out):
 
 
 def markdown(found):
-    parts = [about(found), parity(found["parity"]), speed(found), server(found["server"]), tokenizers(found),
+    parts = [about(found), parity(found["parity"]), speed(found), small(found["small"]), server(found["server"]), tokenizers(found),
              memory(found), problems(found)]
     return "\n\n".join(filter(None, parts)) + "\n"
 
@@ -72,6 +72,24 @@ def speed(found):
 
 def spread(rounds):
     return f"{rate(statistics.median(rounds))} ({rate(min(rounds))}–{rate(max(rounds))})"
+
+
+def small(lines):
+    if not lines:
+        return None
+    ways = list(lines[0]["ours"])
+    rows = [[line["model"], str(line["documents"]), *(milliseconds(line["ours"][way]) for way in ways),
+             milliseconds(line["theirs"]),
+             f"{statistics.median(line['theirs']) / statistics.median(line['ours'][ways[0]]):.2f}"] for line in lines]
+    text = ("One request after the other, each of so many documents of 74 tokens: milliseconds of one, lowest and highest "
+            "round in brackets.")
+    head = ["model", "documents", *(f"graphs {way}" for way in ways), "PyTorch", "ratio"]
+    return f"## Small requests\n\n{text}\n\n" + table(head, rows)
+
+
+def milliseconds(rounds):
+    median, lowest, highest = (f"{seconds * 1e3:.2f}" for seconds in (statistics.median(rounds), min(rounds), max(rounds)))
+    return f"{median} ({lowest}–{highest})"
 
 
 def server(lines):

@@ -6,7 +6,7 @@ import texts
 
 GPU = {"busy": 0.5, "memory_mib": 3_000.0, "power_w": 300.0, "clock_mhz": 1_900.0, "samples": 9}
 NOTHING = {"asked": {"plugin": "candle-cuda", "dtype": "f16", "quick": False}, "parity": [], "models": {}, "speed": [],
-           "server": [], "tokenizers": [], "problems": ["machine: it burns"]}
+           "small": [], "server": [], "tokenizers": [], "problems": ["machine: it burns"]}
 SERVER = {"model": "m", "row_tokens": 128, "before_mib": 1_000.0, "inference": 1_000.0, "pipeline": 900.0, "http": 800.0,
           "grpc": 950.0, "http_gpu": GPU, "grpc_gpu": None}
 
@@ -22,6 +22,13 @@ class Report(unittest.TestCase):
         text = report.markdown(NOTHING | {"server": [SERVER]})
         self.assertIn("| 20.0% | 5.0% | 50% | – |", text)
         self.assertIn("| m, http | 2,000 | 300 | 1900 |", text)
+
+    def test_small_requests_in_milliseconds(self):
+        line = {"model": "m", "documents": 8, "ours": {"as measured": [0.001, 0.002, 0.004], "never": [0.003]},
+                "theirs": [0.008]}
+        text = report.markdown(NOTHING | {"small": [line]})
+        self.assertIn("| model | documents | graphs as measured | graphs never | PyTorch | ratio |", text)
+        self.assertIn("| m | 8 | 2.00 (1.00–4.00) | 3.00 (3.00–3.00) | 8.00 (8.00–8.00) | 4.00 |", text)
 
     def test_each_dtype_has_a_column(self):
         text = report.markdown(NOTHING | {"parity": [("bert", "bf16", 0.02), ("bert", "f32", 1e-6), ("t5", "f32", 2e-6)]})

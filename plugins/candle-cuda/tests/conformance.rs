@@ -5,16 +5,7 @@ mod common;
 use backend_api::{OpenRequest, PluginLibrary};
 use candle_cuda::CandleCuda;
 use common::golden_request;
-use common::suite::check_contract;
-
-/// Sums in another order; in halves their last bits.
-fn tolerance(dtype: &str) -> f32 {
-    match dtype {
-        "f32" => 2e-5,
-        "f16" => 1e-2,
-        _ => 0.1,
-    }
-}
+use common::suite::{check_contract, order_tolerance};
 
 fn check(name: &str, dtypes: &[&str], type_vocab_size: u32) {
     let library = PluginLibrary::in_process::<CandleCuda>().unwrap();
@@ -26,7 +17,7 @@ fn check(name: &str, dtypes: &[&str], type_vocab_size: u32) {
             row_tokens_max: 128,
             ..golden_request(name, dtype)
         };
-        check_contract(&library, request, type_vocab_size, tolerance(dtype));
+        check_contract(&library, request, type_vocab_size, order_tolerance(dtype));
     }
 }
 

@@ -7,7 +7,7 @@
 mod common;
 
 use backend_api::{FaultCode, OpenRequest};
-use common::{GoldenRow, farthest, golden, golden_request, open, score_all};
+use common::{GoldenRow, farthest, golden, golden_request, open, score_all, with_graphs};
 use std::path::Path;
 use std::process::Command;
 
@@ -95,6 +95,110 @@ fn ids_go_up_and_logits_come_down() {
     }
 }
 
+/// A small batch is one graph: nothing else is enqueued, and its logits are its rows'. One that is larger than all graphs, or
+/// that no others fill up to one, is launched as ever.
+#[test]
+fn a_small_batch_is_one_graph() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("log");
+    let settings = [("EMULATED_CUDA_LOG", log.to_str().unwrap())];
+    if !is_inside("a_small_batch_is_one_graph", &settings) {
+        return;
+    }
+    let log = std::env::var("EMULATED_CUDA_LOG").unwrap();
+    let log = Path::new(&log);
+    for name in ["bert", "deberta-v3", "qwen3-yes-no", "t5", "mt5-true-false"] {
+        let golden = golden(name);
+        let request = OpenRequest {
+            rows_max: 64,
+            tokens_max: 256,
+            row_tokens_max: 64,
+            ..golden_request(name, "f32")
+        };
+        let backend = open(&with_graphs(&request, Some(true))).unwrap();
+        let mut worker = backend.worker().unwrap();
+        let short = |row: &&GoldenRow| row.input_ids.len() <= 64;
+        let mut rows: Vec<&GoldenRow> = golden.rows.iter().filter(short).collect();
+        rows.sort_by_key(|row| std::cmp::Reverse(row.input_ids.len()));
+        let mut check = |rows: &[&GoldenRow]| {
+            let before = lines(log).len();
+            let found = score_all(&mut worker, rows);
+            let expected = rows.iter().map(|row| &row.logits);
+            assert!(farthest(expected, &found) < 1e-4, "{name}");
+            let lines = lines(log).split_off(before);
+            let is_waited = |line: &String| line.as_str() == "synchronize event";
+            lines
+                .into_iter()
+                .filter(|line| !is_waited(line))
+                .collect::<Vec<_>>()
+        };
+        for n_rows in [1, 2, 3] {
+            let lines = check(&rows[..n_rows]);
+            let [line] = &lines[..] else {
+                panic!("{name}, {n_rows} rows: {lines:#?}");
+            };
+            assert!(line.starts_with("graph "), "{name}: {line}");
+        }
+        // More rows than the largest shape has.
+        let many = [*rows.last().unwrap(); 17];
+        let lines = check(&many);
+        assert!(lines.iter().any(|line| line.starts_with("launch ")));
+        assert!(!lines.iter().any(|line| line.starts_with("graph ")));
+    }
+}
+
+/// Graphs' memory is said, and given back with the model.
+#[test]
+fn graphs_have_memory_of_their_own() {
+    let settings = [("EMULATED_CUDA_MEMORY_BYTES", "8000000")];
+    if !is_inside("graphs_have_memory_of_their_own", &settings) {
+        return;
+    }
+    let request = golden_request("bert", "f32");
+    let bytes = |graphs| {
+        let backend = open(&with_graphs(&request, Some(graphs))).unwrap();
+        backend.description().memory_bytes
+    };
+    let [without, with] = [false, true].map(bytes);
+    assert!(without < with, "{without} {with}");
+    for _ in 0..3 {
+        assert_eq!(bytes(true), with);
+    }
+    // More than there is: it does without, unless they were asked for.
+    let much = OpenRequest {
+        tokens_max: 8_192,
+        rows_max: 1_024,
+        ..request.clone()
+    };
+    let backend = open(&with_graphs(&much, None)).unwrap();
+    let row = golden("bert").rows.remove(4);
+    let found = score_all(&mut backend.worker().unwrap(), &[&row]);
+    assert!(farthest([&row.logits], &found) < 1e-4);
+}
+
+/// Left open, it is measured which graphs there are. Whatever comes of it here, the logits are right.
+#[test]
+fn graphs_are_measured() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("log");
+    let settings = [("EMULATED_CUDA_LOG", log.to_str().unwrap())];
+    if !is_inside("graphs_are_measured", &settings) {
+        return;
+    }
+    let backend = open(&with_graphs(&golden_request("bert", "f32"), None)).unwrap();
+    let log = std::env::var("EMULATED_CUDA_LOG").unwrap();
+    let n_graphs = lines(Path::new(&log))
+        .iter()
+        .filter(|line| line.starts_with("graph "))
+        .count();
+    assert!(2 <= n_graphs, "none was tried");
+    let mut worker = backend.worker().unwrap();
+    for row in &golden("bert").rows {
+        let found = score_all(&mut worker, &[row]);
+        assert!(farthest([&row.logits], &found) < 1e-4);
+    }
+}
+
 /// The largest batch that was asked for does not fit; what is described does, and is scored.
 #[test]
 fn limits_shrink_to_the_memory() {
@@ -163,6 +267,35 @@ fn a_batch_is_split_where_memory_is_gone() {
     assert!(farthest(rows.iter().map(|row| &row.logits), &found) < 1e-4);
 }
 
+/// Another model that is closed takes the memory of graphs that nobody uses, and others fill the GPU: what was a graph is
+/// launched, in parts that fit.
+#[test]
+fn graphs_whose_memory_is_gone_are_launched() {
+    let settings = [("EMULATED_CUDA_MEMORY_BYTES", "8000000")];
+    if !is_inside("graphs_whose_memory_is_gone_are_launched", &settings) {
+        return;
+    }
+    let request = with_graphs(&golden_request("bert", "f32"), Some(true));
+    let backend = open(&request).unwrap();
+    drop(open(&request).unwrap());
+    let small = OpenRequest {
+        tokens_max: 64,
+        ..golden_request("bert", "f32")
+    };
+    let mut others = Vec::new();
+    while let Ok(other) = open(&small) {
+        others.push(other);
+        assert!(others.len() < 1_000, "they take nothing");
+    }
+    let golden = golden("bert");
+    let longest = golden.rows.iter().max_by_key(|row| row.input_ids.len());
+    let longest = longest.unwrap();
+    let most = request.tokens_max as usize - 1;
+    let rows = vec![longest; most / longest.input_ids.len()];
+    let found = score_all(&mut backend.worker().unwrap(), &rows);
+    assert!(farthest(rows.iter().map(|row| &row.logits), &found) < 1e-4);
+}
+
 /// Where not even one token fits, the model does not open.
 #[test]
 fn a_model_that_does_not_fit_says_so() {
@@ -181,15 +314,25 @@ fn a_model_that_does_not_fit_says_so() {
 /// so, and the model opens again on a new context while they are still there.
 #[test]
 fn a_dead_context_is_said_and_made_anew() {
-    let settings = [("EMULATED_CUDA_FATAL_LAUNCH", "400")];
-    if !is_inside("a_dead_context_is_said_and_made_anew", &settings) {
+    check_dead_context("a_dead_context_is_said_and_made_anew", "400", false);
+}
+
+/// The same where the kernel is one of a graph's.
+#[test]
+fn a_context_that_dies_in_a_graph_is_said() {
+    check_dead_context("a_context_that_dies_in_a_graph_is_said", "4000", true);
+}
+
+#[track_caller]
+fn check_dead_context(test: &str, fatal_launch: &str, graphs: bool) {
+    if !is_inside(test, &[("EMULATED_CUDA_FATAL_LAUNCH", fatal_launch)]) {
         return;
     }
-    let request = golden_request("bert", "f32");
+    let request = with_graphs(&golden_request("bert", "f32"), Some(graphs));
     let row = golden("bert").rows.remove(4);
     let backend = open(&request).unwrap();
     let (mut first, mut second) = (backend.worker().unwrap(), backend.worker().unwrap());
-    let fault = (0..400)
+    let fault = (0..4_000)
         .find_map(|_| common::try_score(&mut first, &[&row]).err())
         .unwrap();
     assert_eq!(fault.code, FaultCode::DeviceLost, "{fault}");

@@ -5,8 +5,8 @@ mod common;
 
 use backend_api::{OpenRequest, RowStatus};
 use common::edit::{copy, edit_tensors};
-use common::suite::{check_a_row_fails_alone, check_logits, check_own_scores};
-use common::{golden, golden_request, open, score};
+use common::suite::{check_a_row_fails_alone, check_logits, check_own_scores, order_tolerance};
+use common::{golden, golden_request, open, score, with_graphs};
 
 /// Sums in another order than PyTorch's: 3.9e-6 at most.
 const F32_TOLERANCE: f32 = 1e-4;
@@ -53,20 +53,30 @@ fn rows_of_8192_tokens_agree_with_transformers() {
     check_all("f16", |name| name.ends_with(LONG));
 }
 
+/// Small batches whose launches are one, among rows that nobody asked for.
+#[test]
+fn graphs_agree_with_transformers() {
+    for (dtype, which) in [("f32", ""), ("f16", "bert")] {
+        let request = |name: &str| {
+            let is_tried = !name.ends_with(LONG) && name.starts_with(which);
+            // A batch that is smaller than the largest graph.
+            let request = is_tried.then(|| OpenRequest {
+                tokens_max: 512,
+                row_tokens_max: 512,
+                ..golden_request(name, dtype)
+            });
+            request.map(|request| with_graphs(&request, Some(true)))
+        };
+        check_logits(dtype, request, |_| tolerance(dtype));
+    }
+}
+
 /// Halves where the request leaves it open: f16, or bf16 where the checkpoint is in it or the family outgrows f16.
 #[test]
 fn auto_is_halves() {
     for (name, expected) in [("bert", "f16"), ("t5-true-false", "bf16")] {
         let backend = open(&golden_request(name, "auto")).unwrap();
         assert_eq!(backend.description().dtype, expected, "{name}");
-    }
-}
-
-/// How far a score may move with the rows beside it: cuBLAS adds up in an order that depends on how many there are.
-fn neighbours_tolerance(dtype: &str) -> f32 {
-    match dtype {
-        "f32" => 2e-5,
-        _ => F16_TOLERANCE,
     }
 }
 
@@ -85,7 +95,7 @@ fn a_rows_score_is_its_own() {
                 tokens_max: 4_096,
                 ..golden_request(name, dtype)
             };
-            check_own_scores(name, &[request], neighbours_tolerance(dtype));
+            check_own_scores(name, &[request], order_tolerance(dtype));
         }
     }
 }

@@ -7,16 +7,7 @@ mod common;
 use backend_api::{OpenRequest, PluginLibrary};
 use candle_metal::CandleMetal;
 use common::golden_request;
-use common::suite::check_contract;
-
-/// Sums in another order; in halves their last bits.
-fn tolerance(dtype: &str) -> f32 {
-    match dtype {
-        "f32" => 2e-5,
-        "f16" => 1e-2,
-        _ => 0.1,
-    }
-}
+use common::suite::{check_contract, order_tolerance};
 
 #[track_caller]
 fn check(name: &str, dtypes: &[&str], type_vocab_size: u32) {
@@ -27,7 +18,7 @@ fn check(name: &str, dtypes: &[&str], type_vocab_size: u32) {
             row_tokens_max: 1_024,
             ..golden_request(name, dtype)
         };
-        check_contract(&library, request, type_vocab_size, tolerance(dtype));
+        check_contract(&library, request, type_vocab_size, order_tolerance(dtype));
     }
 }
 

@@ -64,6 +64,12 @@ pub fn open(name: &str, request: &OpenRequest, place: Place) -> Result<Box<dyn B
     let options: Options = serde_json::from_str(&request.options)
         .map_err(|error| Fault::bad_request(format!("options {:?}: {error}", request.options)))?;
     let options = options.or_answers(request.yes_token, request.no_token);
+    if options.graphs.is_some() && !place.has_graphs() {
+        return Err(Fault::bad_request(format!(
+            "options: graphs are CUDA's; this plugin computes on {}",
+            place.name()
+        )));
+    }
     for (name, value) in [
         ("rows_max", request.rows_max),
         ("tokens_max", request.tokens_max),
@@ -151,6 +157,13 @@ impl Place {
             #[cfg(feature = "metal")]
             Self::Metal => "metal",
         }
+    }
+
+    fn has_graphs(self) -> bool {
+        #[cfg(feature = "cuda")]
+        return self == Self::Cuda;
+        #[cfg(not(feature = "cuda"))]
+        false
     }
 
     /// What it computes in, best first.

@@ -2,13 +2,14 @@
 //! down.
 //!
 //! Reading order: [`backend`] opens, measures memory and answers calls; `lane` is one GPU with its copy of the model;
-//! `packed` what goes up; `steps` and `attention` what blocks call; `twins` what kernels are given; `driver` what calls
-//! CUDA, the only file here with `unsafe`; `faults` what its errors mean.
+//! `packed` what goes up; `steps` and `attention` what blocks call; `twins` what kernels are given; `graphs` small batches'
+//! launches as one; `driver` what calls CUDA, the only place here with `unsafe`; `faults` what its errors mean.
 
 pub(crate) mod attention;
 mod backend;
 mod driver;
 mod faults;
+mod graphs;
 mod lane;
 mod names;
 pub(crate) mod packed;

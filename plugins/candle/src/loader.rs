@@ -2,6 +2,7 @@
 
 use crate::block::Vector;
 use crate::block::activation::Activation;
+use crate::block::attention::QueryKeyValue;
 use crate::block::embedding::Table;
 use crate::block::head::Head;
 use crate::block::linear::Linear;
@@ -29,6 +30,8 @@ pub(crate) struct Options {
     /// With dtype f16: computes in it, by candle's own operations, as candle-metal does. So that is tested where there is
     /// no such GPU.
     pub(crate) halves: bool,
+    /// On CUDA: whether small batches are CUDA graphs. Left open, those for which it pays.
+    pub(crate) graphs: Option<bool>,
     /// The GGUF file that is read, where there are several, or other weights beside it.
     pub(crate) file: Option<String>,
     /// Whether the host has read the tokens in the model's files.
@@ -162,6 +165,26 @@ impl Loader<'_> {
     /// Holds a layer's tensors as was asked for.
     pub(crate) fn held(&self, raw: RawLinear) -> Result<Linear, Fault> {
         self.hold(self.numbers.dtype.held(raw.n_in), raw)
+    }
+
+    /// The layers that attention begins with. On CUDA they are parts of one.
+    pub(crate) fn query_key_value(
+        &self,
+        query: RawLinear,
+        key_value: RawLinear,
+    ) -> Result<QueryKeyValue, Fault> {
+        #[cfg(feature = "cuda")]
+        if self.numbers.device.is_cuda() {
+            let n_queries = query.n_out();
+            let together = self.held(RawLinear::join([query, key_value]))?;
+            return made(QueryKeyValue::parts_of(together, n_queries));
+        }
+        Ok(QueryKeyValue {
+            query: self.held(query)?,
+            key_value: self.held(key_value)?,
+            #[cfg(feature = "cuda")]
+            together: None,
+        })
     }
 
     /// A linear layer of the head, which is neither halved nor quantised.

@@ -45,6 +45,13 @@ impl RawLinear {
         }
     }
 
+    /// Outputs.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn n_out(&self) -> usize {
+        let n_rows = self.weights.iter().map(|piece| piece.n_rows(self.n_in));
+        n_rows.sum()
+    }
+
     /// The outputs of several layers as those of one.
     pub(crate) fn join(parts: impl IntoIterator<Item = Self>) -> Self {
         let mut all = Self {

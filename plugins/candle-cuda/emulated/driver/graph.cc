@@ -1,5 +1,6 @@
 // Graphs: what was captured, made ready and launched.
 #include <algorithm>
+#include <atomic>
 #include <map>
 #include <mutex>
 #include <set>
@@ -13,6 +14,8 @@ namespace {
 // What can be launched. A launch that is not done keeps it, whoever destroys its handle.
 struct Executable {
     const std::shared_ptr<Graph> graph;
+    // Launches that are not done.
+    std::atomic<int> n_pending{0};
     ~Executable();
 };
 
@@ -84,7 +87,7 @@ CUresult cuGraphInstantiateWithFlags(CUgraphExec* executable, CUgraph graph, uns
         return refuse(CUDA_ERROR_NOT_SUPPORTED, "a graph keeps %zu of its allocations, of %zu bytes, when it ends: not emulated", left,
                       graph->graph->bytes);
     }
-    *executable = new CUgraphExec_st{std::shared_ptr<Executable>(new Executable{graph->graph})};
+    *executable = new CUgraphExec_st{std::shared_ptr<Executable>(new Executable{graph->graph, {0}})};
     return CUDA_SUCCESS;
 }
 
@@ -102,7 +105,11 @@ CUresult cuGraphLaunch(CUgraphExec executable, CUstream stream) {
     auto kept = executable->executable;
     TRY(upload(*kept));
     log_line("graph %zu", kept->graph->n_launches);
-    give(stream, [=] { kept->graph->run(); });
+    kept->n_pending++;
+    give(stream, [=] {
+        kept->graph->run();
+        kept->n_pending--;
+    });
     return outcome();
 }
 
@@ -132,6 +139,9 @@ CUresult cuDeviceGraphMemTrim(CUdevice device) {
     TRY(may_wait("cuDeviceGraphMemTrim"));
     std::lock_guard<std::mutex> held(memory_lock);
     GraphMemory& memory = memory_of(device);
+    // What is not under way takes its memory again when it is launched.
+    auto& users = memory.users;
+    for (auto at = users.begin(); at != users.end();) at = (*at)->n_pending ? std::next(at) : users.erase(at);
     memory.reserved = memory.used();
     keep_for_graphs(device, memory.reserved);
     return CUDA_SUCCESS;

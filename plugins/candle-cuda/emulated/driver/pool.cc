@@ -24,6 +24,8 @@ CUresult cuMemPoolSetAttribute(CUmemoryPool pool, CUmemPool_attribute attribute,
 CUresult cuMemPoolGetAttribute(CUmemoryPool pool, CUmemPool_attribute attribute, void* value) {
     auto n_bytes = static_cast<cuuint64_t*>(value);
     switch (attribute) {
+        // Nothing that was given back is kept.
+        case CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT:
         case CU_MEMPOOL_ATTR_USED_MEM_CURRENT: *n_bytes = memory_used(device_of(pool)); break;
         case CU_MEMPOOL_ATTR_USED_MEM_HIGH: *n_bytes = memory_used_at_most(device_of(pool)); break;
         default: return refuse(CUDA_ERROR_INVALID_VALUE, "the pool attribute %d is not emulated", int(attribute));

@@ -235,12 +235,19 @@ static void test_memory_counts() {
     done(cuGraphExecDestroy(large));
     done(cuDeviceGraphMemTrim(0));
     // A run that is not done keeps its memory.
-    expect(graphs_have(late ? 600 : 200, 600, late ? 600 : 200, 600), "memory is given back when a graph is gone");
+    expect(graphs_have(late ? 600 : 0, 600, late ? 600 : 0, 600), "memory is given back when no graph is under way");
     synchronize();
-    expect(graphs_have(200, 600, late ? 600 : 200, 600), "but not before it is asked for");
-    done(cuGraphExecDestroy(small));
+    expect(graphs_have(0, 600, late ? 600 : 0, 600), "but not before it is asked for");
     done(cuDeviceGraphMemTrim(0));
     expect(graphs_have(0, 600, 0, 600) && free_bytes() == before, "no memory without graphs");
+    done(cuMemAllocAsync(&memory, 900 * KIB, stream()));
+    expect(cuGraphLaunch(small, stream()) == CUDA_ERROR_OUT_OF_MEMORY, "a graph whose memory others have taken");
+    release(memory);
+    launch(small);
+    expect(graphs_have(200, 600, 200, 600), "a graph takes its memory again");
+    synchronize();
+    done(cuGraphExecDestroy(small));
+    done(cuDeviceGraphMemTrim(0));
 }
 
 static void test_reset() {

@@ -7,29 +7,38 @@
 
 #[path = "../../../golden/edit.rs"]
 pub mod edit;
+#[path = "../../../golden/gguf.rs"]
+pub mod gguf;
 #[path = "../../../golden/rows.rs"]
 mod rows;
 #[path = "../../../golden/suite.rs"]
 pub mod suite;
 
 pub use rows::{GoldenRow, farthest, golden, golden_dir, golden_names, score, try_score};
-pub use suite::{request, score_all};
+pub use suite::{request, score_all, with_option};
 
 use backend_api::{Fault, OpenBackend, OpenRequest, PluginLibrary};
 use candle_cuda::CandleCuda;
 
 /// A request for a golden folder, with the options that it needs. Batches are small, for the largest is computed at open,
-/// and emulated that takes long: as many tokens as the longest row has, or all rows if that is not many.
+/// and emulated that takes long: as many tokens as the longest row has, or all rows if that is not many. Without graphs:
+/// left open, there are some or none by how long something took.
 pub fn golden_request(name: &str, dtype: &str) -> OpenRequest {
     let golden = golden(name);
     let lens = golden.rows.iter().map(|row| row.input_ids.len() as u32);
     let longest = lens.clone().max().unwrap_or(1);
-    OpenRequest {
+    let request = OpenRequest {
         rows_max: 64,
         tokens_max: lens.sum::<u32>().min(2_048).max(longest),
         row_tokens_max: longest,
         ..suite::request_of_golden(name, dtype)
-    }
+    };
+    with_graphs(&request, Some(false))
+}
+
+/// The same with graphs of all small batches, of none, or of those that they pay for.
+pub fn with_graphs(request: &OpenRequest, graphs: Option<bool>) -> OpenRequest {
+    with_option(request.clone(), "graphs", graphs.into())
 }
 
 pub fn open(request: &OpenRequest) -> Result<OpenBackend, Fault> {

@@ -37,9 +37,7 @@ pub(crate) struct HeadShape {
 
 /// A layer's attention up to its output's linear layer, and that layer.
 pub(crate) struct Attention {
-    pub(crate) query: Linear,
-    /// Keys, then values.
-    pub(crate) key_value: Linear,
+    pub(crate) inputs: QueryKeyValue,
     pub(crate) output: Linear,
     pub(crate) shape: HeadShape,
     /// Of each head's query and key.
@@ -52,6 +50,16 @@ pub(crate) struct Attention {
     /// What products of query and key are multiplied with.
     pub(crate) scale: f32,
     pub(crate) relative: Option<Relative>,
+}
+
+/// The layers that attention begins with.
+pub(crate) struct QueryKeyValue {
+    pub(crate) query: Linear,
+    /// Keys, then values.
+    pub(crate) key_value: Linear,
+    /// All three as one layer, whose weights are the others' too: for one product where all of them are of the same cells.
+    #[cfg(feature = "cuda")]
+    pub(crate) together: Option<Linear>,
 }
 
 /// What is added to scores by the distance of key and query, in each head.
@@ -90,6 +98,20 @@ fn scores_max(device: &Device) -> usize {
     }
 }
 
+// === impl QueryKeyValue ===
+
+#[cfg(feature = "cuda")]
+impl QueryKeyValue {
+    /// The first outputs of a layer as queries, and the others as keys and values.
+    pub(crate) fn parts_of(together: Linear, n_queries: usize) -> Result<Self> {
+        Ok(Self {
+            query: together.outputs(0..n_queries)?,
+            key_value: together.outputs(n_queries..together.n_out())?,
+            together: Some(together),
+        })
+    }
+}
+
 // === impl Attention ===
 
 impl Attention {
@@ -109,9 +131,9 @@ impl Attention {
         let query_norm = self.norms.as_ref().map(|[query, _]| query);
         let key_norm = self.norms.as_ref().map(|[_, key]| key);
         let q = self
-            .heads(queries, &self.query, 1, rows.n(), query_norm)?
+            .heads(queries, &self.inputs.query, 1, rows.n(), query_norm)?
             .get(0)?;
-        let kv = self.heads(x, &self.key_value, 2, rows.n(), key_norm)?;
+        let kv = self.heads(x, &self.inputs.key_value, 2, rows.n(), key_norm)?;
         let (k, v) = (kv.get(0)?, kv.get(1)?);
         let keys = Keys {
             lens: &rows.lens,
@@ -182,7 +204,7 @@ impl Attention {
     }
 
     pub(crate) fn linears(&self) -> [&Linear; 3] {
-        [&self.query, &self.key_value, &self.output]
+        [&self.inputs.query, &self.inputs.key_value, &self.output]
     }
 
     pub(crate) fn n_bytes(&self) -> usize {

@@ -9,9 +9,13 @@ use crate::loader::made;
 use crate::numbers::{Held, Numbers};
 use crate::raw::Piece;
 use backend_api::Fault;
+#[cfg(feature = "cuda")]
+use candle_core::bail;
 use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
 use candle_core::{CpuStorage, DType, Device, Module, Result, Storage, Tensor};
 use half::slice::HalfFloatSliceExt;
+#[cfg(feature = "cuda")]
+use std::ops::Range;
 use std::sync::Arc;
 
 /// x · weightᵀ + bias.
@@ -152,6 +156,27 @@ impl Linear {
     /// stream + linear(x), in the stream's own memory where that can be.
     pub(crate) fn add_to(&self, stream: Tensor, x: &Tensor) -> Result<Tensor> {
         super::add_with_bias(stream, &self.product(x)?, self.bias())
+    }
+
+    /// Some outputs as a layer of their own, which shares the weights.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn outputs(&self, outputs: Range<usize>) -> Result<Self> {
+        let Weight::Whole(weight) = &self.weight else {
+            bail!("outputs of a layer whose weights are widened by each product");
+        };
+        let part = |x: &Tensor| x.narrow(0, outputs.start, outputs.len());
+        let bias = |bias: &Vector| -> Result<Vector> {
+            let values = bias.values.get(outputs.clone()).unwrap_or_default();
+            Ok(Vector {
+                tensor: part(&bias.tensor)?,
+                values: values.to_vec(),
+            })
+        };
+        Ok(Self {
+            weight: Weight::Whole(part(weight)?),
+            bias: self.bias.as_ref().map(bias).transpose()?,
+            n_out: outputs.len(),
+        })
     }
 
     pub(crate) fn n_out(&self) -> usize {

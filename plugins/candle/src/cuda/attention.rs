@@ -1,10 +1,11 @@
-//! A layer's attention over packed rows: two products and one kernel, whatever the lengths.
+//! A layer's attention over packed rows: one product and one kernel, whatever the lengths.
 
 use super::driver::{address, launch, product_by_head, unfilled};
 use super::packed::Tiles;
 use super::steps::{bias, blocks, gpu, norm_parameters};
 use super::twins::{self, ATTENTION_THREADS, HEAD_DIM_MAX, HEADS_OF_BLOCK, NO_WINDOW};
 use crate::block::attention::{Attention, Distances, HeadShape};
+use crate::block::linear::Linear;
 use crate::block::norm::Norm;
 use crate::block::relative::Relative;
 use crate::rows::Rows;
@@ -13,22 +14,28 @@ use candle_core::{Result, Tensor, bail};
 /// Columns of the table of relative embeddings come in multiples of this to the tensor cores.
 const COLUMNS_MULTIPLE: usize = 8;
 
-/// Keys and values, or queries, in a product's cells.
-struct Cells<'a> {
+/// What one of three layers makes of cells, or some heads of it: in each of a product's cells the values from `first` on.
+struct Part {
+    product: Tensor,
+    first: usize,
+}
+
+/// Heads to change, the first of each cell of a product: of queries, of keys, or of queries with keys behind them.
+struct Heads<'a> {
     product: &'a Tensor,
-    /// Heads to change.
-    n_heads: usize,
-    /// Values from one cell to the next.
-    stride: usize,
-    /// Where each stands in its row.
+    bias: u64,
+    /// Those with the first norm, and those behind them with the second.
+    n_heads: [usize; 2],
+    norms: [Option<&'a Norm>; 2],
+    /// Where each cell stands in its row.
     positions: &'a Tensor,
 }
 
 /// What a layer's attention looks at, as products, and the biases that are not in them yet.
 struct Looks {
-    q: Tensor,
-    /// Keys, then values.
-    kv: Tensor,
+    q: Part,
+    k: Part,
+    v: Part,
     q_bias: u64,
     v_bias: u64,
 }
@@ -49,7 +56,7 @@ pub(crate) fn mix(
     let tiles = packed.tiles(n_queries, n_keys)?;
     let positions = [n_queries, n_keys].map(|n_cells| packed.positions(n_cells, rows));
     let looks = Looks::of(attention, queries, x, positions)?;
-    let dtype = looks.q.dtype();
+    let dtype = looks.q.product.dtype();
     let out = unfilled(gpu(x)?, dtype, (n_queries, n_heads * dim))?;
     let mut argument = looks.argument(attention, tiles, &out)?;
     if let Some(distances) = distances {
@@ -67,6 +74,22 @@ pub(crate) fn mix(
     Ok(out)
 }
 
+// === impl Part ===
+
+impl Part {
+    fn address(&self) -> Result<u64> {
+        let n_bytes = self.first * self.product.dtype().size_in_bytes();
+        Ok(address(&self.product)? + n_bytes as u64)
+    }
+
+    /// Values from one cell to the next.
+    fn stride(&self) -> Result<usize> {
+        self.product.dim(1)
+    }
+}
+
+// === impl Looks ===
+
 impl Looks {
     /// Queries and keys with their biases, normed and turned where the layer does so; else the kernel adds what it needs.
     fn of(
@@ -77,42 +100,60 @@ impl Looks {
     ) -> Result<Self> {
         let HeadShape { n_heads, n_kv, dim } = attention.shape;
         let (q_width, k_width) = (n_heads * dim, n_kv * dim);
-        let q = attention.query.product(queries)?;
-        let kv = attention.key_value.product(x)?;
-        let q_bias = bias(attention.query.bias(), q_width as u64)?;
-        let kv_bias = bias(attention.key_value.bias(), 2 * k_width as u64)?;
-        let v_bias = match kv_bias {
-            0 => 0,
-            keys => keys + (k_width * size_of::<f32>()) as u64,
-        };
+        let inputs = &attention.inputs;
         let [query_norm, key_norm] = match &attention.norms {
             Some([query, key]) => [Some(query), Some(key)],
             None => [None, None],
         };
         let is_changed = attention.angles.is_some()
             || attention.norms.is_some()
-            || (attention.relative.is_some() && q_bias != 0);
-        if is_changed {
-            let cells = Cells {
-                product: &q,
+            || (attention.relative.is_some() && inputs.query.bias().is_some());
+        let change = |layer: &Linear, product: &Tensor, n_heads, norms, positions| {
+            let heads = Heads {
+                product,
+                bias: bias(layer.bias(), layer.n_out() as u64)?,
                 n_heads,
-                stride: q_width,
-                positions: query_positions,
+                norms,
+                positions,
             };
-            cells.change(attention, q_bias, query_norm)?;
-            let cells = Cells {
-                product: &kv,
-                n_heads: n_kv,
-                stride: 2 * k_width,
-                positions: key_positions,
-            };
-            cells.change(attention, kv_bias, key_norm)?;
-        }
+            match is_changed {
+                true => heads.change(attention),
+                false => Ok(()),
+            }
+        };
+        let (query, keys) = match &inputs.together {
+            // The last layer has fewer queries than cells, and a decoder looks at others' cells.
+            Some(together) if queries.id() == x.id() => {
+                let product = together.product(x)?;
+                let norms = [query_norm, key_norm];
+                change(together, &product, [n_heads, n_kv], norms, key_positions)?;
+                ((product.clone(), 0), (product, q_width))
+            }
+            _ => {
+                let (query, key_value) = (&inputs.query, &inputs.key_value);
+                let (q, kv) = (query.product(queries)?, key_value.product(x)?);
+                change(query, &q, [n_heads, 0], [query_norm; 2], query_positions)?;
+                change(key_value, &kv, [n_kv, 0], [key_norm; 2], key_positions)?;
+                ((q, 0), (kv, 0))
+            }
+        };
+        let part = |(product, first): &(Tensor, usize), behind| Part {
+            product: product.clone(),
+            first: first + behind,
+        };
+        let kv_bias = bias(inputs.key_value.bias(), 2 * k_width as u64)?;
         Ok(Self {
-            q,
-            kv,
-            q_bias: if is_changed { 0 } else { q_bias },
-            v_bias,
+            q: part(&query, 0),
+            k: part(&keys, 0),
+            v: part(&keys, k_width),
+            q_bias: match is_changed {
+                true => 0,
+                false => bias(inputs.query.bias(), q_width as u64)?,
+            },
+            v_bias: match kv_bias {
+                0 => 0,
+                keys => keys + (k_width * size_of::<f32>()) as u64,
+            },
         })
     }
 
@@ -124,20 +165,19 @@ impl Looks {
         out: &Tensor,
     ) -> Result<twins::Attention> {
         let HeadShape { n_heads, n_kv, dim } = attention.shape;
-        let (q_width, k_width) = ((n_heads * dim) as u64, (n_kv * dim) as u64);
-        let k = address(&self.kv)?;
+        let stride = |part: &Part| -> Result<u64> { Ok(part.stride()? as u64) };
         Ok(twins::Attention {
-            q: address(&self.q)?,
-            k,
-            v: k + k_width * self.kv.dtype().size_in_bytes() as u64,
+            q: self.q.address()?,
+            k: self.k.address()?,
+            v: self.v.address()?,
             out: address(out)?,
             tiles: address(&tiles.words)?,
             q_bias: self.q_bias,
             v_bias: self.v_bias,
-            q_stride: q_width,
-            k_stride: 2 * k_width,
-            v_stride: 2 * k_width,
-            out_stride: q_width,
+            q_stride: stride(&self.q)?,
+            k_stride: stride(&self.k)?,
+            v_stride: stride(&self.v)?,
+            out_stride: (n_heads * dim) as u64,
             n_tiles: tiles.n as u32,
             n_heads: n_heads as u32,
             n_kv: n_kv as u32,
@@ -186,39 +226,38 @@ fn kernel(tiles: &Tiles, dim: usize, has_terms: bool) -> Result<&'static str> {
     })
 }
 
-impl Cells<'_> {
-    /// Adds the bias of queries or keys, norms their heads and turns them, where they lie.
-    fn change(&self, attention: &Attention, bias: u64, norm: Option<&Norm>) -> Result<()> {
+// === impl Heads ===
+
+impl Heads<'_> {
+    /// Adds the bias, norms heads and turns them, where they lie.
+    fn change(&self, attention: &Attention) -> Result<()> {
         let dim = attention.shape.dim;
-        let n_cells = self.product.dim(0)?;
+        let (n_cells, stride) = self.product.dims2()?;
         let angles = attention.angles.as_deref();
-        let norm = norm_parameters(norm, dim as u64)?;
         let [cos, sin] = match angles {
             Some(angles) => [address(&angles.tables[0])?, address(&angles.tables[1])?],
             None => [0, 0],
         };
+        let [first, second] = self.norms.map(|norm| norm_parameters(norm, dim as u64));
+        let [n_first, n_second] = self.n_heads;
         let argument = twins::Heads {
             x: address(self.product)?,
-            bias,
-            norms: [norm, norm],
+            bias: self.bias,
+            norms: [first?, second?],
             cos,
             sin,
             positions: address(self.positions)?,
             n_cells: n_cells as u64,
-            stride: self.stride as u64,
-            n_first: self.n_heads as u32,
-            n_second: 0,
+            stride: stride as u64,
+            n_first: n_first as u32,
+            n_second: n_second as u32,
             dim: dim as u32,
             n_pairs: angles.map_or(0, |angles| angles.n_pairs as u32),
         };
-        let grid = blocks((n_cells * self.n_heads).div_ceil(HEADS_OF_BLOCK));
-        launch(
-            gpu(self.product)?,
-            "heads",
-            self.product.dtype(),
-            grid,
-            &argument,
-        )
+        let n_heads = n_cells * (n_first + n_second);
+        let grid = blocks(n_heads.div_ceil(HEADS_OF_BLOCK));
+        let dtype = self.product.dtype();
+        launch(gpu(self.product)?, "heads", dtype, grid, &argument)
     }
 }
 
@@ -251,18 +290,18 @@ fn add_terms(
         let (_, n_cells, n_columns) = terms.dims3()?;
         Ok((n_columns as u64, (n_cells * n_columns) as u64))
     };
-    let terms_of = |x: &Tensor, table: Option<&Tensor>| -> Result<Option<Tensor>> {
+    let terms_of = |part: &Part, table: Option<&Tensor>| -> Result<Option<Tensor>> {
         let Some(table) = table else {
             return Ok(None);
         };
-        product_by_head(x, x.dim(1)?, table, columns(table)?).map(Some)
+        product_by_head(&part.product, part.first, table, columns(table)?).map(Some)
     };
     let by_query = terms_of(&looks.q, relative.keys.as_ref())?;
     if let Some(terms) = &by_query {
         argument.by_query = origin(terms)?;
         (argument.by_query_cell, argument.by_query_head) = strides(terms)?;
     }
-    let by_key = terms_of(&looks.kv, relative.queries.as_ref())?;
+    let by_key = terms_of(&looks.k, relative.queries.as_ref())?;
     if let Some(terms) = &by_key {
         argument.by_key = origin(terms)?;
         (argument.by_key_cell, argument.by_key_head) = strides(terms)?;

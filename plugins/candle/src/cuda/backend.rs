@@ -20,9 +20,6 @@ use std::time::Instant;
 const CELLS_MAX: usize = 16_384;
 /// Workers of a GPU: one prepares a batch while another's is computed. More would cut smaller batches.
 const WORKERS_OF_GPU_MAX: usize = 2;
-/// Bytes of a GPU that are left to others, and the share of a small one.
-const FREE_BYTES_MIN: usize = 256 << 20;
-const FREE_SHARE_MIN: usize = 32;
 /// The oldest GPUs that the kernels run on: they multiply bf16 and copy to shared memory by themselves.
 const COMPUTE_CAPABILITY_MIN: (i32, i32) = (8, 0);
 
@@ -83,11 +80,14 @@ pub(crate) fn open(asked: &Asked<'_>) -> Result<Box<dyn Backend>, Fault> {
         memory_bytes += n_bytes;
         loaded.push(one);
     }
+    for one in &mut loaded {
+        one.set_limits(room.rows_max, room.cells_max(), n_workers)?;
+        memory_bytes += one.record_graphs(asked.options.graphs)?;
+    }
     let description = describe_all(asked, &loaded, room, memory_bytes)?;
     let gpus = loaded.iter().map(gpu).collect();
     let mut lanes = Vec::new();
-    for (&ordinal, mut one) in ordinals.iter().zip(loaded) {
-        one.set_limits(room.rows_max, room.cells_max(), n_workers)?;
+    for (&ordinal, one) in ordinals.iter().zip(loaded) {
         let lane = Arc::new(Lane::new(one));
         faults::register(ordinal, Arc::downgrade(&lane));
         lanes.push(lane);
@@ -165,19 +165,18 @@ fn try_largest(loaded: &Loaded, room: Room) -> Result<u64, Fault> {
         vec![row; n_rows]
     });
     let n_bytes = loaded.try_out(&batches)?;
-    let memory = loaded.stream.context().mem_get_info();
-    let (free, total) = memory.map_err(|error| Fault::internal(describe(error)))?;
-    let needed = FREE_BYTES_MIN.min(total / FREE_SHARE_MIN);
-    if free < needed {
+    let failed = |error| fault(loaded.ordinal(), None, "its memory", &error);
+    let memory = loaded.memory().map_err(failed)?;
+    if memory.is_short() {
         return Err(Fault::new(
             FaultCode::OutOfMemory,
             format!(
                 "GPU {}: a batch of {cells} tokens leaves {} MiB free of {}, and {} are left to others: take shorter \
                  rows, f16, a smaller model or a GPU of its own",
                 loaded.ordinal(),
-                free >> 20,
-                total >> 20,
-                needed >> 20
+                memory.free >> 20,
+                memory.total >> 20,
+                memory.needed >> 20
             ),
         ));
     }

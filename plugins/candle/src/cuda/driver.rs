@@ -6,10 +6,12 @@
 
 #![allow(unsafe_code)] // CUDA's interface is C.
 
+mod buffers;
+mod graph;
+
 use candle_core::cuda_backend::cudarc::cublas::{result as cublas, sys as blas};
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaContext, CudaEvent, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr,
-    DriverError, PinnedHostSlice, result, sys,
+    CudaContext, CudaFunction, CudaModule, CudaStream, DevicePtr, DriverError, result, sys,
 };
 use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 use candle_core::cuda_backend::{CudaStorageSlice, DeviceId, WrapErr};
@@ -17,6 +19,9 @@ use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, CudaStorage, DType, Result, Shape, Storage, Tensor, bail};
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, RwLock};
+
+pub(super) use buffers::Buffers;
+pub(super) use graph::Graph;
 
 /// What build.rs made of each file in kernels/.
 mod images {
@@ -51,13 +56,6 @@ static ABANDONED: Mutex<Vec<CudaDevice>> = Mutex::new(Vec::new());
 pub(super) struct Stream {
     pub(super) device: CudaDevice,
     stream: Arc<CudaStream>,
-}
-
-/// Pinned memory that a batch goes up from and comes down to, and the event behind it.
-pub(super) struct Buffers {
-    up: PinnedHostSlice<u32>,
-    down: PinnedHostSlice<f32>,
-    done: CudaEvent,
 }
 
 /// How many GPUs there are.
@@ -193,6 +191,7 @@ impl Stream {
     /// Gives memory that nothing uses back to the GPU, when all that was enqueued is done.
     pub(super) fn trim(&self) -> Result<()> {
         self.stream.synchronize().w()?;
+        self.trim_graphs()?;
         match self.pool()? {
             // SAFETY: the pool is the device's own.
             Some(pool) => unsafe { result::mem_pool::trim_to(pool, 0) }.w(),
@@ -203,22 +202,6 @@ impl Stream {
     /// Waits for all that was enqueued.
     pub(super) fn wait(&self) -> std::result::Result<(), DriverError> {
         self.stream.synchronize()
-    }
-
-    /// Pinned buffers for so many words up and logits down.
-    pub(super) fn buffers(&self, n_words: usize, n_logits: usize) -> Result<Buffers> {
-        let context = self.context();
-        // SAFETY: the words are written before they go up, and the logits come down before they are read.
-        let (up, down) = unsafe {
-            (
-                context.alloc_pinned(n_words.max(1)).w()?,
-                context.alloc_pinned_with_flags(n_logits.max(1), 0).w()?,
-            )
-        };
-        let done = context
-            .new_event(Some(sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC))
-            .w()?;
-        Ok(Buffers { up, down, done })
     }
 }
 
@@ -231,69 +214,6 @@ impl Drop for Stream {
         }
         let mut all = KERNELS.write().unwrap_or_else(PoisonError::into_inner);
         all.retain(|(other, _)| *other != id);
-    }
-}
-
-// === impl Buffers ===
-
-impl Buffers {
-    /// Words that go up at once.
-    pub(super) fn n_words(&self) -> usize {
-        self.up.len()
-    }
-
-    /// Logits that come down at once.
-    pub(super) fn n_logits(&self) -> usize {
-        self.down.len()
-    }
-
-    /// Enqueues these words' copy to the GPU, in parts one behind another; returns them as one tensor.
-    pub(super) fn send(&mut self, stream: &Stream, parts: &[&[u32]]) -> Result<Tensor> {
-        let n_words = parts.iter().map(|part| part.len()).sum();
-        let Some(words) = self.up.as_mut_slice().w()?.get_mut(..n_words) else {
-            bail!("{n_words} words for a buffer of {}", self.n_words());
-        };
-        let mut left = &mut *words;
-        for part in parts {
-            let (here, behind) = left.split_at_mut(part.len());
-            here.copy_from_slice(part);
-            left = behind;
-        }
-        // SAFETY: the copy below writes all of it.
-        let mut sent: CudaSlice<u32> = unsafe { stream.device.alloc(n_words)? };
-        stream.stream.memcpy_htod(&*words, &mut sent).w()?;
-        Ok(tensor(
-            &stream.device,
-            CudaStorageSlice::U32(sent),
-            n_words.into(),
-        ))
-    }
-
-    /// Enqueues the copy of f32 logits to the host, and the event behind it.
-    pub(super) fn fetch(&mut self, stream: &Stream, logits: &Tensor) -> Result<()> {
-        let n_logits = logits.elem_count();
-        let (storage, layout) = logits.storage_and_layout();
-        let (Storage::Cuda(storage), Some((start, end))) = (&*storage, layout.contiguous_offsets())
-        else {
-            bail!("logits that do not lie together on a GPU");
-        };
-        let CudaStorageSlice::F32(values) = &storage.slice else {
-            bail!("logits in {:?}", logits.dtype());
-        };
-        let Some(down) = self.down.as_mut_slice().w()?.get_mut(..n_logits) else {
-            bail!("{n_logits} logits for a buffer of {}", self.n_logits());
-        };
-        stream
-            .stream
-            .memcpy_dtoh(&values.slice(start..end), down)
-            .w()?;
-        self.done.record(&stream.stream).w()
-    }
-
-    /// Waits for the copies of this batch, and for no other.
-    pub(super) fn wait(&self) -> Result<&[f32]> {
-        self.done.synchronize().w()?;
-        self.down.as_slice().w()
     }
 }
 
@@ -412,20 +332,20 @@ pub(super) fn address(x: &Tensor) -> Result<u64> {
     Ok(base + (start * x.dtype().size_in_bytes()) as u64)
 }
 
-/// A product of each head: of parts of cells, `stride` values from one cell to the next and `dim` from one head to the
-/// next, with `n_rows` columns from `first` on of a table (heads, dim, rows). The result is (heads, cells, n_rows).
+/// A product of each head: of cells (cells, values) whose heads begin at value `x_first` and are `dim` apart, with
+/// `n_rows` columns from `first` on of a table (heads, dim, rows). The result is (heads, cells, n_rows).
 pub(super) fn product_by_head(
     x: &Tensor,
-    stride: usize,
+    x_first: usize,
     table: &Tensor,
     (first, n_rows): (usize, usize),
 ) -> Result<Tensor> {
     let (n_heads, dim, table_rows) = table.dims3()?;
-    let n_cells = x.elem_count() / stride;
+    let (n_cells, stride) = x.dims2()?;
     let dtype = x.dtype();
-    if table.dtype() != dtype || stride < n_heads * dim || table_rows < first + n_rows {
+    if table.dtype() != dtype || stride < x_first + n_heads * dim || table_rows < first + n_rows {
         bail!(
-            "a product of heads: {:?} {dtype:?} by {stride} with {:?} {:?} from {first} to {}",
+            "a product of heads: {:?} {dtype:?} from {x_first} with {:?} {:?} from {first} to {}",
             x.dims(),
             table.dims(),
             table.dtype(),
@@ -444,6 +364,7 @@ pub(super) fn product_by_head(
     let out = unfilled(device, dtype, (n_heads, n_cells, n_rows))?;
     let (a, b, c) = (address(table)?, address(x)?, address(&out)?);
     let a = a + (first * dtype.size_in_bytes()) as u64;
+    let b = b + (x_first * dtype.size_in_bytes()) as u64;
     let (one, zero) = (1.0_f32, 0.0_f32);
     let handle = device.cublas_handle();
     // SAFETY: cuBLAS reads columns where we have rows, so the table is its first matrix. All that it reads lies within

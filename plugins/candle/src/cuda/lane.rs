@@ -1,15 +1,22 @@
 //! One GPU with its copy of the model: rows go in, logits come out. Workers share it; one enqueues a batch while
 //! another waits for its own.
 
-use super::driver::{Buffers, Stream};
+use super::driver::{Buffers, Graph, Stream};
 use super::faults::{self, fault};
-use super::packed;
+use super::graphs::Desk;
+use super::packed::{self, Shape, Words};
+use super::steps;
 use crate::model::Opened;
 use backend_api::{Fault, FaultCode, Row};
-use candle_core::{DType, Result as Computed};
+use candle_core::Result as Computed;
+use candle_core::cuda_backend::WrapErr;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Instant;
+
+/// Bytes of a GPU that are left to others, and the share of a small one.
+const FREE_BYTES_MIN: usize = 256 << 20;
+const FREE_SHARE_MIN: usize = 32;
 
 /// A GPU and what was loaded on it, until it is lost.
 pub(super) struct Lane {
@@ -20,7 +27,8 @@ pub(super) struct Lane {
 /// What is on a GPU. Fields are dropped in this order.
 pub(super) struct Loaded {
     pub(super) opened: Opened,
-    buffers: Mutex<Vec<Buffers>>,
+    /// Of workers that have no batch under way.
+    desks: Mutex<Vec<Desk>>,
     /// One batch at a time is enqueued on a GPU: its kernels follow each other, and its memory is the next one's.
     turn: Arc<Mutex<()>>,
     pub(super) stream: Stream,
@@ -34,6 +42,14 @@ pub(super) struct Loaded {
 pub(super) struct Logits {
     pub(super) values: Vec<f32>,
     pub(super) enqueued: Instant,
+}
+
+/// Bytes of a GPU.
+pub(super) struct Memory {
+    pub(super) free: usize,
+    pub(super) total: usize,
+    /// What is left to others.
+    pub(super) needed: usize,
 }
 
 // === impl Lane ===
@@ -81,11 +97,11 @@ impl Drop for Lane {
         };
         let Loaded {
             opened,
-            buffers,
+            desks,
             stream,
             ..
         } = loaded;
-        drop((opened, buffers));
+        drop((opened, desks));
         // Other processes and other models may have what this one kept. A GPU that is lost has nothing to give back.
         let _ = stream.trim();
     }
@@ -97,7 +113,7 @@ impl Loaded {
     pub(super) fn new(stream: Stream, ordinal: usize, opened: Opened) -> Self {
         Self {
             opened,
-            buffers: Mutex::default(),
+            desks: Mutex::default(),
             turn: turn(ordinal),
             stream,
             ordinal,
@@ -119,9 +135,9 @@ impl Loaded {
         n_workers: usize,
     ) -> Result<(), Fault> {
         (self.rows_max, self.cells_max) = (rows_max, cells_max);
-        let made = (0..n_workers).map(|_| self.new_buffers());
+        let made = (0..n_workers).map(|_| self.new_desk());
         let made = made.collect::<Result<Vec<_>, _>>()?;
-        *self.buffers() = made;
+        *self.desks() = made;
         Ok(())
     }
 
@@ -130,14 +146,14 @@ impl Loaded {
     /// # Errors
     /// `OutOfMemory` if they do not fit after all: fewer may. `DeviceLost` if the GPU is gone.
     pub(super) fn score(&self, rows: &[Row<'_>]) -> Result<Logits, Fault> {
-        let kept = self.buffers().pop();
-        let mut buffers = kept.map_or_else(|| self.new_buffers(), Ok)?;
-        let outcome = self.compute(rows, &mut buffers);
+        let kept = self.desks().pop();
+        let mut desk = kept.map_or_else(|| self.new_desk(), Ok)?;
+        let outcome = self.compute(rows, &mut desk);
         if outcome.is_err() {
             // Copies may be under way; and memory is looked for once more where fewer rows come next.
             let _ = self.stream.trim();
         }
-        self.buffers().push(buffers);
+        self.desks().push(desk);
         let what = || {
             let n_tokens: usize = rows.iter().map(|row| row.input_ids.len()).sum();
             format!("{} rows of {n_tokens} tokens", rows.len())
@@ -148,12 +164,12 @@ impl Loaded {
     /// Computes these batches, one after the other and while nothing else computes on this GPU; returns the bytes that
     /// the largest of them takes beside the weights.
     pub(super) fn try_out(&self, batches: &[Vec<Row<'_>>]) -> Result<u64, Fault> {
-        let mut buffers = self.new_buffers()?;
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let Desk { mut buffers, .. } = self.new_desk()?;
+        let _turn = self.turn();
         let mut try_all = || {
             let before = self.stream.begin_peak()?;
             for rows in batches {
-                self.enqueue(rows, &mut buffers)?;
+                self.enqueue(rows, Shape::of(rows), &mut buffers, None)?;
                 buffers.wait()?;
             }
             Ok(self.stream.peak()?.saturating_sub(before))
@@ -168,33 +184,83 @@ impl Loaded {
         })
     }
 
-    fn compute(&self, rows: &[Row<'_>], buffers: &mut Buffers) -> Computed<Logits> {
+    fn compute(&self, rows: &[Row<'_>], desk: &mut Desk) -> Computed<Logits> {
         let n_logits = rows.len() * self.opened.sizes.n_labels;
+        let shape = Shape::of(rows);
+        let (graph, buffers) = desk.parts(shape);
         {
-            let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-            self.enqueue(rows, buffers)?;
+            let _turn = self.turn();
+            match graph {
+                // Others may have its memory, since a model was closed that had graphs, too.
+                Some((filled, graph))
+                    if self.enqueue(rows, *filled, buffers, Some(graph)).is_ok() => {}
+                _ => self.enqueue(rows, shape, buffers, None)?,
+            }
         }
         let enqueued = Instant::now();
         let values = buffers.wait()?[..n_logits].to_vec();
         Ok(Logits { values, enqueued })
     }
 
-    fn enqueue(&self, rows: &[Row<'_>], buffers: &mut Buffers) -> Computed<()> {
-        let model = &*self.opened.model;
-        let rows = packed::send(&self.stream, buffers, rows, model)?;
-        let logits = model.forward(&rows)?.to_dtype(DType::F32)?;
-        buffers.fetch(&self.stream, &logits)
+    /// Enqueues rows as a batch of this shape: by its graph, or launch by launch.
+    pub(super) fn enqueue(
+        &self,
+        rows: &[Row<'_>],
+        shape: Shape,
+        buffers: &mut Buffers,
+        graph: Option<&Graph>,
+    ) -> Computed<()> {
+        let words = Words::new(rows, shape, &*self.opened.model)?;
+        buffers.fill(&words.parts())?;
+        match graph {
+            Some(graph) => graph.launch()?,
+            None => {
+                let (up, down) = buffers.ends()?;
+                self.launch(words, up, down)?;
+            }
+        }
+        buffers.mark(&self.stream)
     }
 
-    fn new_buffers(&self) -> Result<Buffers, Fault> {
+    /// Enqueues all that is done with words that go up from here, until logits come down there.
+    pub(super) fn launch(&self, words: Words, up: &[u32], down: &mut [f32]) -> Computed<()> {
+        let rows = words.rows(&self.stream.send(up)?)?;
+        let logits = self.opened.model.forward(&rows)?;
+        self.stream.fetch(&steps::to_f32(&logits)?, down)
+    }
+
+    fn new_desk(&self) -> Result<Desk, Fault> {
         let n_words = packed::words_max(self.rows_max, self.cells_max);
         let n_logits = self.rows_max * self.opened.sizes.n_labels;
-        let made = self.stream.buffers(n_words, n_logits);
+        let made = self.stream.buffers(n_words, n_logits).map(Desk::new);
         made.map_err(|error| fault(self.ordinal, Some(&self.stream), "pinned buffers", &error))
     }
 
-    fn buffers(&self) -> MutexGuard<'_, Vec<Buffers>> {
-        self.buffers.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn desks(&self) -> MutexGuard<'_, Vec<Desk>> {
+        self.desks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The GPU's memory, as all that use it leave it.
+    pub(super) fn memory(&self) -> Computed<Memory> {
+        let (free, total) = self.stream.context().mem_get_info().w()?;
+        Ok(Memory {
+            free,
+            total,
+            needed: FREE_BYTES_MIN.min(total / FREE_SHARE_MIN),
+        })
+    }
+}
+
+// === impl Memory ===
+
+impl Memory {
+    /// Whether less is free than others need.
+    pub(super) fn is_short(&self) -> bool {
+        self.free < self.needed
     }
 }
 

@@ -1,6 +1,5 @@
 //! Rows without padding, one behind another, and what goes up with them: all of it in one copy.
 
-use super::driver::{Buffers, Stream};
 use super::twins::{TILE_QUERIES, TILE_WORDS};
 use crate::model::Model;
 use crate::rows::{Lists, Rows};
@@ -33,89 +32,37 @@ pub(super) struct Tiles {
     pub(super) of_one: bool,
 }
 
+/// What the sizes of a batch's launches follow from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Shape {
+    pub(super) n_rows: usize,
+    pub(super) n_cells: usize,
+    n_tiles: usize,
+    /// Tokens of the longest row that there may be.
+    pub(super) width: usize,
+}
+
+/// Rows as they go up, those that fill up a shape behind those that were asked for.
+pub(super) struct Words {
+    lists: Lists,
+    starts: Vec<u32>,
+    pick_positions: Vec<u32>,
+    all: Vec<u32>,
+    picks: Vec<u32>,
+    alone: Vec<u32>,
+    shape: Shape,
+}
+
 /// Words that go up with rows of so many tokens in all.
 pub(super) fn words_max(n_rows: usize, n_cells: usize) -> usize {
     // Ids, types, positions and what a decoder reads; starts, picks and their positions; three kinds of tiles.
-    let n_tiles = 3 * n_rows + n_cells / TILE_QUERIES;
+    let n_tiles = 2 * n_rows + tiles_max(n_rows, n_cells);
     4 * n_cells + 3 * n_rows + 1 + TILE_WORDS * n_tiles
 }
 
-/// Sends rows up.
-pub(super) fn send(
-    stream: &Stream,
-    buffers: &mut Buffers,
-    rows: &[Row<'_>],
-    model: &dyn Model,
-) -> Result<Rows> {
-    let lists = Lists::new(rows, None, model);
-    let n_cells = lists.ids.len();
-    let mut starts = vec![0];
-    starts.extend(lists.cells.iter().map(|cells| cells.end as u32));
-    let places = lists.picks.iter().zip(&lists.cells);
-    let pick_positions: Vec<_> = places
-        .map(|(pick, cells)| pick - cells.start as u32)
-        .collect();
-    let all = tiles_of_all(&lists.cells);
-    let picks = tiles_of_picks(&lists.cells, &pick_positions);
-    let alone: Vec<_> = (0..rows.len() as u32)
-        .flat_map(|row| [row, 1, 0, row, 1])
-        .collect();
-    let parts = [
-        &lists.ids,
-        &lists.types,
-        &lists.positions,
-        &lists.picks,
-        &lists.begun,
-        &starts,
-        &pick_positions,
-        &all,
-        &picks,
-        &alone,
-    ];
-    let sent = buffers.send(stream, &parts.map(Vec::as_slice))?;
-    let mut end = 0;
-    let mut part = |words: &[u32]| {
-        let start = end;
-        end += words.len();
-        sent.narrow(0, start, words.len())
-    };
-    let width = lists.lens.iter().copied().max().unwrap_or(0);
-    let [
-        ids,
-        types,
-        positions,
-        picked,
-        begun,
-        starts,
-        pick_positions,
-        all,
-        picks,
-        alone,
-    ] = parts.map(|words| part(words));
-    let tiles = |words: Result<Tensor>, of_one| -> Result<Tiles> {
-        let words = words?;
-        let n = words.elem_count() / TILE_WORDS;
-        Ok(Tiles { words, n, of_one })
-    };
-    Ok(Rows {
-        ids: ids?,
-        types: types?,
-        positions: positions?,
-        picks: picked?,
-        begun: begun?,
-        width,
-        packed: Some(Packed {
-            starts: starts?,
-            pick_positions: pick_positions?,
-            n_rows: rows.len(),
-            n_cells,
-            all: tiles(all, width == 1)?,
-            picks: tiles(picks, true)?,
-            alone: tiles(alone, true)?,
-        }),
-        lens: lists.lens,
-        cells: lists.cells,
-    })
+/// Tiles of rows of so many tokens in all, each row's last one as empty as it may be.
+fn tiles_max(n_rows: usize, n_cells: usize) -> usize {
+    n_rows + n_cells / TILE_QUERIES
 }
 
 /// Of the longest rows first, so that the last to end are short: the first query's cell, queries, the first one's
@@ -152,6 +99,154 @@ fn tiles_of_picks(cells: &[Range<usize>], positions: &[u32]) -> Vec<u32> {
         ]
     });
     tiles.collect()
+}
+
+/// Until there are as many, the last one once more: it computes what it has computed.
+fn repeat_last(tiles: &mut Vec<u32>, n_tiles: usize) {
+    while tiles.len() < n_tiles * TILE_WORDS {
+        tiles.extend_from_within(tiles.len() - TILE_WORDS..);
+    }
+}
+
+// === impl Shape ===
+
+impl Shape {
+    /// Of these rows and no others.
+    pub(super) fn of(rows: &[Row<'_>]) -> Self {
+        let lens = || rows.iter().map(|row| row.input_ids.len());
+        Self {
+            n_rows: rows.len(),
+            n_cells: lens().sum(),
+            n_tiles: lens().map(|len| len.div_ceil(TILE_QUERIES)).sum(),
+            width: lens().max().unwrap_or(0),
+        }
+    }
+
+    /// Of any rows of so many tokens in all, none of more than `width`.
+    pub(super) fn any(n_rows: usize, n_cells: usize, width: usize) -> Self {
+        Self {
+            n_rows,
+            n_cells,
+            n_tiles: tiles_max(n_rows, n_cells),
+            width: width.min(n_cells),
+        }
+    }
+
+    /// The tokens of the rows that make one of this shape out of another, if any do.
+    pub(super) fn beside(self, other: Self) -> Option<Vec<usize>> {
+        let n_rows = self.n_rows.checked_sub(other.n_rows)?;
+        let n_cells = self.n_cells.checked_sub(other.n_cells)?;
+        // A row has a token at least.
+        let fits = match n_rows {
+            0 => n_cells == 0,
+            _ => (n_rows..=n_rows * self.width).contains(&n_cells),
+        };
+        let lens = (0..n_rows).map(|row| n_cells / n_rows + usize::from(row < n_cells % n_rows));
+        (fits && other.width <= self.width).then(|| lens.collect())
+    }
+}
+
+// === impl Words ===
+
+impl Words {
+    /// Of rows of this shape, or such that others beside them make it.
+    pub(super) fn new(rows: &[Row<'_>], shape: Shape, model: &dyn Model) -> Result<Self> {
+        let Some(beside) = shape.beside(Shape::of(rows)) else {
+            bail!("{:?} as {shape:?}", Shape::of(rows));
+        };
+        // They end as a row does that somebody asked for: models look for that.
+        let last = rows.last().and_then(|row| row.input_ids.last());
+        let longest = beside.iter().copied().max().unwrap_or(0);
+        let ids = vec![last.copied().unwrap_or(0); longest];
+        let types = vec![0; longest];
+        let mut rows = rows.to_vec();
+        rows.extend(beside.iter().map(|&len| Row {
+            input_ids: &ids[..len],
+            type_ids: &types[..len],
+        }));
+        let lists = Lists::new(&rows, None, model);
+        let mut starts = vec![0];
+        starts.extend(lists.cells.iter().map(|cells| cells.end as u32));
+        let places = lists.picks.iter().zip(&lists.cells);
+        let pick_positions: Vec<_> = places
+            .map(|(pick, cells)| pick - cells.start as u32)
+            .collect();
+        let mut all = tiles_of_all(&lists.cells);
+        repeat_last(&mut all, shape.n_tiles);
+        let alone = (0..rows.len() as u32).flat_map(|row| [row, 1, 0, row, 1]);
+        Ok(Self {
+            all,
+            picks: tiles_of_picks(&lists.cells, &pick_positions),
+            alone: alone.collect(),
+            lists,
+            starts,
+            pick_positions,
+            shape,
+        })
+    }
+
+    /// One behind another.
+    pub(super) fn parts(&self) -> [&[u32]; 10] {
+        [
+            &self.lists.ids,
+            &self.lists.types,
+            &self.lists.positions,
+            &self.lists.picks,
+            &self.lists.begun,
+            &self.starts,
+            &self.pick_positions,
+            &self.all,
+            &self.picks,
+            &self.alone,
+        ]
+    }
+
+    /// The rows, when their words are on the GPU as one tensor.
+    pub(super) fn rows(self, sent: &Tensor) -> Result<Rows> {
+        let mut end = 0;
+        let parts = self.parts().map(|part| {
+            let start = end;
+            end += part.len();
+            sent.narrow(0, start, part.len())
+        });
+        let [
+            ids,
+            types,
+            positions,
+            picked,
+            begun,
+            starts,
+            pick_positions,
+            all,
+            picks,
+            alone,
+        ] = parts;
+        let tiles = |words: Result<Tensor>, of_one| -> Result<Tiles> {
+            let words = words?;
+            let n = words.elem_count() / TILE_WORDS;
+            Ok(Tiles { words, n, of_one })
+        };
+        let width = self.shape.width;
+        Ok(Rows {
+            ids: ids?,
+            types: types?,
+            positions: positions?,
+            picks: picked?,
+            begun: begun?,
+            width,
+            packed: Some(Packed {
+                starts: starts?,
+                pick_positions: pick_positions?,
+                n_rows: self.shape.n_rows,
+                n_cells: self.shape.n_cells,
+                all: tiles(all, width == 1)?,
+                picks: tiles(picks, true)?,
+                alone: tiles(alone, true)?,
+            }),
+            lens: self.lists.lens,
+            cells: self.lists.cells,
+        })
+    }
 }
 
 // === impl Packed ===
@@ -202,6 +297,36 @@ mod tests {
     fn a_picked_token_looks_at_its_row() {
         let tiles = tiles_of_picks(&[0..3, 3..10], &[0, 6]);
         assert_eq!(tiles, [[0, 1, 0, 0, 3], [1, 1, 6, 3, 7]].concat());
+    }
+
+    #[test]
+    fn rows_beside_others_make_a_shape() {
+        let lens = |n_rows, n_cells, width| {
+            let other = Shape::any(n_rows, n_cells, width);
+            Shape::any(4, 64, 32).beside(other)
+        };
+        assert_eq!(lens(1, 40, 32), Some(vec![8, 8, 8]));
+        assert_eq!(lens(2, 61, 31), Some(vec![2, 1]));
+        assert_eq!(lens(4, 64, 16), Some(vec![]));
+        // As many rows but fewer tokens, more rows, too few tokens for a row each, and too many for those there would be.
+        for (n_rows, n_cells, width) in [(4, 63, 16), (5, 60, 12), (1, 62, 32), (3, 30, 10)] {
+            assert_eq!(lens(n_rows, n_cells, width), None, "{n_rows} {n_cells}");
+        }
+        assert_eq!(lens(1, 33, 33), None);
+    }
+
+    #[test]
+    fn tiles_are_repeated_up_to_a_shape() {
+        let mut tiles = tiles_of_all(&[0..65, 65..66]);
+        repeat_last(&mut tiles, 5);
+        let expected = [
+            [0, 64, 0, 0, 65],
+            [64, 1, 64, 0, 65],
+            [65, 1, 0, 65, 1],
+            [65, 1, 0, 65, 1],
+            [65, 1, 0, 65, 1],
+        ];
+        assert_eq!(tiles, expected.concat());
     }
 
     #[test]

@@ -357,8 +357,7 @@ fn layer(loader: &Loader<'_>, shape: &Shape, at: usize) -> Result<Layer, Fault> 
     };
     Ok(Layer {
         attention: Attention {
-            query: loader.held(query)?,
-            key_value: loader.held(key_value)?,
+            inputs: loader.query_key_value(query, key_value)?,
             output: loader.linear(&name(names.attention_output), hidden, hidden, true)?,
             shape: HeadShape {
                 n_heads,

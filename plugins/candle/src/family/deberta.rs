@@ -284,8 +284,10 @@ fn layer(loader: &Loader<'_>, shape: &Shape, at: usize) -> Result<Layer, Fault> 
     let inner = config.width(&["intermediate_size"])?;
     Ok(Layer {
         attention: Attention {
-            query: linear("attention.self.query_proj")?,
-            key_value: loader.held(RawLinear::join(key_value))?,
+            inputs: loader.query_key_value(
+                raw("attention.self.query_proj")?,
+                RawLinear::join(key_value),
+            )?,
             output: linear("attention.output.dense")?,
             shape: HeadShape {
                 n_heads,

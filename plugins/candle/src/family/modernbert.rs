@@ -158,8 +158,7 @@ fn layer(loader: &Loader<'_>, shape: &Shape, at: usize, sight: Sight) -> Result<
     let key_value = query.split_off(hidden);
     Ok(Layer {
         attention: Attention {
-            query: loader.held(query)?,
-            key_value: loader.held(key_value)?,
+            inputs: loader.query_key_value(query, key_value)?,
             output: loader.linear(&name("attn.Wo"), hidden, hidden, attention_bias)?,
             shape: HeadShape {
                 n_heads,

@@ -232,8 +232,10 @@ fn layer(
     let output_bias = shape.bias && shape.normed;
     Ok(Layer {
         attention: Attention {
-            query: loader.held(raw("self_attn.q_proj", n_heads * dim, shape.bias)?)?,
-            key_value: loader.held(RawLinear::join(key_value))?,
+            inputs: loader.query_key_value(
+                raw("self_attn.q_proj", n_heads * dim, shape.bias)?,
+                RawLinear::join(key_value),
+            )?,
             output: loader.linear(
                 &name("self_attn.o_proj"),
                 hidden,

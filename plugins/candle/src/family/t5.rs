@@ -357,8 +357,7 @@ fn attention(loader: &Loader<'_>, name: &str, causal: bool) -> Result<Attention,
     );
     let raw = |part: &str| loader.raw(&format!("{name}.{part}"), n_heads * dim, hidden, false);
     Ok(Attention {
-        query: loader.held(raw("q")?)?,
-        key_value: loader.held(RawLinear::join([raw("k")?, raw("v")?]))?,
+        inputs: loader.query_key_value(raw("q")?, RawLinear::join([raw("k")?, raw("v")?]))?,
         output: loader.linear(&format!("{name}.o"), hidden, n_heads * dim, false)?,
         shape: HeadShape {
             n_heads,
