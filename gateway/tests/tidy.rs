@@ -68,7 +68,7 @@ const UNSAFE_DIRS: [&str; 9] = [
     "plugins/cpu-int8/src/kernel",
     "plugins/cpu-int8/src/gemm",
     "plugins/candle/src/block/product.rs",
-    "plugins/candle/src/cuda/driver.rs",
+    "plugins/candle/src/cuda/driver",
     "plugins/ort-coreml/src/native",
 ];
 
