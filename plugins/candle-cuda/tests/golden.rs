@@ -6,7 +6,7 @@ mod common;
 use backend_api::{OpenRequest, RowStatus};
 use common::edit::{copy, edit_tensors};
 use common::suite::{check_a_row_fails_alone, check_logits, check_own_scores, order_tolerance};
-use common::{golden, golden_request, open, score, with_graphs};
+use common::{farthest, golden, golden_request, open, score, score_all, with_graphs};
 
 /// Sums in another order than PyTorch's: 3.9e-6 at most.
 const F32_TOLERANCE: f32 = 1e-4;
@@ -68,6 +68,43 @@ fn graphs_agree_with_transformers() {
             request.map(|request| with_graphs(&request, Some(true)))
         };
         check_logits(dtype, request, |_| tolerance(dtype));
+    }
+}
+
+/// Rows may be shorter than the model's positions: what is looked up by distance or position then is, too, and no row that fills
+/// a batch up is longer.
+#[test]
+fn graphs_keep_to_the_longest_row() {
+    const LONGEST: usize = 48;
+    for name in [
+        "gte-8192",
+        "jina-bert-8192",
+        "modernbert-8192",
+        "qwen3-8192",
+        "t5-512",
+    ] {
+        let request = OpenRequest {
+            tokens_max: 1_100,
+            row_tokens_max: LONGEST as u32,
+            ..golden_request(name, "f32")
+        };
+        let mut worker = open(&with_graphs(&request, Some(true)))
+            .unwrap()
+            .worker()
+            .unwrap();
+        let golden = golden(name);
+        let short = golden
+            .rows
+            .iter()
+            .filter(|row| row.input_ids.len() <= LONGEST);
+        let short: Vec<_> = short.collect();
+        // A row less than shapes have, so that one is left to take up the rest.
+        for n_rows in [2, 4, 16, 32] {
+            let rows: Vec<_> = (0..n_rows).map(|at| short[at % short.len()]).collect();
+            let found = score_all(&mut worker, &rows);
+            let worst = farthest(rows.iter().map(|row| &row.logits), &found);
+            assert!(worst <= F32_TOLERANCE, "{name}, {n_rows} rows: {worst}");
+        }
     }
 }
 

@@ -117,6 +117,8 @@ static void test_forbidden_blas() {
         machine.blas = before;
         return result;
     });
+    expect_spoils("the end of a handle in another thread, which waits for the device", unsupported, "a cuBLAS handle is destroyed",
+                  [=] { return in_thread([=] { return of_blas(cublasDestroy(fresh)); }); });
     begin();
     done(of_blas(square(1, machine.memory, machine.memory)));
     expect_refused("a wait after a product", unsupported, "a wait for a stream", [] { return cuStreamSynchronize(stream()); });

@@ -41,10 +41,10 @@ struct CudaWorker {
 
 /// What a GPU can take at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Room {
-    rows_max: usize,
+pub(super) struct Room {
+    pub(super) rows_max: usize,
     tokens_max: usize,
-    row_tokens_max: usize,
+    pub(super) row_tokens_max: usize,
 }
 
 /// Opens a model on the GPUs that the request names.
@@ -81,7 +81,7 @@ pub(crate) fn open(asked: &Asked<'_>) -> Result<Box<dyn Backend>, Fault> {
         loaded.push(one);
     }
     for one in &mut loaded {
-        one.set_limits(room.rows_max, room.cells_max(), n_workers)?;
+        one.set_limits(room, n_workers)?;
         memory_bytes += one.record_graphs(asked.options.graphs)?;
     }
     let description = describe_all(asked, &loaded, room, memory_bytes)?;
@@ -128,7 +128,8 @@ fn load(asked: &Asked<'_>, ordinal: usize, room: Room) -> Result<(Loaded, Room, 
     }
     let mut loaded = Loaded::new(stream, ordinal, opened);
     let (room, n_bytes) = fit(&mut loaded, room)?;
-    let n_bytes = n_bytes + loaded.opened.sizes.n_bytes as u64;
+    let kept = loaded.opened.sizes.n_bytes + loaded.stream.workspace_bytes();
+    let n_bytes = n_bytes + kept as u64;
     Ok((loaded, room, n_bytes))
 }
 
@@ -138,7 +139,7 @@ fn fit(loaded: &mut Loaded, mut room: Room) -> Result<(Room, u64), Fault> {
     room.row_tokens_max = room.row_tokens_max.min(of_model);
     loop {
         let outcome = loaded
-            .set_limits(room.rows_max, room.cells_max(), 0)
+            .set_limits(room, 0)
             .and_then(|()| try_largest(loaded, room));
         match (outcome, room.halved()) {
             (Ok(n_bytes), _) => return Ok((room, n_bytes)),
@@ -224,7 +225,7 @@ fn describe_all(
 
 impl Room {
     /// Tokens that are computed together.
-    fn cells_max(&self) -> usize {
+    pub(super) fn cells_max(&self) -> usize {
         self.tokens_max.min(CELLS_MAX.max(self.row_tokens_max))
     }
 

@@ -11,7 +11,8 @@ mod graph;
 
 use candle_core::cuda_backend::cudarc::cublas::{result as cublas, sys as blas};
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaContext, CudaFunction, CudaModule, CudaStream, DevicePtr, DriverError, result, sys,
+    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DriverError, result,
+    sys,
 };
 use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 use candle_core::cuda_backend::{CudaStorageSlice, DeviceId, WrapErr};
@@ -55,7 +56,27 @@ static ABANDONED: Mutex<Vec<CudaDevice>> = Mutex::new(Vec::new());
 /// A stream on a GPU, with our kernels loaded there.
 pub(super) struct Stream {
     pub(super) device: CudaDevice,
+    /// What cuBLAS works in. It is dropped behind the device, whose handle knows of it.
+    workspace: CudaSlice<u8>,
     stream: Arc<CudaStream>,
+}
+
+/// Gives cuBLAS memory to work in: it would allocate some for each product in a graph, and might choose other kernels there
+/// than those that were loaded before.
+fn workspace(device: &CudaDevice) -> Result<CudaSlice<u8>> {
+    let stream = device.cuda_stream();
+    let (major, _) = stream.context().compute_capability().w()?;
+    // What NVIDIA recommends.
+    let n_bytes = if 9 <= major { 32 << 20 } else { 4 << 20 };
+    // SAFETY: nobody but cuBLAS reads it, and what it has written.
+    let workspace = unsafe { device.alloc::<u8>(n_bytes)? };
+    let handle = device.cublas_handle();
+    let (start, _guard) = workspace.device_ptr(&stream);
+    // SAFETY: the handle is the device's, whose `Stream` keeps the workspace as long.
+    unsafe { blas::cublasSetWorkspace_v2(*handle.handle(), start as *mut _, n_bytes).result() }
+        .w()?;
+    drop(_guard);
+    Ok(workspace)
 }
 
 /// How many GPUs there are.
@@ -80,7 +101,12 @@ impl Stream {
         // SAFETY: there is no other stream that this device's tensors are used on.
         unsafe { device.disable_event_tracking() };
         let stream = device.cuda_stream();
-        let stream = Self { device, stream };
+        let workspace = workspace(&device)?;
+        let stream = Self {
+            device,
+            workspace,
+            stream,
+        };
         stream.keep_memory()?;
         let kernels = Kernels {
             modules: images::IMAGES
@@ -188,15 +214,19 @@ impl Stream {
         Ok(Some(n_bytes))
     }
 
-    /// Gives memory that nothing uses back to the GPU, when all that was enqueued is done.
+    /// Gives the pool's memory that nothing uses back to the GPU, when all that was enqueued is done.
     pub(super) fn trim(&self) -> Result<()> {
         self.stream.synchronize().w()?;
-        self.trim_graphs()?;
         match self.pool()? {
             // SAFETY: the pool is the device's own.
             Some(pool) => unsafe { result::mem_pool::trim_to(pool, 0) }.w(),
             None => Ok(()),
         }
+    }
+
+    /// Bytes that products work in.
+    pub(super) fn workspace_bytes(&self) -> usize {
+        self.workspace.len()
     }
 
     /// Waits for all that was enqueued.

@@ -3,7 +3,7 @@
 //! of a few shapes, and rows that nobody asked for fill a batch up to the next shape.
 //!
 //! Whether a graph pays depends on the GPU, the model and the processor. It is measured at open, from the smallest shape on,
-//! until one does not.
+//! until it does not.
 
 use super::driver::{Buffers, Graph};
 use super::faults::fault;
@@ -22,6 +22,10 @@ const ROW_CELLS: usize = 32;
 const ROUNDS: usize = 5;
 /// What share of the launches' time a graph may take.
 const TIME_MAX: f64 = 0.95;
+/// After so many shapes in a row for which it does not pay, no larger one is tried.
+const MISSES_MAX: usize = 2;
+/// Between two batches that are timed, for others' batches.
+const PAUSE: Duration = Duration::from_micros(100);
 
 /// What a worker computes a batch with. Graphs are dropped before the buffers that they copy from and to.
 pub(super) struct Desk {
@@ -59,11 +63,6 @@ fn with_rows<T>(shape: Shape, call: impl FnOnce(&[Row<'_>]) -> Computed<T>) -> C
     call(&rows.collect::<Vec<_>>())
 }
 
-fn median(mut times: Vec<Duration>) -> Duration {
-    times.sort();
-    times[times.len() / 2]
-}
-
 // === impl Desk ===
 
 impl Desk {
@@ -94,15 +93,21 @@ impl Loaded {
         if asked == Some(false) {
             return Ok(0);
         }
-        let record = || {
+        let mut desks = self.desks();
+        let mut record = || {
             let before = self.stream.graph_bytes()?;
-            self.record_all(&mut self.desks(), asked == Some(true))?;
+            self.record_all(&mut desks, asked == Some(true))?;
             Ok(self.stream.graph_bytes()?.saturating_sub(before))
         };
         record().or_else(|error| {
             let fault = fault(self.ordinal(), Some(&self.stream), "CUDA graphs", &error);
+            desks.iter_mut().for_each(|desk| desk.graphs.clear());
             match asked {
-                None if fault.code != FaultCode::DeviceLost => Ok(0),
+                None if fault.code != FaultCode::DeviceLost => {
+                    // What they had is kept no longer; that it cannot be given back is not worse than that they are not there.
+                    let _ = self.stream.trim_graphs();
+                    Ok(0)
+                }
                 _ => Err(fault),
             }
         })
@@ -112,23 +117,35 @@ impl Loaded {
         let [first, others @ ..] = desks else {
             return Ok(());
         };
-        let row_tokens_max = self.opened.sizes.row_tokens_max;
-        let mut before = Shape::any(1, CELLS_MIN / 2, row_tokens_max);
+        let row_tokens_max = self.row_tokens_max;
+        let mut before = Shape::any(1, row_tokens_max.min(CELLS_MIN / 2), row_tokens_max);
+        let mut n_missed = 0;
         for shape in shapes(self.rows_max, self.cells_max, row_tokens_max) {
             let graph = self.record(&mut first.buffers, shape)?;
             // What pays for one worker does so for all.
             let is_kept = are_asked
                 || (self.pays(&mut first.buffers, (shape, &graph), before)?
                     && !self.memory()?.is_short());
-            if !is_kept {
+            before = shape;
+            if is_kept {
+                n_missed = 0;
+                first.graphs.push((shape, graph));
+                for desk in &mut *others {
+                    let graph = self.record(&mut desk.buffers, shape)?;
+                    desk.graphs.push((shape, graph));
+                }
+                continue;
+            }
+            n_missed += 1;
+            if n_missed == MISSES_MAX {
                 break;
             }
-            first.graphs.push((shape, graph));
-            for desk in &mut *others {
-                let graph = self.record(&mut desk.buffers, shape)?;
-                desk.graphs.push((shape, graph));
-            }
-            before = shape;
+        }
+        if 0 < n_missed {
+            // Of those that were not kept, too.
+            self.stream.trim_graphs()?;
+            let mut kept = desks.iter().flat_map(|desk| &desk.graphs);
+            kept.try_for_each(|(_, graph)| graph.upload())?;
         }
         Ok(())
     }
@@ -139,7 +156,10 @@ impl Loaded {
             self.time(rows, shape, buffers, None)?;
             let words = Words::new(rows, shape, &*self.opened.model)?;
             let (up, down) = buffers.ends()?;
-            self.stream.record(|| self.launch(words, up, down))
+            let _turn = self.turn();
+            let graph = self.stream.record(|| self.launch(words, up, down))?;
+            graph.upload()?;
+            Ok(graph)
         })
     }
 
@@ -152,17 +172,19 @@ impl Loaded {
     ) -> Computed<bool> {
         with_rows(before, |rows| {
             let mut time = |shape, graph| self.time(rows, shape, buffers, graph);
-            let (mut with, mut without) = (Vec::new(), Vec::new());
-            for _ in 0..=ROUNDS {
-                with.push(time(shape, Some(graph))?);
-                without.push(time(Shape::of(rows), None)?);
+            let (mut with, mut without) = (Duration::MAX, Duration::MAX);
+            for round in 0..=ROUNDS {
+                let times = [time(shape, Some(graph))?, time(Shape::of(rows), None)?];
+                // The least: others may compute on the GPU meanwhile.
+                if 0 < round {
+                    (with, without) = (with.min(times[0]), without.min(times[1]));
+                }
             }
-            let [with, without] = [with, without].map(|times| median(times[1..].to_vec()));
             Ok(with.as_secs_f64() <= TIME_MAX * without.as_secs_f64())
         })
     }
 
-    /// Computes a batch in its turn: other models go on in between.
+    /// Computes a batch in its turn.
     fn time(
         &self,
         rows: &[Row<'_>],
@@ -170,6 +192,8 @@ impl Loaded {
         buffers: &mut Buffers,
         graph: Option<&Graph>,
     ) -> Computed<Duration> {
+        // Without a pause the next turn would mostly be this thread's again, and other models' batches wait.
+        std::thread::sleep(PAUSE);
         let _turn = self.turn();
         let started = Instant::now();
         self.enqueue(rows, shape, buffers, graph)?;

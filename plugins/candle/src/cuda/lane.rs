@@ -1,6 +1,7 @@
 //! One GPU with its copy of the model: rows go in, logits come out. Workers share it; one enqueues a batch while
 //! another waits for its own.
 
+use super::backend::Room;
 use super::driver::{Buffers, Graph, Stream};
 use super::faults::{self, fault};
 use super::graphs::Desk;
@@ -33,9 +34,10 @@ pub(super) struct Loaded {
     turn: Arc<Mutex<()>>,
     pub(super) stream: Stream,
     ordinal: usize,
-    /// Rows and tokens of the largest batch that goes up at once.
+    /// Rows and tokens of the largest batch that goes up at once, and tokens of the longest row.
     pub(super) rows_max: usize,
     pub(super) cells_max: usize,
+    pub(super) row_tokens_max: usize,
 }
 
 /// A batch's logits, rows × labels, and when it was enqueued.
@@ -77,7 +79,9 @@ impl Lane {
     /// Drops what is on a GPU that was lost.
     pub(super) fn let_go(&self) {
         let mut loaded = self.loaded.write().unwrap_or_else(PoisonError::into_inner);
-        *loaded = None;
+        if let Some(loaded) = loaded.take() {
+            loaded.close();
+        }
     }
 
     /// Why there is nothing any more.
@@ -92,18 +96,9 @@ impl Lane {
 impl Drop for Lane {
     fn drop(&mut self) {
         let loaded = self.loaded.get_mut();
-        let Some(loaded) = loaded.unwrap_or_else(PoisonError::into_inner).take() else {
-            return;
-        };
-        let Loaded {
-            opened,
-            desks,
-            stream,
-            ..
-        } = loaded;
-        drop((opened, desks));
-        // Other processes and other models may have what this one kept. A GPU that is lost has nothing to give back.
-        let _ = stream.trim();
+        if let Some(loaded) = loaded.unwrap_or_else(PoisonError::into_inner).take() {
+            loaded.close();
+        }
     }
 }
 
@@ -119,7 +114,25 @@ impl Loaded {
             ordinal,
             rows_max: 0,
             cells_max: 0,
+            row_tokens_max: 0,
         }
+    }
+
+    /// Gives all of it back, in the GPU's turn: cuBLAS may wait for the whole GPU, which would spoil a graph that another
+    /// model records.
+    fn close(self) {
+        let Self {
+            opened,
+            desks,
+            stream,
+            turn,
+            ..
+        } = self;
+        let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+        drop((opened, desks));
+        // Other processes and other models may have what this one kept. A GPU that is lost has nothing to give back.
+        let _ = stream.trim().and_then(|()| stream.trim_graphs());
+        drop(stream);
     }
 
     /// The GPU's number.
@@ -128,13 +141,9 @@ impl Loaded {
     }
 
     /// Sets the largest batch, and makes pinned buffers of its size for so many workers.
-    pub(super) fn set_limits(
-        &mut self,
-        rows_max: usize,
-        cells_max: usize,
-        n_workers: usize,
-    ) -> Result<(), Fault> {
-        (self.rows_max, self.cells_max) = (rows_max, cells_max);
+    pub(super) fn set_limits(&mut self, room: Room, n_workers: usize) -> Result<(), Fault> {
+        (self.rows_max, self.cells_max) = (room.rows_max, room.cells_max());
+        self.row_tokens_max = room.row_tokens_max;
         let made = (0..n_workers).map(|_| self.new_desk());
         let made = made.collect::<Result<Vec<_>, _>>()?;
         *self.desks() = made;

@@ -186,7 +186,7 @@ fn open(
     let n_layers = config.n_layers(&["num_hidden_layers", "n_layers"])?;
     let layers = (0..n_layers).map(|at| layer(loader, &shape, at));
     let layers = layers.collect::<Result<Vec<_>, _>>()?;
-    let row_tokens_max = row_tokens_max(loader, positions)?;
+    let row_tokens_max = row_tokens_max(loader, positions)?.min(loader.row_tokens_max);
     let distances = match positions {
         Positions::Alibi => Some(fall(loader, shape.n_heads, row_tokens_max)?),
         _ => None,
