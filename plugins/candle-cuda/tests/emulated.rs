@@ -6,7 +6,7 @@
 
 mod common;
 
-use backend_api::{FaultCode, OpenRequest};
+use backend_api::{FaultCode, OpenRequest, PluginLibrary};
 use candle_core::{DType, Device, Tensor};
 use common::{GoldenRow, farthest, golden, golden_request, open, score_all, with_graphs};
 use std::path::Path;
@@ -335,7 +335,7 @@ fn check_dead_context(test: &str, fatal_launch: &str, graphs: bool) {
         .find_map(|_| common::try_score(&mut first, &[&row]).err())
         .unwrap();
     assert_eq!(fault.code, FaultCode::DeviceLost, "{fault}");
-    for word in ["GPU 0", "CUDA_ERROR_", "opened again"] {
+    for word in ["GPU 0", "CUDA_ERROR_", "opened next"] {
         assert!(fault.text.contains(word), "{fault} does not name {word:?}");
     }
     for worker in [&mut first, &mut second] {
@@ -348,6 +348,54 @@ fn check_dead_context(test: &str, fatal_launch: &str, graphs: bool) {
     drop((first, second, backend));
     let found = score_all(&mut again.worker().unwrap(), &[&row]);
     assert!(farthest([&row.logits], &found) < 1e-4);
+}
+
+/// Two versions of the plugin in one process, as during a swap, on one GPU. What one of them loses the other has lost, too: it
+/// lets go when it is asked how its GPU does, and both are there again on a new context.
+#[test]
+fn two_versions_lose_a_gpu_together() {
+    let settings = [("EMULATED_CUDA_FATAL_LAUNCH", "600")];
+    if !is_inside("two_versions_lose_a_gpu_together", &settings) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let built = std::env::current_exe().unwrap();
+    let built = built.parent().unwrap().join("libcandle_cuda.so");
+    let version = |name: &str| {
+        let path = dir.path().join(name);
+        std::fs::copy(&built, &path).unwrap();
+        PluginLibrary::load(&path).unwrap()
+    };
+    let [first, second] = ["first.so", "second.so"].map(version);
+    let request = golden_request("bert", "f32");
+    let row = golden("bert").rows.remove(4);
+    let (kept, lost) = (
+        first.open(&request).unwrap(),
+        second.open(&request).unwrap(),
+    );
+    let (mut idle, mut busy) = (kept.worker().unwrap(), lost.worker().unwrap());
+    let fault = (0..600).find_map(|_| common::try_score(&mut busy, &[&row]).err());
+    assert_eq!(fault.unwrap().code, FaultCode::DeviceLost);
+    drop((busy, lost));
+    // As long as the other holds it there is no new context.
+    let Err(fault) = second.open(&request) else {
+        panic!("on a dead context")
+    };
+    assert_eq!(fault.code, FaultCode::DeviceLost, "{fault}");
+    assert!(fault.text.contains("others in this process"), "{fault}");
+    kept.devices().unwrap();
+    let again = second.open(&request).unwrap();
+    let found = score_all(&mut again.worker().unwrap(), &[&row]);
+    assert!(farthest([&row.logits], &found) < 1e-4);
+    let fault = common::try_score(&mut idle, &[&row]).err().unwrap();
+    assert_eq!(fault.code, FaultCode::DeviceLost, "{fault}");
+    drop((idle, kept));
+    // It is no one's loss that the first one opens again.
+    let kept = first.open(&request).unwrap();
+    for backend in [&kept, &again] {
+        let found = score_all(&mut backend.worker().unwrap(), &[&row]);
+        assert!(farthest([&row.logits], &found) < 1e-4);
+    }
 }
 
 /// Weights on each of two GPUs, and workers dealt in turn.

@@ -137,7 +137,18 @@ CUresult cuDevicePrimaryCtxRelease(CUdevice device) {
     std::lock_guard<std::mutex> held(contexts_lock);
     CUctx_st& context = contexts()[size_t(device)];
     if (context.n_retained == 0) return CUDA_ERROR_INVALID_CONTEXT;
-    if (--context.n_retained == 0) guarded_check();
+    if (--context.n_retained == 0) {
+        guarded_check();
+        end_context(device);
+    }
+    return CUDA_SUCCESS;
+}
+
+CUresult cuDevicePrimaryCtxGetState(CUdevice device, unsigned* flags, int* is_active) {
+    if (!is_device(device)) return CUDA_ERROR_INVALID_DEVICE;
+    std::lock_guard<std::mutex> held(contexts_lock);
+    *flags = 0;
+    *is_active = contexts()[size_t(device)].n_retained != 0;
     return CUDA_SUCCESS;
 }
 

@@ -34,6 +34,8 @@ CUcontext current_context();
 // Whether `device` is a number of a device.
 bool is_device(CUdevice device);
 double now_s();
+// Ends a device's context: nobody holds it any more, or it is reset.
+void end_context(int device);
 // Gives back every allocation on a device.
 void free_all(int device);
 // Graphs have no memory on a device any more.

@@ -39,12 +39,16 @@ CUresult cuMemPoolTrimTo(CUmemoryPool, size_t) {
 }
 
 // All that was on the device is gone, a context that died too.
-CUresult cuDevicePrimaryCtxReset(CUdevice device) {
-    if (!is_device(device)) return CUDA_ERROR_INVALID_DEVICE;
-    log_line("reset");
+void emulated::end_context(int device) {
     forget_captures(device);
     free_all(device);
     forget_graph_memory(device);
     revive();
+}
+
+CUresult cuDevicePrimaryCtxReset(CUdevice device) {
+    if (!is_device(device)) return CUDA_ERROR_INVALID_DEVICE;
+    log_line("reset");
+    end_context(device);
     return CUDA_SUCCESS;
 }

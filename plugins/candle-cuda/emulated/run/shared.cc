@@ -89,17 +89,21 @@ bool is_shared(const void* address, size_t bytes) {
 bool shared_describe(const void* address, char* text, size_t size) {
     const Runner& here = runner();
     auto at = static_cast<const char*>(address);
-    constexpr long NEAR = 64 * 1024;
-    auto describe = [&](const char* name, const char* start, size_t bytes) {
+    // The nearest: the system may have put several close to each other.
+    long nearest = 64 * 1024;
+    bool found = false;
+    auto look_at = [&](const char* name, const char* start, size_t bytes) {
+        if (!start) return;
         long offset = at - start;
-        if (!start || offset < -NEAR || offset > long(bytes) + NEAR) return false;
+        long distance = offset < 0 ? -offset : offset < long(bytes) ? 0 : offset - long(bytes);
+        if (distance > nearest || (found && distance == nearest)) return;
+        nearest = distance;
+        found = true;
         snprintf(text, size, "byte %ld of shared memory '%s', which has %zu bytes", offset, name, bytes);
-        return true;
     };
-    for (auto& [owner, variable] : here.shared) {
-        if (describe(variable.name, variable.start, variable.bytes)) return true;
-    }
-    return describe("dynamic", here.dynamic_start, here.dynamic_bytes);
+    for (auto& [owner, variable] : here.shared) look_at(variable.name, variable.start, variable.bytes);
+    look_at("dynamic", here.dynamic_start, here.dynamic_bytes);
+    return found;
 }
 
 }  // namespace emulated

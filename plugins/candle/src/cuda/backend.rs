@@ -268,6 +268,8 @@ impl Backend for CudaBackend {
     fn devices(&self) -> Result<Vec<DeviceState>, Fault> {
         let nvml = Library::of_driver();
         let state = |(lane, gpu): (&Arc<Lane>, &Option<Gpu>)| {
+            // A model that nobody asks holds a dead context, too, and there is no new one until it lets go.
+            lane.look_after();
             let gpu = gpu.as_ref()?;
             let mut state = nvml.map_or_else(|| gpu.unknown(), |nvml| nvml.state(gpu));
             // In a container the driver does not tell of this process: the pool is most of what it holds.

@@ -11,8 +11,8 @@ mod graph;
 
 use candle_core::cuda_backend::cudarc::cublas::{result as cublas, sys as blas};
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DriverError, result,
-    sys,
+    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DeviceSlice,
+    DriverError, result, sys,
 };
 use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 use candle_core::cuda_backend::{CudaStorageSlice, DeviceId, WrapErr};
@@ -50,14 +50,14 @@ struct Kernels {
 }
 
 /// What is left of GPUs that were lost. cudarc panics where cuBLAS and cuRAND do not let go of a handle, which on a dead
-/// context they do not; so these are never dropped, and hold no memory of a GPU's.
+/// context they do not; so these are never dropped. They hold neither memory nor the context.
 static ABANDONED: Mutex<Vec<CudaDevice>> = Mutex::new(Vec::new());
 
 /// A stream on a GPU, with our kernels loaded there.
 pub(super) struct Stream {
     pub(super) device: CudaDevice,
-    /// What cuBLAS works in. It is dropped behind the device, whose handle knows of it.
-    workspace: CudaSlice<u8>,
+    /// What cuBLAS works in; there until the stream is dropped.
+    workspace: Option<CudaSlice<u8>>,
     stream: Arc<CudaStream>,
 }
 
@@ -84,12 +84,26 @@ pub(super) fn n_gpus() -> std::result::Result<usize, DriverError> {
     Ok(CudaContext::device_count()?.max(0) as usize)
 }
 
-/// Ends what is left of a GPU's context, so that the next one that is opened is new. Nothing of ours may be on it.
-pub(super) fn reset(ordinal: usize) -> std::result::Result<(), DriverError> {
+/// Whether a GPU has a context that is dead: somebody in this process holds it, and as long as they do there is no new one.
+pub(super) fn is_dead(ordinal: usize) -> std::result::Result<bool, DriverError> {
     let device = result::device::get(ordinal as i32)?;
-    // SAFETY: `device` is one that the driver has just named. That no object of this library is left on its
-    // context is the caller's promise, which `faults` keeps.
-    unsafe { sys::cuDevicePrimaryCtxReset_v2(device).result() }
+    let (mut flags, mut is_active) = (0, 0);
+    // SAFETY: `device` is one that the driver has just named, and both numbers are this function's own.
+    unsafe {
+        sys::cuDevicePrimaryCtxGetState(device, &raw mut flags, &raw mut is_active).result()?;
+    }
+    if is_active == 0 {
+        return Ok(false);
+    }
+    // Others may have a new one by now, which answers.
+    // SAFETY: the context is held from here to below, and current meanwhile.
+    unsafe {
+        let context = result::primary_ctx::retain(device)?;
+        let answer = result::ctx::set_current(context).and_then(|()| result::mem_get_info());
+        let _ = result::ctx::set_current(std::ptr::null_mut());
+        result::primary_ctx::release(device)?;
+        Ok(answer.is_err())
+    }
 }
 
 // === impl Stream ===
@@ -104,7 +118,7 @@ impl Stream {
         let workspace = workspace(&device)?;
         let stream = Self {
             device,
-            workspace,
+            workspace: Some(workspace),
             stream,
         };
         stream.keep_memory()?;
@@ -226,7 +240,17 @@ impl Stream {
 
     /// Bytes that products work in.
     pub(super) fn workspace_bytes(&self) -> usize {
-        self.workspace.len()
+        self.workspace.as_ref().map_or(0, DeviceSlice::len)
+    }
+
+    /// What has become of the context: an error that ended it. Waits for nothing.
+    pub(super) fn look(&self) -> Result<()> {
+        self.context().bind_to_thread().w()?;
+        // SAFETY: the stream is this one's own.
+        match unsafe { sys::cuStreamQuery(self.stream.cu_stream()) } {
+            sys::CUresult::CUDA_ERROR_NOT_READY => Ok(()),
+            outcome => outcome.result().w(),
+        }
     }
 
     /// Waits for all that was enqueued.
@@ -238,12 +262,18 @@ impl Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         let id = self.device.id();
-        if self.wait().is_err() {
-            let mut abandoned = ABANDONED.lock().unwrap_or_else(PoisonError::into_inner);
-            abandoned.push(self.device.clone());
-        }
+        drop(self.workspace.take());
         let mut all = KERNELS.write().unwrap_or_else(PoisonError::into_inner);
         all.retain(|(other, _)| *other != id);
+        drop(all);
+        if self.wait().is_ok() {
+            return;
+        }
+        let mut abandoned = ABANDONED.lock().unwrap_or_else(PoisonError::into_inner);
+        abandoned.push(self.device.clone());
+        // SAFETY: this stream's context was made with it and holds the GPU's once. It is abandoned, so it will not let go
+        // of it; nothing else of this stream is left by now that would call CUDA.
+        let _ = unsafe { result::primary_ctx::release(self.context().cu_device()) };
     }
 }
 

@@ -1,10 +1,10 @@
 //! What CUDA's errors mean for those who call: a batch that is too large, a GPU that is gone, or a mistake.
 //!
-//! Some errors end a context: every later call fails with the same one. Then nothing of this library may be left on
-//! it before it can be ended and a new one made; so every lane is registered here, and lets go when one of them says
-//! that its GPU is lost.
+//! Some errors end a context: every later call fails with the same one. A new one is made when nobody in this process holds
+//! it any more; so every lane is registered here, and lets go when one of them says that its GPU is lost. Others who hold
+//! it, as another version of this library does during a swap, find out by themselves.
 
-use super::driver::{Stream, reset};
+use super::driver::{Stream, is_dead};
 use super::lane::Lane;
 use backend_api::{Fault, FaultCode};
 use candle_core::Error;
@@ -50,16 +50,18 @@ pub(super) fn revive(ordinal: usize) -> Result<(), Fault> {
     for lane in lanes.iter().filter_map(Weak::upgrade) {
         lane.let_go();
     }
-    reset(ordinal).map_err(|error| {
-        Fault::new(
-            FaultCode::DeviceLost,
-            format!(
-                "GPU {ordinal}: lost by {why}, and its context cannot be made anew ({}): start this process again; if \
-                 that does not help, see what nvidia-smi says of the GPU",
-                describe(error)
-            ),
-        )
-    })?;
+    let lost = |what: &str| {
+        let text = format!(
+            "GPU {ordinal}: lost by {why}, and {what}: start this process again if it stays so; if that does not help, \
+             see what nvidia-smi says of the GPU"
+        );
+        Fault::new(FaultCode::DeviceLost, text)
+    };
+    match is_dead(ordinal) {
+        Ok(false) => {}
+        Ok(true) => return Err(lost("others in this process hold its dead context")),
+        Err(error) => return Err(lost(&describe(error))),
+    }
     gpus().entry(ordinal).or_default().dead = None;
     Ok(())
 }
@@ -84,8 +86,8 @@ pub(super) fn fault(ordinal: usize, stream: Option<&Stream>, what: &str, error: 
             Fault::new(
                 FaultCode::DeviceLost,
                 format!(
-                    "GPU {ordinal}: {what}: {why}: its context is dead, and all that was on it; the model is opened \
-                     again on a new one, which ends whatever else this process computes there"
+                    "GPU {ordinal}: {what}: {why}: its context is dead, and all that this process has on it, other \
+                     models too; what is opened next is on a new one"
                 ),
             )
         }
@@ -97,11 +99,15 @@ pub(super) fn fault(ordinal: usize, stream: Option<&Stream>, what: &str, error: 
     }
 }
 
+/// Whether an error says that memory is used up.
+pub(super) fn is_out_of_memory(error: &Error) -> bool {
+    code(error) == Some(CUresult::CUDA_ERROR_OUT_OF_MEMORY) || is_for_want_of_memory(error)
+}
+
 /// What an error means that comes while a model is loaded: want of memory, or a mistake. Whether the GPU is lost is asked
 /// behind it.
 pub(crate) fn code_while_loading(error: &Error) -> FaultCode {
-    let is_out = code(error) == Some(CUresult::CUDA_ERROR_OUT_OF_MEMORY);
-    match is_out || is_for_want_of_memory(error) {
+    match is_out_of_memory(error) {
         true => FaultCode::OutOfMemory,
         false => FaultCode::Internal,
     }

@@ -84,6 +84,21 @@ impl Lane {
         }
     }
 
+    /// Lets go of a GPU that was lost in somebody else's hands.
+    pub(super) fn look_after(&self) {
+        let looked = match self.loaded.try_read() {
+            Ok(loaded) => loaded.as_ref().map(|loaded| {
+                let found = loaded.stream.look();
+                found.map_err(|error| fault(self.ordinal, None, "a look at it", &error))
+            }),
+            // Somebody is letting go.
+            Err(_) => return,
+        };
+        if matches!(looked, Some(Err(fault)) if fault.code == FaultCode::DeviceLost) {
+            self.let_go();
+        }
+    }
+
     /// Why there is nothing any more.
     pub(super) fn lost(&self) -> Fault {
         Fault::new(
@@ -199,11 +214,17 @@ impl Loaded {
         let (graph, buffers) = desk.parts(shape);
         {
             let _turn = self.turn();
-            match graph {
+            let by_graph = match graph {
+                Some((filled, graph)) => {
+                    self.enqueue(rows, *filled, buffers, Some(graph)).map(Some)
+                }
+                None => Ok(None),
+            };
+            match by_graph {
                 // Others may have its memory, since a model was closed that had graphs, too.
-                Some((filled, graph))
-                    if self.enqueue(rows, *filled, buffers, Some(graph)).is_ok() => {}
-                _ => self.enqueue(rows, shape, buffers, None)?,
+                Err(error) if !faults::is_out_of_memory(&error) => return Err(error),
+                Ok(Some(())) => {}
+                Ok(None) | Err(_) => self.enqueue(rows, shape, buffers, None)?,
             }
         }
         let enqueued = Instant::now();
