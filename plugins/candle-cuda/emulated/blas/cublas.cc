@@ -16,6 +16,9 @@ struct cublasContext {
     cudaStream_t stream;
     // Types that it has multiplied: the first product of one may load kernels, for which a GPU may have to be idle.
     bool is_warm[4];
+    // What it was given to work in, if anything.
+    const void* workspace;
+    size_t workspace_bytes;
 };
 
 namespace {
@@ -72,10 +75,16 @@ bool is_allowed(cublasHandle_t handle, Type type) {
         case Bar::Implicit: why = "it is in the context's own stream, which would wait for a stream that captures"; break;
         case Bar::Invalidated: why = "its stream's capture is invalid"; break;
     }
+    Stream* stream = &stream_of(handle->stream);
     if (!why && !handle->is_warm[int(type)]) {
-        Stream* stream = &stream_of(handle->stream);
         auto captures_it = [=](const Capture& capture) { return &capture.stream == stream && capture.mode != CaptureMode::Relaxed; };
         if (is_forbidden() || spoil(captures_it)) why = "it is the first of its type while a stream captures";
+    }
+    if (!why && handle->workspace && !is_device_memory(handle->workspace, handle->workspace_bytes, handle->stream)) {
+        why = "its workspace leaves its allocation";
+    }
+    if (!why && !handle->workspace && spoil([=](const Capture& capture) { return &capture.stream == stream; })) {
+        why = "it has no workspace: a GPU would allocate one in the graph, for each product";
     }
     if (why) refuse(why);
     return why == nullptr;
@@ -141,10 +150,18 @@ cublasStatus_t cublasDestroy_v2(cublasHandle_t handle) {
 
 cublasStatus_t cublasSetStream_v2(cublasHandle_t handle, cudaStream_t stream) {
     handle->stream = stream;
+    // The next products work in the library's own again.
+    handle->workspace = nullptr;
     return CUBLAS_STATUS_SUCCESS;
 }
 
-cublasStatus_t cublasSetWorkspace_v2(cublasHandle_t, void*, size_t) { return CUBLAS_STATUS_SUCCESS; }
+cublasStatus_t cublasSetWorkspace_v2(cublasHandle_t handle, void* workspace, size_t bytes) {
+    if (size_t(workspace) % 256) return CUBLAS_STATUS_INVALID_VALUE;
+    handle->workspace = workspace;
+    handle->workspace_bytes = bytes;
+    return CUBLAS_STATUS_SUCCESS;
+}
+
 cublasStatus_t cublasSetMathMode(cublasHandle_t, cublasMath_t) { return CUBLAS_STATUS_SUCCESS; }
 
 cublasStatus_t cublasGemmStridedBatchedEx(cublasHandle_t handle, cublasOperation_t of_a, cublasOperation_t of_b, int m, int n, int k,

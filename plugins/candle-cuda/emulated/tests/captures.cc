@@ -117,6 +117,11 @@ static void test_forbidden_blas() {
         machine.blas = before;
         return result;
     });
+    machine.blas = fresh;
+    if (square(1, machine.memory, machine.memory)) abort();
+    expect_spoils("a product without a workspace", unsupported, "it has no workspace",
+                  [] { return of_blas(square(1, machine.memory, machine.memory)); });
+    machine.blas = before;
     expect_spoils("the end of a handle in another thread, which waits for the device", unsupported, "a cuBLAS handle is destroyed",
                   [=] { return in_thread([=] { return of_blas(cublasDestroy(fresh)); }); });
     begin();

@@ -106,6 +106,9 @@ void start_machine() {
     done(cuMemAlloc(&machine.memory, 16 * sizeof(float)));
     done(cuMemHostAlloc(reinterpret_cast<void**>(&machine.pinned), 16 * sizeof(float), 0));
     if (cublasCreate(&machine.blas) || cublasSetStream(machine.blas, machine.stream)) abort();
+    CUdeviceptr workspace;
+    done(cuMemAlloc(&workspace, 4096));
+    if (cublasSetWorkspace(machine.blas, reinterpret_cast<void*>(workspace), 4096)) abort();
     // Who captures warms up.
     done(cuMemsetD32Async(machine.memory, 0, 16, machine.stream));
     done(launch_add(machine.stream, machine.memory, machine.memory, 0));

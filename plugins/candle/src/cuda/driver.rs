@@ -71,11 +71,11 @@ fn workspace(device: &CudaDevice) -> Result<CudaSlice<u8>> {
     // SAFETY: nobody but cuBLAS reads it, and what it has written.
     let workspace = unsafe { device.alloc::<u8>(n_bytes)? };
     let handle = device.cublas_handle();
-    let (start, _guard) = workspace.device_ptr(&stream);
+    let (start, guard) = workspace.device_ptr(&stream);
     // SAFETY: the handle is the device's, whose `Stream` keeps the workspace as long.
     unsafe { blas::cublasSetWorkspace_v2(*handle.handle(), start as *mut _, n_bytes).result() }
         .w()?;
-    drop(_guard);
+    drop(guard);
     Ok(workspace)
 }
 
