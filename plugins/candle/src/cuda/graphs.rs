@@ -8,7 +8,7 @@
 use super::driver::{Buffers, Graph};
 use super::faults::fault;
 use super::lane::Loaded;
-use super::packed::{Shape, Words};
+use super::packed::Shape;
 use backend_api::{Fault, FaultCode, Row};
 use candle_core::{Result as Computed, bail};
 use std::time::{Duration, Instant};
@@ -154,7 +154,7 @@ impl Loaded {
         with_rows(shape, |rows| {
             // A kernel's first launch loads it, which may wait for the GPU.
             self.time(rows, shape, buffers, None)?;
-            let words = Words::new(rows, shape, &*self.opened.model)?;
+            let words = self.prepare(rows, shape, buffers)?;
             let (up, down) = buffers.ends()?;
             let _turn = self.turn();
             let graph = self.stream.record(|| self.launch(words, up, down))?;
@@ -194,9 +194,10 @@ impl Loaded {
     ) -> Computed<Duration> {
         // Without a pause the next turn would mostly be this thread's again, and other models' batches wait.
         std::thread::sleep(PAUSE);
+        let words = self.prepare(rows, shape, buffers)?;
         let _turn = self.turn();
         let started = Instant::now();
-        self.enqueue(rows, shape, buffers, graph)?;
+        self.enqueue(words, buffers, graph)?;
         buffers.wait()?;
         Ok(started.elapsed())
     }

@@ -193,7 +193,8 @@ impl Loaded {
         let mut try_all = || {
             let before = self.stream.begin_peak()?;
             for rows in batches {
-                self.enqueue(rows, Shape::of(rows), &mut buffers, None)?;
+                let words = self.prepare(rows, Shape::of(rows), &mut buffers)?;
+                self.enqueue(words, &mut buffers, None)?;
                 buffers.wait()?;
             }
             Ok(self.stream.peak()?.saturating_sub(before))
@@ -212,19 +213,19 @@ impl Loaded {
         let n_logits = rows.len() * self.opened.sizes.n_labels;
         let shape = Shape::of(rows);
         let (graph, buffers) = desk.parts(shape);
-        {
+        let by_graph = graph.map(|(filled, graph)| {
+            let words = self.prepare(rows, *filled, buffers)?;
             let _turn = self.turn();
-            let by_graph = match graph {
-                Some((filled, graph)) => {
-                    self.enqueue(rows, *filled, buffers, Some(graph)).map(Some)
-                }
-                None => Ok(None),
-            };
-            match by_graph {
-                // Others may have its memory, since a model was closed that had graphs, too.
-                Err(error) if !faults::is_out_of_memory(&error) => return Err(error),
-                Ok(Some(())) => {}
-                Ok(None) | Err(_) => self.enqueue(rows, shape, buffers, None)?,
+            self.enqueue(words, buffers, Some(graph))
+        });
+        match by_graph {
+            Some(Ok(())) => {}
+            // Others may have its memory, since a model was closed that had graphs, too.
+            Some(Err(error)) if !faults::is_out_of_memory(&error) => return Err(error),
+            Some(Err(_)) | None => {
+                let words = self.prepare(rows, shape, buffers)?;
+                let _turn = self.turn();
+                self.enqueue(words, buffers, None)?;
             }
         }
         let enqueued = Instant::now();
@@ -232,16 +233,25 @@ impl Loaded {
         Ok(Logits { values, enqueued })
     }
 
-    /// Enqueues rows as a batch of this shape: by its graph, or launch by launch.
-    pub(super) fn enqueue(
+    /// Writes rows down as a batch of this shape, where they go up from.
+    pub(super) fn prepare(
         &self,
         rows: &[Row<'_>],
         shape: Shape,
         buffers: &mut Buffers,
-        graph: Option<&Graph>,
-    ) -> Computed<()> {
+    ) -> Computed<Words> {
         let words = Words::new(rows, shape, &*self.opened.model)?;
         buffers.fill(&words.parts())?;
+        Ok(words)
+    }
+
+    /// Enqueues what was prepared, in the GPU's turn: by the graph of its shape, or launch by launch.
+    pub(super) fn enqueue(
+        &self,
+        words: Words,
+        buffers: &mut Buffers,
+        graph: Option<&Graph>,
+    ) -> Computed<()> {
         match graph {
             Some(graph) => graph.launch()?,
             None => {
