@@ -83,7 +83,10 @@ pub(super) async fn act(
         "/rollback" => (control.rollback(model)?, |state| {
             state == SwapState::RolledBack
         }),
-        "/load" => (control.load(ordered()?)?, SwapState::is_served),
+        // It has no probation: when it is there the next order may come.
+        "/load" => (control.load(ordered()?)?, |state| {
+            state == SwapState::Confirmed
+        }),
         "/unload" => (control.unload(model)?, |state| state == SwapState::Unloaded),
         _ => (control.swap(ordered()?)?, SwapState::is_served),
     };

@@ -49,7 +49,7 @@ fn models_come_and_go_while_another_one_serves() {
             let answer = swapping.act("owner/second", "load", &order);
             assert_eq!(answer.status, 200, "{round}: {answer:?}");
             let told: Value = serde_json::from_str(&answer.text).unwrap();
-            assert_eq!(told["state"], "live");
+            assert_eq!(told["state"], "confirmed");
             assert_eq!(swapping.names(), ["owner/second", "starter"]);
             let found = swapping.ask_of("owner/second");
             assert_eq!(found.status, 200, "{found:?}");
