@@ -70,16 +70,16 @@ def speed(found):
     return f"## Inference\n\n{text}\n\n" + table(head, lines)
 
 
-def spread(rounds):
-    return f"{rate(statistics.median(rounds))} ({rate(min(rounds))}–{rate(max(rounds))})"
+def spread(rounds, shown=rate):
+    return f"{shown(statistics.median(rounds))} ({shown(min(rounds))}–{shown(max(rounds))})"
 
 
 def small(lines):
     if not lines:
         return None
     ways = list(lines[0]["ours"])
-    rows = [[line["model"], str(line["documents"]), *(milliseconds(line["ours"][way]) for way in ways),
-             milliseconds(line["theirs"]),
+    rows = [[line["model"], str(line["documents"]), *(spread(line["ours"][way], milliseconds) for way in ways),
+             spread(line["theirs"], milliseconds),
              f"{statistics.median(line['theirs']) / statistics.median(line['ours'][ways[0]]):.2f}"] for line in lines]
     text = ("One request after the other, each of so many documents of 74 tokens: milliseconds of one, lowest and highest "
             "round in brackets.")
@@ -87,9 +87,8 @@ def small(lines):
     return f"## Small requests\n\n{text}\n\n" + table(head, rows)
 
 
-def milliseconds(rounds):
-    median, lowest, highest = (f"{seconds * 1e3:.2f}" for seconds in (statistics.median(rounds), min(rounds), max(rounds)))
-    return f"{median} ({lowest}–{highest})"
+def milliseconds(seconds):
+    return f"{seconds * 1e3:.2f}"
 
 
 def server(lines):

@@ -9,7 +9,7 @@ mod common;
 use backend_api::{FaultCode, OpenRequest, PluginLibrary};
 use candle_core::{DType, Device, Tensor};
 use common::{GoldenRow, farthest, golden, golden_request, open, score_all, with_graphs};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const INSIDE: &str = "CROSSGATE_TEST_INSIDE";
@@ -53,6 +53,29 @@ fn fill_gpu(left_bytes: u64) -> Vec<Tensor> {
     chunks
 }
 
+/// A BERT with batches that are larger than all of its golden rows.
+fn large_request() -> OpenRequest {
+    OpenRequest {
+        tokens_max: 4_096,
+        rows_max: 256,
+        ..golden_request("bert", "f32")
+    }
+}
+
+/// The longest row as often as `most` tokens allow.
+fn longest_rows(rows: &[GoldenRow], most: usize) -> Vec<&GoldenRow> {
+    let longest = rows.iter().max_by_key(|row| row.input_ids.len()).unwrap();
+    vec![longest; most / longest.input_ids.len()]
+}
+
+/// In a process of its own, the file that its driver writes a log to.
+fn log_inside(test: &str) -> Option<PathBuf> {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("log");
+    let settings = [("EMULATED_CUDA_LOG", log.to_str().unwrap())];
+    is_inside(test, &settings).then(|| std::env::var_os("EMULATED_CUDA_LOG").unwrap().into())
+}
+
 fn lines(log: &Path) -> Vec<String> {
     let text = std::fs::read_to_string(log).unwrap();
     text.lines().map(str::to_owned).collect()
@@ -61,14 +84,10 @@ fn lines(log: &Path) -> Vec<String> {
 /// Of each batch one copy goes up and one comes down; between them nothing is copied, and nothing waits.
 #[test]
 fn ids_go_up_and_logits_come_down() {
-    let dir = tempfile::tempdir().unwrap();
-    let log = dir.path().join("log");
-    let settings = [("EMULATED_CUDA_LOG", log.to_str().unwrap())];
-    if !is_inside("ids_go_up_and_logits_come_down", &settings) {
+    let Some(log) = log_inside("ids_go_up_and_logits_come_down") else {
         return;
-    }
-    let log = std::env::var("EMULATED_CUDA_LOG").unwrap();
-    let log = Path::new(&log);
+    };
+    let log = log.as_path();
     for name in [
         "bert",
         "roberta",
@@ -115,14 +134,10 @@ fn ids_go_up_and_logits_come_down() {
 /// that no others fill up to one, is launched as ever.
 #[test]
 fn a_small_batch_is_one_graph() {
-    let dir = tempfile::tempdir().unwrap();
-    let log = dir.path().join("log");
-    let settings = [("EMULATED_CUDA_LOG", log.to_str().unwrap())];
-    if !is_inside("a_small_batch_is_one_graph", &settings) {
+    let Some(log) = log_inside("a_small_batch_is_one_graph") else {
         return;
-    }
-    let log = std::env::var("EMULATED_CUDA_LOG").unwrap();
-    let log = Path::new(&log);
+    };
+    let log = log.as_path();
     for name in ["bert", "deberta-v3", "qwen3-yes-no", "t5", "mt5-true-false"] {
         let golden = golden(name);
         let request = OpenRequest {
@@ -195,15 +210,11 @@ fn graphs_have_memory_of_their_own() {
 /// Left open, it is measured which graphs there are. Whatever comes of it here, the logits are right.
 #[test]
 fn graphs_are_measured() {
-    let dir = tempfile::tempdir().unwrap();
-    let log = dir.path().join("log");
-    let settings = [("EMULATED_CUDA_LOG", log.to_str().unwrap())];
-    if !is_inside("graphs_are_measured", &settings) {
+    let Some(log) = log_inside("graphs_are_measured") else {
         return;
-    }
+    };
     let backend = open(&with_graphs(&golden_request("bert", "f32"), None)).unwrap();
-    let log = std::env::var("EMULATED_CUDA_LOG").unwrap();
-    let n_graphs = lines(Path::new(&log))
+    let n_graphs = lines(&log)
         .iter()
         .filter(|line| line.starts_with("graph "))
         .count();
@@ -222,11 +233,7 @@ fn limits_shrink_to_the_memory() {
     if !is_inside("limits_shrink_to_the_memory", &settings) {
         return;
     }
-    let request = OpenRequest {
-        tokens_max: 4_096,
-        rows_max: 256,
-        ..golden_request("bert", "f32")
-    };
+    let request = large_request();
     let backend = open(&request).unwrap();
     let description = backend.description().clone();
     assert!(description.tokens_max < 4_096, "{description:?}");
@@ -255,19 +262,13 @@ fn a_batch_is_split_where_memory_is_gone() {
     if !is_inside("a_batch_is_split_where_memory_is_gone", &settings) {
         return;
     }
-    let request = OpenRequest {
-        tokens_max: 4_096,
-        rows_max: 256,
-        ..golden_request("bert", "f32")
-    };
+    let request = large_request();
     let backend = open(&request).unwrap();
     let description = backend.description().clone();
     let _others = fill_gpu(LEFT_BYTES);
     let golden = golden("bert");
     let most = description.tokens_max as usize;
-    let longest = golden.rows.iter().max_by_key(|row| row.input_ids.len());
-    let longest = longest.unwrap();
-    let rows = vec![longest; most / longest.input_ids.len()];
+    let rows = longest_rows(&golden.rows, most);
     let needed = description.memory_bytes - WORKSPACE_BYTES;
     assert!(LEFT_BYTES < needed, "{description:?}");
     let found = score_all(&mut backend.worker().unwrap(), &rows);
@@ -287,10 +288,8 @@ fn graphs_whose_memory_is_gone_are_launched() {
     drop(open(&request).unwrap());
     let _others = fill_gpu(LEFT_BYTES);
     let golden = golden("bert");
-    let longest = golden.rows.iter().max_by_key(|row| row.input_ids.len());
-    let longest = longest.unwrap();
     let most = request.tokens_max as usize - 1;
-    let rows = vec![longest; most / longest.input_ids.len()];
+    let rows = longest_rows(&golden.rows, most);
     let found = score_all(&mut backend.worker().unwrap(), &rows);
     assert!(farthest(rows.iter().map(|row| &row.logits), &found) < 1e-4);
 }

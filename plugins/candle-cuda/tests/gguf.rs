@@ -5,12 +5,8 @@ mod common;
 use backend_api::OpenRequest;
 use candle_core::quantized::GgmlDType;
 use common::gguf::{KINDS, Tensors, golden_as, save, where_it_fits, wide, with_config_of, write};
-use common::{farthest, golden, golden_names, golden_request, open, score_all};
+use common::{farthest, golden, golden_names, golden_request, open, score_all, tolerance};
 use std::path::Path;
-
-/// As in tests/golden.rs: golden models' logits have a standard deviation of about 1.
-const F16_TOLERANCE: f32 = 1e-2;
-const BF16_TOLERANCE: f32 = 0.1;
 
 /// The logits of a golden model's rows by the model in a folder.
 fn logits(dir: &Path, name: &str, dtype: &str) -> Vec<Vec<f32>> {
@@ -55,9 +51,9 @@ fn every_type_is_widened_to_what_it_stores() {
         save(plain.path(), &stored(&path));
         let expected = logits(plain.path(), "bert", "f32");
         assert_eq!(logits(dir.path(), "bert", "f32"), expected, "{name}");
-        for (dtype, tolerance) in [("f16", F16_TOLERANCE), ("bf16", BF16_TOLERANCE)] {
+        for dtype in ["f16", "bf16"] {
             let off = farthest(&expected, &logits(dir.path(), "bert", dtype));
-            assert!(off < tolerance, "{name} in {dtype}: {off}");
+            assert!(off < tolerance(dtype), "{name} in {dtype}: {off}");
         }
     }
 }

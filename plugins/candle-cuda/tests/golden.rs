@@ -6,26 +6,12 @@ mod common;
 use backend_api::{OpenRequest, RowStatus};
 use common::edit::{copy, edit_tensors};
 use common::suite::{check_a_row_fails_alone, check_logits, check_own_scores, order_tolerance};
-use common::{farthest, golden, golden_request, open, score, score_all, with_graphs};
-
-/// Sums in another order than PyTorch's: 3.9e-6 at most.
-const F32_TOLERANCE: f32 = 1e-4;
-/// Eleven bits of mantissa in weights and activations: 7.2e-3 at most, of logits whose standard deviation is about 1. The
-/// random weights of these models are a harsher case than trained ones.
-const F16_TOLERANCE: f32 = 1e-2;
-/// Eight bits: 0.059.
-const BF16_TOLERANCE: f32 = 0.1;
+use common::{
+    F32_TOLERANCE, farthest, golden, golden_request, open, score, score_all, tolerance, with_graphs,
+};
 
 /// Models with a row of 8,192 tokens: emulated, their attention takes a minute each, so they are tried in one type.
 const LONG: &str = "-8192";
-
-fn tolerance(dtype: &str) -> f32 {
-    match dtype {
-        "f32" => F32_TOLERANCE,
-        "f16" => F16_TOLERANCE,
-        _ => BF16_TOLERANCE,
-    }
-}
 
 #[track_caller]
 fn check_all(dtype: &str, which: impl Fn(&str) -> bool) {

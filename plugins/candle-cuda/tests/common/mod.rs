@@ -20,6 +20,23 @@ pub use suite::{request, score_all, with_option};
 use backend_api::{Fault, OpenBackend, OpenRequest, PluginLibrary};
 use candle_cuda::CandleCuda;
 
+/// Sums in another order than PyTorch's: 3.9e-6 at most.
+pub const F32_TOLERANCE: f32 = 1e-4;
+/// Eleven bits of mantissa in weights and activations: 7.2e-3 at most, of logits whose standard deviation is about 1. The
+/// random weights of these models are a harsher case than trained ones.
+pub const F16_TOLERANCE: f32 = 1e-2;
+/// Eight bits: 0.059.
+pub const BF16_TOLERANCE: f32 = 0.1;
+
+/// How far a golden model's logits may be from those of `transformers`.
+pub fn tolerance(dtype: &str) -> f32 {
+    match dtype {
+        "f32" => F32_TOLERANCE,
+        "f16" => F16_TOLERANCE,
+        _ => BF16_TOLERANCE,
+    }
+}
+
 /// A request for a golden folder, with the options that it needs. Batches are small, for the largest is computed at open,
 /// and emulated that takes long: as many tokens as the longest row has, or all rows if that is not many. Without graphs:
 /// left open, there are some or none by how long something took.

@@ -169,9 +169,8 @@ fn cuda(error: &Error) -> Option<&CudaError> {
     }
 }
 
-/// Hardware that failed but was contained, a leak of tensor memory, and a shared server's end: of newer drivers than this
-/// knows names of, and like the others.
-const DEADLY_OF_NEWER_DRIVERS: [u32; 3] = [226, 721, 810];
+/// Hardware that failed but was contained, and a leak of tensor memory: drivers have them whose numbers have no names here.
+const DEADLY_OF_NEWER_DRIVERS: [u32; 2] = [226, 721];
 
 /// Errors after which every call on the context fails with the same one, or the GPU itself is gone.
 fn is_deadly(code: CUresult) -> bool {
@@ -195,6 +194,7 @@ fn is_deadly(code: CUresult) -> bool {
                 | CUresult::CUDA_ERROR_DEVICE_UNAVAILABLE
                 | CUresult::CUDA_ERROR_EXTERNAL_DEVICE
                 | CUresult::CUDA_ERROR_DEINITIALIZED
+                | CUresult::CUDA_ERROR_MPS_CLIENT_TERMINATED
                 | CUresult::CUDA_ERROR_UNKNOWN
         )
 }

@@ -76,7 +76,7 @@ impl Desk {
     /// The smallest graph that holds rows of this shape, and the buffers.
     pub(super) fn parts(&mut self, shape: Shape) -> (Option<&(Shape, Graph)>, &mut Buffers) {
         let mut graphs = self.graphs.iter();
-        let graph = graphs.find(|(of_graph, _)| of_graph.beside(shape).is_some());
+        let graph = graphs.find(|(of_graph, _)| of_graph.holds(shape));
         (graph, &mut self.buffers)
     }
 }
@@ -229,7 +229,7 @@ mod tests {
         let shapes = shapes(1_024, 16_384, 512);
         for (n_rows, n_cells) in [(1, 2), (1, 64), (2, 64), (2, 300), (8, 1_024), (32, 4_096)] {
             let batch = Shape::any(n_rows, n_cells, n_cells.min(512));
-            let found = shapes.iter().find(|shape| shape.beside(batch).is_some());
+            let found = shapes.iter().find(|shape| shape.holds(batch));
             let found = found.unwrap_or_else(|| panic!("{n_rows} rows, {n_cells} tokens"));
             let at_most = 3 * n_cells.max(CELLS_MIN) / 2 + found.n_rows;
             assert!(found.n_cells <= at_most, "{found:?}");

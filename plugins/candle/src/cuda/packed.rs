@@ -132,8 +132,8 @@ impl Shape {
         }
     }
 
-    /// The tokens of the rows that make one of this shape out of another, if any do.
-    pub(super) fn beside(self, other: Self) -> Option<Vec<usize>> {
+    /// How many rows of how many tokens in all make one of this shape out of another, if any do.
+    fn left_by(self, other: Self) -> Option<(usize, usize)> {
         let n_rows = self.n_rows.checked_sub(other.n_rows)?;
         let n_cells = self.n_cells.checked_sub(other.n_cells)?;
         // A row has a token at least.
@@ -141,8 +141,19 @@ impl Shape {
             0 => n_cells == 0,
             _ => (n_rows..=n_rows * self.width).contains(&n_cells),
         };
+        (fits && other.width <= self.width).then_some((n_rows, n_cells))
+    }
+
+    /// Whether rows of another shape become rows of this one by others beside them.
+    pub(super) fn holds(self, other: Self) -> bool {
+        self.left_by(other).is_some()
+    }
+
+    /// The tokens of each of those others.
+    pub(super) fn beside(self, other: Self) -> Option<Vec<usize>> {
+        let (n_rows, n_cells) = self.left_by(other)?;
         let lens = (0..n_rows).map(|row| n_cells / n_rows + usize::from(row < n_cells % n_rows));
-        (fits && other.width <= self.width).then(|| lens.collect())
+        Some(lens.collect())
     }
 }
 
